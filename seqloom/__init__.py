@@ -1,0 +1,1 @@
+"""Seqloom: encoder-decoder Transformers, trained from scratch, at home in the Hugging Face world."""
