@@ -1,0 +1,1 @@
+"""The tests mirror the folders of the project; `tests.reference` is the oracle they share."""

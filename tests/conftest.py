@@ -1,0 +1,97 @@
+"""What every test shares: no network, one torch thread, and models so small that a forward takes milliseconds."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+TINY: dict[str, Any] = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+}
+"""Every width differs from every other, so that a transposed or swapped matrix cannot go unnoticed."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny matrices are slower on many threads, and sums in another order differ in the last bit."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """Return a function that builds a tiny `SeqloomConfig`; keyword arguments override its fields."""
+    from seqloom.configuration.configuration_seqloom import SeqloomConfig
+
+    def build(**overrides: Any) -> SeqloomConfig:
+        return SeqloomConfig(**{**TINY, **overrides})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that builds a tiny model in eval mode with every parameter away from its initial value.
+
+    A fresh model has zero biases and unit norms, and would hide a bias that is never added. `noise` is the standard
+    deviation of what is added to each parameter; 0 keeps the initialisation.
+    """
+    from seqloom.modeling import modeling_seqloom
+
+    def build(
+        kind: str = "SeqloomForConditionalGeneration", seed: int = 0, noise: float = 0.2, **overrides: Any
+    ) -> Any:
+        torch.manual_seed(seed)
+        model = getattr(modeling_seqloom, kind)(tiny_config(**overrides)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * noise)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def char_tokenizer() -> Callable[[str], PreTrainedTokenizerFast]:
+    """Return a function that makes a character tokenizer: four special tokens, then the given characters in order."""
+
+    def build(characters: str) -> PreTrainedTokenizerFast:
+        specials = ["<pad>", "<s>", "</s>", "<unk>"]
+        vocabulary = {token: index for index, token in enumerate([*specials, *characters])}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = Split(Regex("."), behavior="isolated")
+        tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+        tokenizer.decoder = Fuse()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            model_input_names=["input_ids", "attention_mask"],
+        )
+
+    return build
