@@ -1,0 +1,215 @@
+"""SeqloomConfig: every number and switch of the network, with the meaning written under each field.
+
+The names are BART's and Marian's (`d_model`, `encoder_layers`, ...), so converters map one to one; `attribute_map` adds
+the canonical ones. The defaults are the base model of Vaswani et al. 2017, "Attention Is All You Need" ("the paper").
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from difflib import get_close_matches
+from os import PathLike
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+NORM_POSITIONS = ("post", "pre")
+NORM_TYPES = ("layernorm", "rmsnorm")
+POSITION_EMBEDDING_TYPES = ("sinusoidal", "learned", "rotary")
+
+
+@strict
+class SeqloomConfig(PreTrainedConfig):
+    """The shape of a Seqloom encoder-decoder; `SeqloomConfig()` is the paper's base model.
+
+    Raises:
+        ValueError: for values that contradict each other and for a misspelt field, naming the remedy.
+
+    Example:
+        >>> SeqloomConfig(vocab_size=8000, d_model=256, encoder_ffn_dim=1024, decoder_ffn_dim=1024)
+    """
+
+    model_type = "seqloom"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+    after_save: ClassVar[Callable[[str | PathLike[str]], None] | None] = None
+    """Called with the folder after config.json is written; `import seqloom` sets it to the Hub bundler."""
+
+    vocab_size: int = 37000
+    """V, entries of the shared vocabulary; paper section 5.1."""
+    d_model: int = 512
+    """D, width of the residual stream; paper section 3.1."""
+    encoder_layers: int = 6
+    """Encoder depth; paper section 3.1."""
+    decoder_layers: int = 6
+    """Decoder depth; paper section 3.1."""
+    encoder_attention_heads: int = 8
+    """N, query heads of an encoder layer; paper section 3.2.2."""
+    decoder_attention_heads: int = 8
+    """N, query heads of a decoder layer; paper section 3.2.2."""
+    num_key_value_heads: int | None = None
+    """Key/value heads; fewer than the query heads is grouped-query attention. None: as many as query heads."""
+    encoder_ffn_dim: int = 2048
+    """Inner width of the encoder's feed-forward; paper section 3.3."""
+    decoder_ffn_dim: int = 2048
+    """Inner width of the decoder's feed-forward; paper section 3.3."""
+    activation_function: str = "relu"
+    """Nonlinearity of the feed-forward, a name of `transformers.activations.ACT2FN`."""
+    use_gated_ffn: bool = False
+    """fc2(act(fc1 x) * fc3 x) instead of fc2(act(fc1 x)); with "silu" this is SwiGLU (Shazeer 2020)."""
+    norm_position: str = "post"
+    """"post": norm(x + sublayer(x)), the paper; "pre": x + sublayer(norm(x)) with one more norm at the end."""
+    norm_type: str = "layernorm"
+    """"layernorm" or "rmsnorm" (Zhang and Sennrich 2019)."""
+    norm_eps: float = 1e-5
+    """Added to the variance before its square root."""
+    position_embedding_type: str = "sinusoidal"
+    """"sinusoidal" (paper section 3.5), "learned" (a table), or "rotary" (Su et al. 2021)."""
+    max_position_embeddings: int = 1024
+    """Longest sequence in tokens: a hard limit for "learned" only; rotary scaling reads it as the trained length."""
+    rope_parameters: dict[str, Any] | None = None
+    """Rotary base and scaling as in transformers (`rope_theta`, `rope_type`, ...); only with "rotary"."""
+    scale_embedding: bool = True
+    """Multiply embeddings by sqrt(D); paper section 3.4."""
+    tie_word_embeddings: bool = True
+    """One matrix for source, target and LM head (paper section 3.4), or three."""
+    dropout: float | int = 0.1
+    """On embeddings and on every sublayer's output; paper section 5.4."""
+    attention_dropout: float | int = 0.0
+    """On attention weights."""
+    activation_dropout: float | int = 0.0
+    """Inside the feed-forward, after the nonlinearity."""
+    label_smoothing: float | int = 0.0
+    """Epsilon of the loss in `forward(labels=...)`, as torch's cross_entropy defines it; paper section 5.4."""
+    init_std: float | int | None = None
+    """None: Xavier-uniform projections and N(0, 1/D) embeddings, as in tensor2tensor; a number: N(0, std^2) for all."""
+    is_encoder_decoder: bool = True
+    is_decoder: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int | None = 1
+    """The token that the decoder reads first."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_misspelt(kwargs)
+        has_rope_keys = bool(self.rope_parameters) or not {"rope_theta", "rope_scaling"}.isdisjoint(kwargs)
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type != "rotary":
+            if has_rope_keys:
+                logger.warning("rope parameters are ignored: only position_embedding_type='rotary' reads them.")
+            self.rope_parameters = None
+        self.validate_architecture()
+
+    def validate_architecture(self) -> None:
+        """Check what one field alone cannot show.
+
+        Raises:
+            ValueError: naming the value, the rule and the remedy.
+        """
+        self._check_choices()
+        self._check_heads()
+        self._check_positions()
+        self._check_numbers()
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Write config.json, then let the bundler make the folder self-contained (see `after_save`)."""
+        super().save_pretrained(save_directory, **kwargs)
+        after_save = type(self).after_save
+        if after_save is not None:
+            after_save(save_directory)
+
+    def _refuse_misspelt(self, kwargs: dict[str, Any]) -> None:
+        """Unknown keys pass silently in transformers; a near miss of one of our fields is a typo, the rest warns."""
+        ours = [field.name for field in fields(self)]
+        for key in kwargs:
+            if key.startswith("_") or key in _FOREIGN_KEYS or hasattr(type(self), key) or key in self.attribute_map:
+                continue
+            near = get_close_matches(key, ours, n=1, cutoff=0.8)
+            if near:
+                raise ValueError(f"{key}={kwargs[key]!r} is not a field of SeqloomConfig; did you mean {near[0]}?")
+            logger.warning(f"{key}={kwargs[key]!r} is not a field of SeqloomConfig; it is kept and has no effect.")
+
+    def _check_choices(self) -> None:
+        for name, allowed in (
+            ("norm_position", NORM_POSITIONS),
+            ("norm_type", NORM_TYPES),
+            ("position_embedding_type", POSITION_EMBEDDING_TYPES),
+            ("activation_function", tuple(ACT2FN)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                near = get_close_matches(value, allowed, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"{name}={value!r} is unknown; {hint}use one of {', '.join(allowed)}.")
+
+    def _check_heads(self) -> None:
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            heads = getattr(self, name)
+            if heads < 1 or self.d_model % heads:
+                divisors = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
+                raise ValueError(f"{name}={heads} does not divide d_model={self.d_model}; use one of {divisors}.")
+            groups = self.num_key_value_heads
+            if groups is not None and (groups < 1 or heads % groups):
+                raise ValueError(
+                    f"num_key_value_heads={groups} does not divide {name}={heads}; "
+                    f"use a divisor of it, or None for as many as query heads."
+                )
+
+    def _check_positions(self) -> None:
+        if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
+            raise ValueError(
+                f"d_model={self.d_model} is odd, and sinusoids come in sine/cosine pairs; "
+                f"use an even d_model or position_embedding_type='learned'."
+            )
+        if self.position_embedding_type == "rotary":
+            for name in ("encoder_attention_heads", "decoder_attention_heads"):
+                heads = getattr(self, name)
+                if (self.d_model // heads) % 2:
+                    raise ValueError(
+                        f"{name}={heads} gives heads of d_model/heads={self.d_model // heads} dimensions, and rotary "
+                        f"positions turn pairs of them; use a number of heads that leaves an even head dimension."
+                    )
+
+    def _check_numbers(self) -> None:
+        for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value} is outside [0, 1); it is a share, e.g. 0.1.")
+        for name in _POSITIVE_FIELDS:
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+            value = getattr(self, name)
+            if value is not None and value >= self.vocab_size:
+                logger.warning(f"{name}={value} is outside the vocabulary of {self.vocab_size} entries.")
+
+
+_POSITIVE_FIELDS = (
+    "vocab_size",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "max_position_embeddings",
+)
+
+# Keys that transformers, the Hub or quantisers put into a config.json and that are not fields of ours.
+_FOREIGN_KEYS = frozenset(
+    "name_or_path torch_dtype attn_implementation experts_implementation output_attentions rope_theta rope_scaling "
+    "partial_rotary_factor num_labels auto_map custom_pipelines model_type quantization_config per_layer_config "
+    "tokenizer_class task_specific_params cache_implementation".split()
+)
+
+__all__ = ["SeqloomConfig"]
