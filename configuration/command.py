@@ -1,0 +1,88 @@
+"""What every command shares: readable errors, exit codes, a clean end on Ctrl-C and on a closed pipe.
+
+`seqloom` and `accelerate launch training/train.py` go through here, so that both say the same on the same mistake.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import NoReturn
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """ArgumentParser that raises instead of printing its usage, and takes no abbreviated flags."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message}; {self.prog} --help shows how it is called.")
+
+    def refuse(self, unknown: list[str]) -> None:
+        """Refuse left-over arguments, with the flag that was probably meant.
+
+        Raises:
+            UsageError: if anything is left over.
+        """
+        if not unknown:
+            return
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help shows what it takes."
+        raise UsageError(f"{unknown[0]} is not an argument of {self.prog}; {hint}")
+
+
+def run_command(command: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Run a command to its exit code; an error becomes one paragraph on stderr.
+
+    Args:
+        command: does the work; returns an exit code, or None for 0.
+        debug: show the traceback of an error instead.
+
+    Returns:
+        0 done, 1 failed, 2 misused, 130 interrupted, 141 the reader of stdout went away.
+    """
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while closing
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(explain_error(error), file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+def explain_error(error: Exception) -> str:
+    """An error as one paragraph: as it is where it was written for a user, with its kind where it was not."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if text and isinstance(error, (ValueError, OSError, ImportError)):
+        return text
+    kind = type(error).__name__
+    return f"{kind}: {text or 'no message'} (unexpected; run it again with --debug to see where)"
+
+
+__all__ = ["CommandParser", "UsageError", "explain_error", "run_command"]

@@ -1,0 +1,244 @@
+"""Every key that a recipe may hold: Seqloom's own, the model's, and those of transformers' Trainer.
+
+Names, types, defaults and help are read from the classes that own them. What is written here is only what they cannot
+know: which of their keys Seqloom sets itself, and what other toolkits call a thing.
+"""
+
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, NoReturn
+
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.presets import PRESETS
+from seqloom.configuration.recipe_fields import Recipe, RecipeError, field_docs, own_fields
+from seqloom.configuration.recipe_values import MismatchError, choices_of, convert, describe
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "optim": "adamw_torch_fused",  # with weight_decay 0 it is Adam
+    "adam_beta1": 0.9,  # the three of the paper, section 5.3
+    "adam_beta2": 0.98,
+    "adam_epsilon": 1e-9,
+    "lr_scheduler_type": "inverse_sqrt",
+    "label_smoothing_factor": 0.1,  # section 5.4
+    "num_train_epochs": 20,  # transformers' 3 is made for fine-tuning
+    "logging_steps": 50,
+    "eval_steps": 500,
+    "save_steps": 500,
+    "save_total_limit": 3,
+    "report_to": "none",
+    "seed": 42,
+}
+"""What Seqloom sets where transformers' default does not fit training from scratch; a preset's values come on top."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a recipe: who owns it, where it stands, what it holds."""
+
+    name: str
+    chapter: str
+    owner: Literal["recipe", "model", "training_arguments"]
+    hint: Any
+    """The annotation that `convert` reads values by."""
+    default: Any
+    minimum: float | None = None
+    help: str = ""
+
+
+RESERVED: dict[str, str] = {
+    "output_dir": "use output",
+    "per_device_train_batch_size": "use tokens_per_device, the padded tokens a device takes in one go",
+    "gradient_accumulation_steps": "use tokens_per_update; what does not fit tokens_per_device is accumulated",
+    "auto_find_batch_size": "use tokens_per_device",
+    "train_sampling_strategy": "updates are planned from the lengths; use tokens_per_update",
+    "sortish_sampler": "updates are planned from the lengths; use tokens_per_update",
+    "length_column_name": "updates are planned from the lengths; use tokens_per_update",
+    "dataloader_drop_last": "every example is seen once per epoch; leave it out",
+    "predict_with_generate": "evaluation always decodes; leave it out",
+    "prediction_loss_only": "evaluation always decodes; use eval_strategy=no for none",
+    "generation_max_length": "use max_new_tokens",
+    "generation_num_beams": "use num_beams",
+    "generation_config": "use num_beams, length_penalty and max_new_tokens",
+    "remove_unused_columns": "leave it out",
+    "label_names": "leave it out",
+    "include_for_metrics": "leave it out",
+    "batch_eval_metrics": "leave it out",
+    "do_train": "name the data with train",
+    "do_eval": "name the data with valid",
+    "do_predict": "name the data with test",
+    "resume_from_checkpoint": "use resume",
+    "local_rank": "start several processes with accelerate launch",
+    "parallelism_config": "describe the hardware to accelerate config",
+    "use_cache": "decoding always caches and training never does; leave it out",
+    "debug": "as a flag of the command line, --debug shows the traceback of an error",
+    "hub_token": "a recipe is no place for a secret; log in with `hf auth login` or set HF_TOKEN",
+    "label_smoothing": "use label_smoothing_factor",
+    "is_encoder_decoder": "leave it out",
+    "is_decoder": "leave it out",
+    "pad_token_id": "the tokenizer decides it; leave it out",
+    "bos_token_id": "the tokenizer decides it; leave it out",
+    "eos_token_id": "the tokenizer decides it; leave it out",
+    "decoder_start_token_id": "the tokenizer decides it; leave it out",
+}
+"""Fields of transformers and of the model that Seqloom sets itself, with what to do instead."""
+
+SYNONYMS: dict[str, str] = {
+    **SeqloomConfig.attribute_map,
+    "batch_size": "tokens_per_update",
+    "max_tokens": "tokens_per_device",
+    "accum_freq": "tokens_per_update",
+    "update_freq": "tokens_per_update",
+    "epochs": "num_train_epochs",
+    "max_epochs": "num_train_epochs",
+    "max_update": "max_steps",
+    "train_steps": "max_steps",
+    "lr": "learning_rate",
+    "warmup": "warmup_steps",
+    "warmup_ratio": "warmup_steps",  # transformers 5: a share of the run if below 1
+    "warmup_updates": "warmup_steps",
+    "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "beam": "num_beams",
+    "beams": "num_beams",
+    "beam_size": "num_beams",
+    "metric": "metrics",
+    "data": "train",
+    "output_folder": "output",
+    "ffn_dim": "encoder_ffn_dim",
+    "layers": "encoder_layers",
+    "heads": "encoder_attention_heads",
+    "share_vocab": "joint_vocabulary",
+    "joined_dictionary": "joint_vocabulary",
+}
+"""What other toolkits call a thing -> what it is called here; only for the did-you-mean."""
+
+
+_NOT_NEGATIVE = frozenset(
+    {"learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "num_train_epochs", "warmup_steps", "seed"}
+)
+
+
+@cache
+def known_keys() -> Mapping[str, Key]:
+    """Every key a recipe may hold, by name; the first call imports transformers' training arguments."""
+    from transformers import Seq2SeqTrainingArguments
+
+    keys = {key.name: key for key in own_keys()}
+    for key in (*model_keys(), *_argument_keys(Seq2SeqTrainingArguments)):
+        if key.name not in RESERVED:
+            keys.setdefault(key.name, key)
+    return keys
+
+
+@cache
+def own_keys() -> tuple[Key, ...]:
+    """The keys that only Seqloom has, in the order of the chapters."""
+    hints, docs = typing.get_type_hints(Recipe), field_docs(Recipe)
+    hints["preset"] = Literal[tuple(PRESETS)]
+    return tuple(
+        Key(
+            name=item.name,
+            chapter=item.metadata["chapter"],
+            owner="recipe",
+            hint=hints[item.name],
+            default=_default(item),
+            minimum=item.metadata.get("minimum"),
+            help=docs[item.name],
+        )
+        for item in own_fields()
+    )
+
+
+@cache
+def model_keys() -> tuple[Key, ...]:
+    """The fields that `SeqloomConfig` declares itself and a recipe may set."""
+    hints, docs = inspect.get_annotations(SeqloomConfig, eval_str=True), field_docs(SeqloomConfig)
+    return tuple(
+        Key(item.name, "model", "model", hints[item.name], _default(item), help=docs.get(item.name, ""))
+        for item in fields(SeqloomConfig)
+        if item.name in hints and item.name not in RESERVED and item.name != "vocab_size"
+    )
+
+
+def read_value(name: str, value: Any, where: str) -> Any:
+    """Convert a value to what its key holds.
+
+    Args:
+        name: of the key.
+        value: text from a file or a command line, or a Python value.
+        where: what a message begins with, e.g. "my.yaml: ".
+
+    Raises:
+        RecipeError: if there is no such key, or the value does not fit it.
+    """
+    key = known_keys().get(name)
+    if key is None:
+        refuse_key(name, value, where)
+    try:
+        converted = convert(value, key.hint)
+    except MismatchError:
+        written = f"{name} without a value" if value is True else f"{name}={shown(value)}"
+        raise RecipeError(f"{where}{written} {_rule(key, value)}") from None
+    if key.minimum is not None and converted is not None and converted < key.minimum:
+        raise RecipeError(f"{where}{name}={converted} is too small; it must be at least {key.minimum}.")
+    return converted
+
+
+def _rule(key: Key, value: Any) -> str:
+    """What is wrong with a value of a known key, and how to write it."""
+    choices = [str(choice) for choice in choices_of(key.hint)]
+    near = [choice for choice in choices if choice.startswith(str(value))] or get_close_matches(str(value), choices)
+    if near:
+        return f"is unknown; did you mean {near[0]}? It must be {describe(key.hint)}."
+    example = f"; for example {key.name}={shown(key.default)}" if key.default not in (None, [], "") else ""
+    return f"must be {describe(key.hint)}{example}."
+
+
+def refuse_key(name: str, value: Any, where: str) -> NoReturn:
+    """Refuse what is no key, or one that Seqloom sets itself.
+
+    Raises:
+        RecipeError: always.
+    """
+    if name in RESERVED:  # the value stays out of the message: it may be a token
+        raise RecipeError(f"{where}{name} cannot be set in a recipe: {RESERVED[name]}.")
+    near = [SYNONYMS[name]] if name in SYNONYMS else get_close_matches(name, known_keys(), n=1)
+    hint = f"did you mean {near[0]}?" if near else "seqloom train --help_all lists all keys."
+    raise RecipeError(f"{where}{name}={shown(value)} is not a recipe key; {hint}")
+
+
+def shown(value: Any) -> str:
+    """A value as its author wrote it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, (list, tuple)):
+        return " ".join(shown(item) for item in value)
+    return str(value)
+
+
+def _default(item: Any) -> Any:
+    """What a field is when nobody sets it: the value of the default preset, ours, or the class's own."""
+    preset = PRESETS[Recipe.preset]
+    values = {**TRAINING_DEFAULTS, **preset.model, **preset.training}
+    if item.name in values:
+        return values[item.name]
+    if item.default is not MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not MISSING else None
+
+
+def _argument_keys(arguments: type) -> Iterable[Key]:
+    """Keys for transformers' training arguments, read from the class: making an instance has side effects."""
+    hints = typing.get_type_hints(arguments)
+    for item in fields(arguments):
+        minimum = 0 if item.name in _NOT_NEGATIVE else None
+        text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
+        yield Key(item.name, "training", "training_arguments", hints[item.name], _default(item), minimum, text)
+
+
+__all__ = ["RESERVED", "SYNONYMS", "TRAINING_DEFAULTS", "Key", "known_keys", "model_keys", "own_keys"]
