@@ -26,6 +26,9 @@ POSITION_EMBEDDING_TYPES = ("sinusoidal", "learned", "rotary")
 class SeqloomConfig(PreTrainedConfig):
     """The shape of a Seqloom encoder-decoder; `SeqloomConfig()` is the paper's base model.
 
+    With `position_embedding_type="rotary"` there is one more attribute, `rope_parameters`: base and scaling as in
+    transformers (`rope_theta`, `rope_type`, ...). Other models do not have it, which is how transformers tells them.
+
     Raises:
         ValueError: for values that contradict each other and for a misspelt field, naming the remedy.
 
@@ -75,8 +78,6 @@ class SeqloomConfig(PreTrainedConfig):
     """"sinusoidal" (paper section 3.5), "learned" (a table), or "rotary" (Su et al. 2021)."""
     max_position_embeddings: int = 1024
     """Longest sequence in tokens: a hard limit for "learned" only; rotary scaling reads it as the trained length."""
-    rope_parameters: dict[str, Any] | None = None
-    """Rotary base and scaling as in transformers (`rope_theta`, `rope_type`, ...); only with "rotary"."""
     scale_embedding: bool = True
     """Multiply embeddings by sqrt(D); paper section 3.4."""
     tie_word_embeddings: bool = True
@@ -102,12 +103,11 @@ class SeqloomConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
-        has_rope_keys = bool(self.rope_parameters) or not {"rope_theta", "rope_scaling"}.isdisjoint(kwargs)
+        if self.position_embedding_type == "rotary":
+            self.rope_parameters = kwargs.pop("rope_parameters", None)
+        elif any([kwargs.pop(key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling")]):
+            logger.warning("rope parameters are ignored: only position_embedding_type='rotary' reads them.")
         super().__post_init__(**kwargs)
-        if self.position_embedding_type != "rotary":
-            if has_rope_keys:
-                logger.warning("rope parameters are ignored: only position_embedding_type='rotary' reads them.")
-            self.rope_parameters = None
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
@@ -121,6 +121,18 @@ class SeqloomConfig(PreTrainedConfig):
         self._check_positions()
         self._check_numbers()
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "SeqloomConfig":
+        """Return one side's view, in which `num_attention_heads`, `num_hidden_layers`, ... are that side's.
+
+        Rotary parameters are shared with the view, not copied, so that a change reaches the model.
+        """
+        side = super().get_text_config(decoder=decoder, encoder=encoder)
+        if side is not self:
+            side.num_key_value_heads = self.num_key_value_heads or side.num_attention_heads
+            if self.position_embedding_type == "rotary":
+                side.rope_parameters = self.rope_parameters
+        return side
+
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Write config.json, then let the bundler make the folder self-contained (see `after_save`)."""
         super().save_pretrained(save_directory, **kwargs)
@@ -129,15 +141,18 @@ class SeqloomConfig(PreTrainedConfig):
             after_save(save_directory)
 
     def _refuse_misspelt(self, kwargs: dict[str, Any]) -> None:
-        """Unknown keys pass silently in transformers; a near miss of one of our fields is a typo, the rest warns."""
+        """Refuse a near miss of a field: transformers takes unknown keys in silence.
+
+        A config.json (it names the version that wrote it) may come from other tools or later versions: there it warns.
+        """
         ours = [field.name for field in fields(self)]
-        for key in kwargs:
+        for key, value in kwargs.items():
             if key.startswith("_") or key in _FOREIGN_KEYS or hasattr(type(self), key) or key in self.attribute_map:
                 continue
             near = get_close_matches(key, ours, n=1, cutoff=0.8)
-            if near:
-                raise ValueError(f"{key}={kwargs[key]!r} is not a field of SeqloomConfig; did you mean {near[0]}?")
-            logger.warning(f"{key}={kwargs[key]!r} is not a field of SeqloomConfig; it is kept and has no effect.")
+            if near and self.transformers_version is None:
+                raise ValueError(f"{key}={value!r} is not a field of SeqloomConfig; did you mean {near[0]}?")
+            logger.warning(f"{key}={value!r} is not a field of SeqloomConfig; it is kept and has no effect.")
 
     def _check_choices(self) -> None:
         for name, allowed in (
@@ -207,9 +222,9 @@ _POSITIVE_FIELDS = (
 
 # Keys that transformers, the Hub or quantisers put into a config.json and that are not fields of ours.
 _FOREIGN_KEYS = frozenset(
-    "name_or_path torch_dtype attn_implementation experts_implementation output_attentions rope_theta rope_scaling "
-    "partial_rotary_factor num_labels auto_map custom_pipelines model_type quantization_config per_layer_config "
-    "tokenizer_class task_specific_params cache_implementation".split()
+    {"name_or_path", "torch_dtype", "attn_implementation", "experts_implementation", "output_attentions", "num_labels"}
+    | {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "per_layer_config", "auto_map"}
+    | {"custom_pipelines", "model_type", "quantization_config", "tokenizer_class", "task_specific_params"}
 )
 
 __all__ = ["SeqloomConfig"]
