@@ -105,8 +105,8 @@ class SeqloomConfig(PreTrainedConfig):
         self._refuse_misspelt(kwargs)
         if self.position_embedding_type == "rotary":
             self.rope_parameters = kwargs.pop("rope_parameters", None)
-        elif any([kwargs.pop(key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling")]):
-            logger.warning("rope parameters are ignored: only position_embedding_type='rotary' reads them.")
+        elif ignored := [key for key in ("rope_parameters", "rope_theta", "rope_scaling") if kwargs.pop(key, None)]:
+            logger.warning(f"{', '.join(ignored)}: ignored, only position_embedding_type='rotary' reads it.")
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
