@@ -103,6 +103,9 @@ class SeqloomConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
+        if type(self).after_save is not None:  # the bundler writes these anew; in the bundle itself they stay
+            kwargs.pop("auto_map", None)
+            kwargs.pop("custom_pipelines", None)
         if self.position_embedding_type == "rotary":
             self.rope_parameters = kwargs.pop("rope_parameters", None)
         elif ignored := [key for key in ("rope_parameters", "rope_theta", "rope_scaling") if kwargs.pop(key, None)]:
