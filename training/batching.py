@@ -23,7 +23,8 @@ def plan_updates(
 
     Args:
         lengths: (examples, 2) source and target lengths in tokens.
-        tokens_per_update: most source + target tokens in an update, padding not counted.
+        tokens_per_update: most source + target tokens in an update, padding not counted; where one example takes more
+            than half of it, an update may overshoot by less than that example.
         seed: of the run.
         epoch: counted from 0; each has its own order.
         min_examples: every update gets at least so many examples (one for each micro-batch), where there are enough.

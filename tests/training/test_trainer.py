@@ -1,0 +1,143 @@
+"""SeqloomTrainer: the loss does not depend on how an update is cut, checkpoints are whole, scores are token-weighted."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, Seq2SeqTrainingArguments
+
+import seqloom
+from seqloom.training.tokenizer import train_tokenizer
+from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer, lengths_of, longest_first
+
+WORDS = ("ab", "bca", "cabba", "bbcacab", "ca", "aab")
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return train_tokenizer(WORDS, WORDS, kind="char", vocab_size=270, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def pairs(tokenizers):
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abc"), rng.integers(1, 9))) for _ in range(32)]
+    rows = {"source": texts, "target": [text[::-1] for text in texts]}
+    rows["input_ids"] = tokenizers.source(rows["source"]).input_ids
+    rows["labels"] = tokenizers.target(rows["target"]).input_ids
+    return Dataset.from_dict(rows)
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tokenizers, pairs, tiny_config):
+    def make(evaluation=None, callbacks=(), tokens_per_update=10_000, **arguments):
+        torch.manual_seed(0)
+        config = tiny_config(vocab_size=tokenizers.vocab_size, dropout=0.0)
+        model = seqloom.SeqloomForConditionalGeneration(config)
+        defaults = {
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "logging_steps": 1,
+            "max_grad_norm": 0.0,
+        }
+        return SeqloomTrainer(
+            model,
+            Seq2SeqTrainingArguments(output_dir=str(tmp_path / "run"), **{**defaults, **arguments}),
+            tokenizers=tokenizers,
+            tokens_per_update=tokens_per_update,
+            evaluation=evaluation,
+            train_dataset=pairs,
+            eval_dataset=pairs,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_does_not_depend_on_accumulation(make_trainer, smoothing):
+    logged = []
+    for steps in (1, 8):
+        trainer = make_trainer(
+            gradient_accumulation_steps=steps, label_smoothing_factor=smoothing, max_steps=3, learning_rate=0.01
+        )
+        trainer.train()
+        logged.append([(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row])
+    assert len(logged[0]) == 3
+    np.testing.assert_allclose(logged[0], logged[1], rtol=1e-5)
+
+
+def test_smoothing_reaches_the_loss(make_trainer, pairs):
+    losses = []
+    for smoothing in (0.0, 0.3):
+        trainer = make_trainer(label_smoothing_factor=smoothing, max_steps=1, learning_rate=0.0)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] != pytest.approx(losses[1])
+
+
+def test_evaluation_loss_is_token_weighted_and_unsmoothed(make_trainer, pairs):
+    trainer = make_trainer(label_smoothing_factor=0.3, per_device_eval_batch_size=5)
+    scores = trainer.evaluate()
+    model = trainer.model.eval()
+    nll, tokens = 0.0, 0
+    for row in pairs:
+        labels = torch.tensor([row["labels"]])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).logits
+        nll += torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum").item()
+        tokens += labels.numel()
+    assert scores["eval_loss"] == pytest.approx(nll / tokens, rel=1e-5)
+    assert scores["eval_perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+    assert 0 <= scores["eval_token_accuracy"] <= 100
+
+
+def test_decoded_scores_and_outputs_keep_the_order_of_the_set(make_trainer, pairs):
+    trainer = make_trainer(EvaluationPlan(("exact_match", "cer"), max_new_tokens=4), per_device_eval_batch_size=5)
+    scores = trainer.evaluate()
+    assert {"eval_exact_match", "eval_cer", "eval_loss"} <= set(scores)
+    one_by_one = [trainer.write_texts([source])[0] for source in pairs["source"]]
+    assert trainer.outputs == one_by_one
+
+
+def test_evaluation_leaves_the_generation_config_alone(make_trainer):
+    trainer = make_trainer(EvaluationPlan(("exact_match",), max_new_tokens=4))
+    before = trainer.model.generation_config.to_dict()
+    trainer.evaluate()
+    assert trainer.model.generation_config.to_dict() == before
+
+
+def test_a_checkpoint_is_a_whole_model(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=2, save_steps=1)
+    trainer.train()
+    folder = tmp_path / "run" / "checkpoint-2"
+    model = seqloom.SeqloomForConditionalGeneration.from_pretrained(folder)
+    for (name, ours), theirs in zip(trainer.model.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert (folder / "modeling_seqloom.py").is_file()
+    assert AutoTokenizer.from_pretrained(folder).decode(trainer.tokenizers.source("abc").input_ids) == "abc</s>"
+
+
+def test_separate_vocabularies_are_saved_on_both_sides(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=1, save_steps=1)
+    trainer.tokenizers = train_tokenizer(WORDS, ["xyz"], kind="char", vocab_size=270, joint=False, show_progress=False)
+    trainer.train()
+    target = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint-1", subfolder="target")
+    assert target("xyz").input_ids == trainer.tokenizers.target("xyz").input_ids
+
+
+def test_lengths_come_from_the_ids(pairs):
+    expected = [(len(row["input_ids"]), len(row["labels"])) for row in pairs]
+    assert lengths_of(pairs).tolist() == [list(pair) for pair in expected]
+    chosen = pairs.select([3, 1, 2])
+    assert lengths_of(chosen).tolist() == [list(expected[i]) for i in (3, 1, 2)]
+
+
+def test_longest_first_remembers_positions(pairs):
+    ordered = longest_first(pairs)
+    lengths = [len(ids) for ids in ordered["input_ids"]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert [pairs[position]["source"] for position in ordered["position"]] == ordered["source"][:]
