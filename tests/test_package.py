@@ -1,0 +1,271 @@
+"""The package as a user gets it: what lies where, who imports whom, what the wheel holds, what the README promises."""
+
+import ast
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections import Counter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("configuration", "modeling", "training", "hub")
+FOLDERS = ("seqloom", *ROOMS)
+
+MAY_IMPORT = {
+    "seqloom": set(ROOMS),
+    "configuration": set(),
+    "modeling": {"configuration"},
+    "training": {"configuration", "modeling"},
+    "hub": {"configuration", "modeling"},
+}
+"""The arrows between the rooms; see docs/ARCHITECTURE.md."""
+
+TRAIN_COMMAND = "pip install -e . && accelerate launch training/train.py"
+TEST_COMMAND = 'pip install -e ".[test]" && pytest'
+
+
+@pytest.fixture(scope="session")
+def project():
+    """Return pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def shipped_files():
+    """Return every file of the five folders, Python's caches left out."""
+    return [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*")) if p.is_file() and is_source(p)]
+
+
+def is_source(path):
+    return "__pycache__" not in path.parts and path.suffix != ".pyc"
+
+
+def code_files(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if is_source(path)]
+
+
+def imports_of(path):
+    """Return (module, is it relative, does it stand at the top level of the file) for every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top_level = {id(node) for node in tree.body}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, False, id(node) in top_level) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [
+                (f"{node.module or ''}.{alias.name}", node.level > 0, id(node) in top_level) for alias in node.names
+            ]
+    return found
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+class TestLayout:
+    def test_every_folder_with_code_is_a_package_of_seqloom(self, project):
+        folders = {relative(path.parent) for path in code_files(*FOLDERS)}
+        mapped = project["tool"]["setuptools"]["package-dir"]
+        assert {name: folder for name, folder in mapped.items() if name != "seqloom"} == {
+            f"seqloom.{folder.replace('/', '.')}": folder for folder in folders if folder != "seqloom"
+        }
+        assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(mapped)
+
+    def test_file_names_are_unique_because_a_hub_folder_is_flat(self):
+        names = Counter(path.name for path in code_files(*FOLDERS, "tests", "benchmarks"))
+        assert not {name for name, count in names.items() if count > 1} - {"__init__.py", "conftest.py"}
+
+    def test_no_file_beside_train_hides_a_package(self):
+        """`accelerate launch training/train.py` puts training/ first on the path; evaluate.py would be a trap."""
+        taken = sys.stdlib_module_names | packages_distributions().keys()
+        assert not {path.stem for path in code_files("training")} & taken
+
+    def test_licence_is_apache_2_to_the_letter(self):
+        """The digest is that of the text which apache.org publishes."""
+        digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+        assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+    def test_changelog_is_open(self):
+        assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+class TestImports:
+    def test_rooms_are_imported_through_seqloom(self):
+        """A bare `import modeling` would make a second class object beside that of seqloom.modeling."""
+        assert not [
+            f"{relative(path)}: {module}"
+            for path in code_files(*FOLDERS, "tests", "benchmarks")
+            for module, is_relative, _ in imports_of(path)
+            if is_relative or module.split(".")[0] in ROOMS
+        ]
+
+    @pytest.mark.parametrize("folder", FOLDERS)
+    def test_arrows_between_the_rooms_run_one_way(self, folder):
+        allowed = MAY_IMPORT[folder] | {folder}
+        assert not [
+            f"{relative(path)}: {module}"
+            for path in code_files(folder)
+            for module, _, _ in imports_of(path)
+            if module.startswith("seqloom.") and module.split(".")[1] in {*ROOMS, "cli"} - allowed
+        ]
+
+    def test_everything_imported_is_declared(self, project):
+        """Dependencies at the top of a file, extras only inside the function that needs them."""
+        required = distributions(project["project"]["dependencies"])
+        optional = set().union(*map(distributions, project["project"]["optional-dependencies"].values()))
+        providers = packages_distributions()
+        assert not [
+            f"{relative(path)}: {module}"
+            for path in code_files(*FOLDERS)
+            for module, _, is_top_level in imports_of(path)
+            if (package := module.split(".")[0]) not in sys.stdlib_module_names | {"seqloom"}
+            and not set(map(normalise, providers.get(package, [package])))
+            & (required if is_top_level else required | optional)
+        ]
+
+
+def normalise(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def distributions(requirements):
+    """Return the normalised names in a list of requirements."""
+    return {normalise(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+class TestProject:
+    def test_dependencies_have_lower_bounds(self, project):
+        extras = project["project"]["optional-dependencies"]
+        for requirement in project["project"]["dependencies"] + extras["test"] + extras["export"] + extras["explain"]:
+            assert ">=" in requirement
+        assert any(re.fullmatch(r"transformers>=5[.\d]*,<6", each) for each in project["project"]["dependencies"])
+
+    def test_torch_is_not_bound_to_a_build(self, project):
+        (torch,) = (each for each in project["project"]["dependencies"] if each.startswith("torch"))
+        assert re.fullmatch(r"torch>=[\d.]+", torch)
+
+    def test_extras(self, project):
+        assert set(project["project"]["optional-dependencies"]) == {"test", "dev", "export", "explain"}
+
+
+def write_wheel(folder):
+    """Build a wheel from a copy of the sources and return its path; needs no network."""
+    source, out = folder / "source", folder / "wheel"
+    out.mkdir()
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """Build the wheel once."""
+    return write_wheel(tmp_path_factory.mktemp("package"))
+
+
+class TestWheel:
+    def test_nothing_generic_lands_in_site_packages(self, wheel):
+        names = zipfile.ZipFile(wheel).namelist()
+        info = next(name for name in names if name.endswith("/METADATA")).split("/")[0]
+        assert {name.split("/")[0] for name in names} == {"seqloom", info}
+        assert info.startswith("seqloom-")
+
+    def test_every_file_of_the_five_folders_is_in_it(self, wheel):
+        """Recipes, py.typed and templates included: what is no Python file has to be named in package-data."""
+        held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("seqloom/")}
+        expected = {relative(path) for path in shipped_files()}
+        assert held == {name if name.startswith("seqloom/") else f"seqloom/{name}" for name in expected}
+
+    def test_metadata(self, wheel):
+        archive = zipfile.ZipFile(wheel)
+        texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
+        assert "License-Expression: Apache-2.0" in texts["METADATA"]
+        assert "seqloom = seqloom.cli:main" in texts["entry_points.txt"]
+        assert texts["LICENSE"] == (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+    @pytest.mark.slow
+    def test_installed_it_works_away_from_the_sources(self, wheel, tmp_path):
+        zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+        script = (
+            "import seqloom, seqloom.cli\n"
+            "print(seqloom.__file__)\n"
+            "raise SystemExit(seqloom.cli.main(['train', '--help']))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        run = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith(str(tmp_path / "site"))
+        assert "zh-continuation" in run.stdout, "the shipped recipes came along"
+
+
+def code_blocks(document, language):
+    """Return the fenced code blocks of a Markdown file, joined lines included."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [block.replace("\\\n", " ") for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def shell_lines(document):
+    lines = "\n".join(code_blocks(document, "bash")).splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def commands(program):
+    """Return the arguments of each call of a program in README's shell blocks, pipes and && resolved."""
+    pieces = [piece for line in shell_lines("README.md") for piece in re.split(r"\||&&", line)]
+    calls = [shlex.split(piece, comments=True) for piece in pieces]
+    return [call[1:] for call in calls if call and call[0] == program]
+
+
+class TestDocuments:
+    def test_readme_has_the_two_commands(self):
+        lines = shell_lines("README.md")
+        assert TRAIN_COMMAND in lines
+        assert TEST_COMMAND in lines
+
+    def test_ci_runs_the_readme_test_command(self):
+        assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("arguments", commands("seqloom"), ids=" ".join)
+    def test_readme_commands_are_understood(self, arguments):
+        from seqloom.cli import build_parser
+        from seqloom.configuration.recipe import recipe_from_arguments
+
+        asked = [argument for argument in arguments if argument != "--help"]
+        namespace, rest = build_parser().parse_known_args(asked)
+        if namespace.verb == "train":
+            recipe_from_arguments(namespace, rest)
+        else:
+            assert not rest
+
+    @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+    def test_make_targets_exist(self, document):
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+        named = {word for line in shell_lines(document) for word in re.findall(r"\bmake ([\w-]+)", line)}
+        assert named <= targets
+
+    @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"])
+    def test_python_examples_can_be_parsed(self, document):
+        for block in code_blocks(document, "python"):
+            ast.parse(block)
+
+    @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/LOG.md"])
+    def test_linked_files_exist(self, document):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+        assert not [link for link in links if not ((ROOT / document).parent / link).exists()]
