@@ -1,0 +1,258 @@
+r"""Decode a text file with a finished folder: one line in, one line out, in the input's order.
+
+Lines end at "\n" alone, as in the corpus reader. They are decoded in batches of near-equal length, longest first:
+padding costs little, and what does not fit in memory shows at once.
+"""
+
+import gzip
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BatchEncoding
+from transformers.utils import logging
+
+TOKENS_PER_BATCH = 4096
+"""Padded source tokens x beams of one batch; well under 1 GB for the base model."""
+
+LOGITS_PER_PASS = 1 << 26
+"""Most float32 logits that scoring holds at once, 256 MiB."""
+
+FALLBACK_MAX_NEW_TOKENS = 256
+"""For folders that say nothing about length: transformers' own default cuts at 20 tokens."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One output for one input."""
+
+    text: str
+    """On one line: line ends that a model writes become spaces."""
+    score: float | None = None
+    """Sum of the tokens' log-probabilities / length ** length_penalty; None where nobody asked or for a blank line."""
+
+
+NO_OUTPUT = Hypothesis("")
+"""What a blank line gives."""
+
+
+def generate_file(
+    folder: str | PathLike[str],
+    *,
+    input_file: str | None = None,
+    output_file: str | None = None,
+    num_beams: int | None = None,
+    n_best: int | None = None,
+    max_new_tokens: int | None = None,
+) -> None:
+    """Decode a file with a trained folder.
+
+    Without `n_best` every input line gives one output line. With it every input line gives `n_best` lines
+    "score<TAB>text", best first. A blank input line gives empty lines, as many as the others.
+
+    Args:
+        folder: a trained model.
+        input_file: UTF-8 text, plain or .gz; None: stdin.
+        output_file: where to write, plain or .gz; None: stdout.
+        num_beams: None: what the folder's generation_config.json says, and at least `n_best`.
+        n_best: outputs per input.
+        max_new_tokens: None: what the folder's generation_config.json says.
+
+    Raises:
+        ValueError: for a folder, a file or numbers that do not fit, with the remedy.
+    """
+    if output_file is not None and not Path(output_file).absolute().parent.is_dir():
+        raise ValueError(f"{output_file}: the folder {Path(output_file).absolute().parent} does not exist; create it.")
+    lines = read_lines(input_file)
+    model, tokenizer = load_folder(folder)
+    groups = generate_lines(model, tokenizer, lines, num_beams=num_beams, n_best=n_best, max_new_tokens=max_new_tokens)
+    _write_rows([_format(hypothesis) for group in groups for hypothesis in group], output_file)
+
+
+def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
+    """Load model and tokenizer of a trained folder, on the GPU if there is one.
+
+    Raises:
+        ValueError: if the folder is none.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; name the folder that seqloom train wrote (its --output).")
+    # Whoever imports this module has imported seqloom, and with it registered the classes: no remote code is asked for.
+    with _no_loading_bar():
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def generate_lines(
+    model: Any,
+    tokenizer: Any,
+    lines: Sequence[str],
+    *,
+    num_beams: int | None = None,
+    n_best: int | None = None,
+    max_new_tokens: int | None = None,
+    show_progress: bool = True,
+) -> list[list[Hypothesis]]:
+    """Decode lines, whatever their order and lengths.
+
+    Args:
+        model: a sequence-to-sequence model with `generate`.
+        tokenizer: of the same folder.
+        lines: one source each.
+        num_beams: None: what the model's generation config says, and at least `n_best`.
+        n_best: outputs per line, with their scores; None: the best one, without.
+        max_new_tokens: None: what the model's generation config says.
+        show_progress: draw a bar on stderr, if that is a terminal.
+
+    Returns:
+        For each line its outputs, best first; `NO_OUTPUT` for a blank line.
+
+    Raises:
+        ValueError: if `n_best` asks for more outputs than there are beams.
+    """
+    options = _options(model, num_beams, n_best or 1, max_new_tokens)
+    groups = [[NO_OUTPUT] * (n_best or 1) for _ in lines]
+    filled = [index for index, line in enumerate(lines) if line.strip()]
+    lengths = [len(ids) for ids in tokenizer([lines[index] for index in filled]).input_ids] if filled else []
+    batches = plan_batches(lengths, TOKENS_PER_BATCH // options["num_beams"])
+    with tqdm(total=len(filled), unit="line", disable=None if show_progress else True) as progress:
+        for batch in batches:
+            indices = [filled[position] for position in batch]
+            decoded = _generate_batch(
+                model, tokenizer, [lines[index] for index in indices], options, n_best is not None
+            )
+            for index, group in zip(indices, decoded, strict=True):
+                groups[index] = group
+            progress.update(len(batch))
+    return groups
+
+
+def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Group positions into batches of near-equal length, longest first.
+
+    Args:
+        lengths: tokens of each line.
+        tokens_per_batch: most padded tokens (lines x longest) of a batch; a longer line stands alone.
+    """
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+def read_lines(input_file: str | None) -> list[str]:
+    r"""Read the lines of a file or of stdin; they end at "\n" or "\r\n" alone, and a byte order mark is dropped.
+
+    Raises:
+        ValueError: naming the line that is not UTF-8.
+    """
+    lines = _read_bytes(input_file).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [_decode(line, number, input_file or "stdin") for number, line in enumerate(lines, start=1)]
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Keep transformers' bar over the weights, drawn even into log files, off the screen."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def _options(model: Any, num_beams: int | None, n_best: int, max_new_tokens: int | None) -> dict[str, Any]:
+    """What `generate` is told beyond the folder's own generation_config.json."""
+    config = model.generation_config
+    if num_beams is not None and num_beams < n_best:
+        raise ValueError(f"n_best={n_best} needs as many beams, and beams={num_beams}; use --beams {n_best} or more.")
+    options = {"num_beams": max(num_beams or config.num_beams or 1, n_best), "num_return_sequences": n_best}
+    if max_new_tokens is None and config.max_new_tokens is None and config.max_length in (None, 20):
+        max_new_tokens = FALLBACK_MAX_NEW_TOKENS
+    return options if max_new_tokens is None else {**options, "max_new_tokens": max_new_tokens}
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: Any, tokenizer: Any, lines: Sequence[str], options: dict[str, Any], with_scores: bool
+) -> list[list[Hypothesis]]:
+    inputs = tokenizer(list(lines), padding=True, return_tensors="pt").to(model.device)
+    sequences = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **options)
+    n_best = options["num_return_sequences"]
+    scores = _scores(model, inputs, sequences, n_best) if with_scores else [None] * len(sequences)
+    texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+    hypotheses = [Hypothesis(_one_line(text), score) for text, score in zip(texts, scores, strict=True)]
+    return [hypotheses[start : start + n_best] for start in range(0, len(hypotheses), n_best)]
+
+
+def _scores(model: Any, inputs: BatchEncoding, sequences: Tensor, n_best: int) -> list[float]:
+    """Score what was written by reading it again.
+
+    The same quantity as the beam search's own, also for a greedy search; and `generate(output_scores=True)` would keep
+    the logits of every step and beam, 15 GB for 256 tokens of a 37k vocabulary.
+    """
+    source = inputs.input_ids.repeat_interleave(n_best, dim=0)
+    mask = inputs.attention_mask.repeat_interleave(n_best, dim=0)
+    rows = max(1, LOGITS_PER_PASS // (sequences.shape[1] * model.config.vocab_size))
+    parts = zip(source.split(rows), mask.split(rows), sequences.split(rows), strict=True)
+    return [score for part in parts for score in _score_rows(model, *part).tolist()]
+
+
+def _score_rows(model: Any, source: Tensor, mask: Tensor, sequences: Tensor) -> Tensor:
+    """Length-normalised log-probability of each row; (B, S), (B, S), (B, T) -> (B)."""
+    written = sequences[:, 1:]
+    logits = model(input_ids=source, attention_mask=mask, decoder_input_ids=sequences[:, :-1]).logits.float()
+    log_probs = logits.gather(-1, written[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, T - 1)
+    ends = torch.isin(written, torch.as_tensor(model.generation_config.eos_token_id, device=written.device))
+    is_real = ends.cumsum(dim=1) - ends.long() == 0  # up to the first end of sentence, and it
+    lengths = is_real.sum(dim=1) ** model.generation_config.length_penalty
+    return log_probs.masked_fill(~is_real, 0).sum(dim=1) / lengths
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r\n", " ").replace("\n", " ")
+
+
+def _format(hypothesis: Hypothesis) -> str:
+    return hypothesis.text if hypothesis.score is None else f"{hypothesis.score:.4f}\t{hypothesis.text}"
+
+
+def _read_bytes(input_file: str | None) -> bytes:
+    if input_file is None:
+        return sys.stdin.buffer.read()
+    data = Path(input_file).read_bytes()
+    return gzip.decompress(data) if input_file.endswith(".gz") else data
+
+
+def _decode(line: bytes, number: int, name: str) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: line {number} is not UTF-8 (byte {error.start + 1}); convert it first.") from error
+
+
+def _write_rows(rows: Sequence[str], output_file: str | None) -> None:
+    data = "".join(f"{row}\n" for row in rows).encode("utf-8")
+    if output_file is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        Path(output_file).write_bytes(gzip.compress(data) if output_file.endswith(".gz") else data)
+
+
+__all__ = ["Hypothesis", "generate_file", "generate_lines", "load_folder", "plan_batches", "read_lines"]

@@ -1,0 +1,118 @@
+"""The `seqloom` command: one verb per thing a user does, each a thin call into its room.
+
+What a verb needs is imported when it runs. Nothing imports this module.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from seqloom.configuration.command import EXIT_USAGE, CommandParser, run_command
+from seqloom.configuration.recipe import add_recipe_arguments, recipe_from_arguments
+
+DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: the arguments after the program's name; None: those of the process.
+
+    Returns:
+        The exit code, see `run_command`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _dispatch(arguments), debug="--debug" in arguments)
+
+
+def _dispatch(arguments: list[str]) -> int | None:
+    parser = build_parser()
+    try:
+        namespace, unknown = parser.parse_known_args(arguments)
+    except SystemExit as exit_:  # --help and --help_all have printed
+        return exit_.code if isinstance(exit_.code, int) else 0
+    if namespace.verb is None:
+        parser.refuse(unknown)
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    return namespace.run(namespace, unknown)
+
+
+def build_parser() -> CommandParser:
+    """The parser of every verb; what it leaves over belongs to the verb's `run`."""
+    parser = CommandParser(prog="seqloom", description=DESCRIPTION)
+    _add_debug(parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    _add_train(verbs)
+    _add_generate(verbs)
+    return parser
+
+
+def _add_train(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "train a model from a recipe, from flags, or (with neither) on the built-in date demo"
+    parser = verbs.add_parser("train", help=text, description=f"{text.capitalize()}.", usage=_TRAIN_USAGE)
+    add_recipe_arguments(parser)
+    _add_debug(parser)
+    parser.set_defaults(run=_run_train)
+
+
+_TRAIN_USAGE = """seqloom train [--recipe FILE] [--train A [B]] [--valid A [B]] [--test A [B]] [--output DIR]
+                     [--preset NAME] [--task pairs|continuation] [--any_recipe_key value ...]"""
+
+
+def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
+    recipe = recipe_from_arguments(namespace, unknown)
+    from seqloom.training.train import train
+
+    result = train(recipe)
+    return result if isinstance(result, int) else 0
+
+
+def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "read one source per line, write one output per line"
+    parser = verbs.add_parser("generate", help=text, description=f"{text.capitalize()}, in the same order.")
+    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    parser.add_argument("-i", "--input", metavar="FILE", help="text to read, plain or .gz [stdin]")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to write, plain or .gz [stdout]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_count(parser, "--n_best", "write N lines per input, best first: score, tab, text")
+    _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: _run_generate(namespace, unknown, parser))
+
+
+def _run_generate(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
+    parser.refuse(unknown)
+    from seqloom.hub.generate import generate_file
+
+    generate_file(
+        namespace.folder,
+        input_file=namespace.input,
+        output_file=namespace.output,
+        num_beams=namespace.beams,
+        n_best=namespace.n_best,
+        max_new_tokens=namespace.max_new_tokens,
+    )
+    return 0
+
+
+def _add_count(parser: CommandParser, flag: str, text: str) -> None:
+    dashed = flag[:2] + flag[2:].replace("_", "-")
+    parser.add_argument(*dict.fromkeys([flag, dashed]), metavar="N", type=_count, help=text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _add_debug(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
