@@ -9,6 +9,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.bundle import write_bundle
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
     SeqloomForConditionalGeneration,
@@ -18,6 +19,7 @@ from seqloom.modeling.modeling_seqloom import (
 
 __version__ = version("seqloom")
 
+SeqloomConfig.after_save = write_bundle
 AutoConfig.register(SeqloomConfig.model_type, SeqloomConfig)
 AutoModel.register(SeqloomConfig, SeqloomModel)
 AutoModelForSeq2SeqLM.register(SeqloomConfig, SeqloomForConditionalGeneration)

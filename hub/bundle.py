@@ -1,0 +1,235 @@
+"""Makes a checkpoint folder self-contained: the code of its classes stands beside the weights, as flat files.
+
+transformers loads such a folder with `trust_remote_code=True` where Seqloom is not installed: `auto_map` in config.json
+names the classes, and the files that they need are found through `from .file import` only. transformers' own copying
+(`register_for_auto_class`) fails on code that lives in several folders: it stops at `from ..folder.file import` and
+silently leaves out absolute imports. So this module computes the import closure of the model's files, copies them flat
+and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`; nothing else in them changes.
+
+    save_pretrained, Trainer's checkpoints, push_to_hub
+        -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map
+
+In an environment without Seqloom transformers does the copying when such a model is saved again: the copies are flat.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+ENTRY_MODULES = (
+    "seqloom.configuration.configuration_seqloom",
+    "seqloom.modeling.modeling_seqloom",
+)
+"""What transformers asks for by name; their imports follow."""
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_seqloom.SeqloomConfig",
+    "AutoModel": "modeling_seqloom.SeqloomModel",
+    "AutoModelForSeq2SeqLM": "modeling_seqloom.SeqloomForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_seqloom.SeqloomForCausalLM",
+}
+"""Auto class -> file and class in the folder."""
+
+ALLOWED_PACKAGES = frozenset({"torch", "transformers", "huggingface_hub"}) | sys.stdlib_module_names
+"""What every reader of a folder has; huggingface_hub is a requirement of transformers."""
+
+MANIFEST_NAME = "seqloom_manifest.json"
+"""The file that holds the Seqloom version and the SHA-256 of every code file."""
+
+# transformers finds relative imports with a pattern that wants them first on their line, so ours have to be there too.
+_OUR_IMPORT = re.compile(r"^(\s*from\s+)(seqloom\.\w+)(\.\w+)(\s+import\b)")
+
+
+class BundleError(ValueError):
+    """A checkpoint folder cannot be made self-contained."""
+
+
+def write_bundle(folder: str | PathLike[str]) -> None:
+    """Write code and manifest into a checkpoint folder and name its classes in config.json.
+
+    Every file appears whole or not at all, code before the config that names it; doing it twice changes nothing.
+
+    Args:
+        folder: where `save_pretrained` has just written config.json.
+
+    Raises:
+        BundleError: if there is no readable config.json, or the code imports what a reader may lack.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / "config.json")
+    write_code(folder)
+    config["auto_map"] = AUTO_MAP | _foreign_entries(config.get("auto_map", {}))
+    _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")  # transformers' own format
+
+
+def write_code(folder: str | PathLike[str]) -> None:
+    """Write the code files and their manifest only; every file anew, because a push uploads what is new.
+
+    Args:
+        folder: an existing folder.
+
+    Raises:
+        BundleError: if the code imports what a reader of the folder may lack.
+    """
+    for name, text in bundle_files().items():
+        _write(Path(folder) / name, text)
+
+
+@cache
+def bundle_files() -> dict[str, str]:
+    """Return file name -> text of what makes a folder self-contained, the same for all checkpoints of a run.
+
+    Raises:
+        BundleError: if the code imports what a reader of the folder may lack.
+    """
+    sources = close_over(ENTRY_MODULES, _read_module)
+    release = version("seqloom")
+    files = {f"{_stem(module)}.py": flatten(module, source, release) for module, source in sources.items()}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    manifest = {"seqloom_version": release, "sha256": digests}
+    return {**files, MANIFEST_NAME: json.dumps(manifest, indent=2, sort_keys=True) + "\n"}
+
+
+def close_over(modules: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
+    """Return module -> source of the given modules and all of Seqloom that they import, sorted by name.
+
+    Args:
+        modules: full names, `seqloom.<folder>.<file>`.
+        read: gives the source of a module.
+
+    Raises:
+        BundleError: for an import that a flat folder cannot have, and for two files of the same name.
+    """
+    sources: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in sources:
+            sources[module] = read(module)
+            waiting += our_imports(module, sources[module]).values()
+    _refuse_same_names(sources)
+    return dict(sorted(sources.items()))
+
+
+def our_imports(module: str, source: str) -> dict[int, str]:
+    """Return line index (from 0) -> module for every import of a Seqloom file, wherever it stands in the source.
+
+    Args:
+        module: the full name of what is read, for messages.
+        source: its text.
+
+    Raises:
+        BundleError: for an import that a flat folder cannot have.
+    """
+    lines = source.split("\n")  # as Python counts them; splitlines() would also cut at form feeds
+    found: dict[int, str] = {}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Import | ast.ImportFrom) or _imported_packages(node) <= ALLOWED_PACKAGES:
+            continue
+        match = _OUR_IMPORT.match(lines[node.lineno - 1])
+        if match is None or isinstance(node, ast.Import):
+            raise BundleError(
+                f"{_source_file(module)}, line {node.lineno}: `{ast.unparse(node)}` cannot go into a checkpoint "
+                f"folder, whose readers have torch, transformers and the standard library only; do without it, or, "
+                f"for a file of Seqloom, write `from seqloom.<folder>.<file> import ...` on a line of its own."
+            )
+        found[node.lineno - 1] = match[2] + match[3]
+    return found
+
+
+def flatten(module: str, source: str, release: str) -> str:
+    """Return a source as it stands in the folder: a header, and imports of Seqloom's files shortened.
+
+    Args:
+        module: its full name.
+        source: its text.
+        release: the version of Seqloom.
+    """
+    lines = source.split("\n")
+    for index in our_imports(module, source):
+        lines[index] = _OUR_IMPORT.sub(r"\1\3\4", lines[index])
+    header = (
+        f"# Seqloom {release}, {_source_file(module)}: a copy, so that torch and transformers can load this folder.\n"
+        f"# SPDX-License-Identifier: Apache-2.0\n"
+    )
+    return header + "\n".join(lines)
+
+
+def _foreign_entries(auto_map: dict[str, Any]) -> dict[str, Any]:
+    """Return what somebody's own class, registered for an Auto class and copied by transformers, has put there."""
+    ours = {_stem(module) for module in ENTRY_MODULES}
+    return {auto: reference for auto, reference in auto_map.items() if str(reference).split(".")[0] not in ours}
+
+
+def _imported_packages(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """Return the top-level packages of an import statement; "" for a relative one."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
+    return {"" if is_relative else name.split(".")[0] for name in names}
+
+
+def _refuse_same_names(modules: Iterable[str]) -> None:
+    by_name: dict[str, str] = {}
+    for module in sorted(modules):
+        other = by_name.setdefault(_stem(module), module)
+        if other != module:
+            raise BundleError(
+                f"{_source_file(other)} and {_source_file(module)} have the same name, and a checkpoint folder is "
+                f"flat; rename one of them."
+            )
+
+
+def _stem(module: str) -> str:
+    """seqloom.modeling.modeling_seqloom -> modeling_seqloom, its file in the folder."""
+    return module.rpartition(".")[2]
+
+
+def _source_file(module: str) -> str:
+    """seqloom.modeling.modeling_seqloom -> modeling/modeling_seqloom.py, its place in the repository."""
+    return "/".join(module.split(".")[1:]) + ".py"
+
+
+def _read_module(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise BundleError(f"{module} is imported by the model and cannot be found; is Seqloom installed completely?")
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read config.json; a process that saves the same folder at the same time may have written half of it so far."""
+    if not path.is_file():
+        raise BundleError(f"{path.parent} holds no config.json; save the model there with save_pretrained first.")
+    problem: json.JSONDecodeError | None = None
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            problem = error
+            time.sleep(_READ_PAUSE)
+    raise BundleError(f"{path} is not valid JSON ({problem}); save the model again.") from problem
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the place and move there in one step, so that no reader ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+_READ_ATTEMPTS, _READ_PAUSE = 50, 0.02  # seconds: one in all, a thousand times what writing a config takes

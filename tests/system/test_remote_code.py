@@ -1,0 +1,308 @@
+"""A saved folder, opened where Seqloom cannot be imported: the same numbers, to the bit, as with the local classes.
+
+"Outside" is a Python process in which `import seqloom` fails, with module caches of its own and without a network. What
+it runs stands here as functions whose source is handed over; they see nothing of this file.
+"""
+
+import inspect
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    pipeline,
+)
+
+import seqloom
+
+CHARACTERS = "今天的天气很好abcdefghij"
+PROMPTS = ["今天的天气很", "a", "bc", "defghij", "今天", "天气很好abcdefghij", "很好", "jj", "的", "好天气"]
+IDS = torch.tensor([[5, 6, 7, 2, 0], [8, 9, 10, 11, 2]])
+MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+TARGET = torch.tensor([[1, 12, 13], [1, 14, 15]])
+CODE = ["configuration_seqloom.py", "modeling_seqloom.py"]
+VARIANTS = {
+    "模型 sinusoidal": {},
+    "learned": {"position_embedding_type": "learned", "tie_word_embeddings": False},
+    "rotary-1.0": {
+        "position_embedding_type": "rotary",
+        "norm_position": "pre",
+        "norm_type": "rmsnorm",
+        "use_gated_ffn": True,
+        "activation_function": "silu",
+        "num_key_value_heads": 2,
+    },
+}
+WITHOUT_SEQLOOM = """
+import json, sys
+
+class NoSeqloom:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "seqloom":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NoSeqloom())
+"""
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def run_outside(function, cache, **arguments):
+    """Run a function of this file outside; return its JSON result and what it printed to stderr."""
+    call = f"json.dump({function.__name__}(**json.load(sys.stdin)), open(sys.argv[1], 'w'))"
+    code = "\n".join([WITHOUT_SEQLOOM, textwrap.dedent(inspect.getsource(function)), call])
+    settings = {
+        "HF_HOME": str(cache),
+        "HF_MODULES_CACHE": str(cache / "modules"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUTF8": "1",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(cache / "result.json")],
+        input=json.dumps(arguments),
+        env={**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, **settings},
+        cwd=cache,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads((cache / "result.json").read_text()), process.stderr
+
+
+# Run outside --------------------------------------------------------------------------------------------------------
+
+
+def open_every_door(folders, expected, prompts, fine_tuned, twins):
+    import importlib
+
+    import torch
+    from safetensors.torch import load_file
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        pipeline,
+    )
+
+    torch.set_num_threads(1)
+    expected = load_file(expected)
+    ids, mask, target = (expected[name] for name in ("ids", "mask", "target"))
+
+    def same(name, actual):
+        return actual.dtype == expected[name].dtype and torch.equal(actual, expected[name])
+
+    def load(auto, folder, **options):
+        return auto.from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+    def score(model):
+        with torch.no_grad():
+            return model(ids, attention_mask=mask, decoder_input_ids=target)[0]
+
+    result = {}
+    for name, folder in folders.items():
+        writer = load(AutoModelForCausalLM, folder)
+        scorer = load(AutoModelForSeq2SeqLM, folder)
+        storages = {
+            table.weight.data_ptr()
+            for table in (writer.lm_head, writer.get_input_embeddings(), writer.get_decoder().embed_tokens)
+        }
+        result[name] = {
+            "classes": [type(writer).__name__, type(scorer).__name__, type(writer.config).__name__],
+            "modules": [type(writer).__module__.split(".")[0], type(writer.config).__module__.split(".")[0]],
+            "base": same(f"{name} base", score(load(AutoModel, folder))),
+            "logits": same(f"{name} logits", score(scorer)),
+            "bfloat16": same(f"{name} bfloat16", score(load(AutoModelForSeq2SeqLM, folder, dtype=torch.bfloat16))),
+            "device_map": same(f"{name} logits", score(load(AutoModelForSeq2SeqLM, folder, device_map="auto"))),
+            "generate": same(f"{name} tokens", writer.generate(ids, attention_mask=mask, max_new_tokens=6)),
+            "beams": same(f"{name} beams", scorer.generate(ids, attention_mask=mask, num_beams=3, max_new_tokens=6)),
+            "num_storages": len(storages),
+        }
+
+    first = next(iter(folders.values()))
+    result["tokenizer"] = AutoTokenizer.from_pretrained(first, trust_remote_code=True)(prompts)["input_ids"]
+    generator = pipeline("text-generation", model=first, trust_remote_code=True)
+    outputs = generator(prompts, batch_size=8, return_full_text=False, do_sample=False, max_new_tokens=6)
+    result["texts"] = [output[0]["generated_text"] for output in outputs]
+    generator.check_model_type(["nothing"])  # the complaint that must not come before, to show that it would be seen
+
+    # A step of fine-tuning, saved elsewhere and opened again
+    model = load(AutoModelForSeq2SeqLM, first)
+    model(ids, attention_mask=mask, labels=target).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= parameter.grad
+    model.save_pretrained(fine_tuned)
+    result["fine-tuned"] = torch.equal(score(load(AutoModelForSeq2SeqLM, fine_tuned)), score(model))
+    result["fine-tuned logits"] = score(model).tolist()
+    load(AutoModelForCausalLM, fine_tuned).generate(ids, attention_mask=mask, max_new_tokens=2)
+
+    # Two folders of one name, each with code of its own
+    result["twins"] = [
+        [load(AutoModel, twin).origin, AutoConfig.from_pretrained(twin, trust_remote_code=True).origin]
+        for twin in twins
+    ]
+    try:
+        importlib.import_module("seqloom")
+    except ModuleNotFoundError:
+        result["seqloom"] = "missing"
+    return result
+
+
+# Prepared inside ----------------------------------------------------------------------------------------------------
+
+
+def expect(folder):
+    """Return what the local classes compute from a folder."""
+    tensors = {}
+    options = {"attention_mask": MASK, "decoder_input_ids": TARGET}
+    for key, cls, dtype in (
+        ("base", seqloom.SeqloomModel, torch.float32),
+        ("logits", seqloom.SeqloomForConditionalGeneration, torch.float32),
+        ("bfloat16", seqloom.SeqloomForConditionalGeneration, torch.bfloat16),
+    ):
+        with torch.no_grad():
+            tensors[key] = cls.from_pretrained(folder, dtype=dtype).eval()(IDS, **options)[0]
+    writer = seqloom.SeqloomForCausalLM.from_pretrained(folder)
+    tensors["tokens"] = writer.generate(IDS, attention_mask=MASK, max_new_tokens=6)
+    scorer = seqloom.SeqloomForConditionalGeneration.from_pretrained(folder)
+    tensors["beams"] = scorer.generate(IDS, attention_mask=MASK, num_beams=3, max_new_tokens=6)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_model, char_tokenizer):
+    """Return folders of models with a tokenizer, one for each kind of positions."""
+    root = tmp_path_factory.mktemp("已保存 folders")
+    tokenizer = char_tokenizer("".join(dict.fromkeys(CHARACTERS)))
+    folders = {}
+    for name, overrides in VARIANTS.items():
+        folders[name] = root / name
+        tiny_model(seed=2, vocab_size=len(tokenizer), **overrides).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def outside(saved, tmp_path_factory, tiny_model):
+    """Return what every door says outside, and what it printed."""
+    root = tmp_path_factory.mktemp("outside")
+    expected = {"ids": IDS, "mask": MASK, "target": TARGET}
+    for name, folder in saved.items():
+        expected |= {f"{name} {key}": tensor.contiguous() for key, tensor in expect(folder).items()}
+    save_file(expected, root / "expected.safetensors")
+    twins = [root / parent / "twin" for parent in "ab"]
+    for twin in twins:
+        tiny_model("SeqloomModel").save_pretrained(twin)
+        for name, cls in zip(CODE, ["SeqloomConfig", "SeqloomModel"]):
+            with (twin / name).open("a") as code:
+                code.write(f"\n{cls}.origin = {twin.parent.name!r}\n")
+    result, printed = run_outside(
+        open_every_door,
+        root,
+        folders={name: str(folder) for name, folder in saved.items()},
+        expected=str(root / "expected.safetensors"),
+        prompts=PROMPTS,
+        fine_tuned=str(root / "微调 fine-tuned"),
+        twins=[str(twin) for twin in twins],
+    )
+    return SimpleNamespace(result=result, printed=printed, fine_tuned=root / "微调 fine-tuned")
+
+
+# Outside ------------------------------------------------------------------------------------------------------------
+
+
+def test_seqloom_is_missing_outside(outside):
+    assert outside.result["seqloom"] == "missing"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_auto_classes_give_the_same_bits_outside(outside, name):
+    result = outside.result[name]
+    assert result["classes"] == ["SeqloomForCausalLM", "SeqloomForConditionalGeneration", "SeqloomConfig"]
+    assert result["modules"] == ["transformers_modules", "transformers_modules"]
+    for door in ("base", "logits", "bfloat16", "device_map", "generate", "beams"):
+        assert result[door] is True, door
+    assert result["num_storages"] == (3 if name == "learned" else 1)
+
+
+def test_tokenizer_and_stock_pipeline_give_the_same_texts_outside(outside, saved):
+    folder = saved["模型 sinusoidal"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert outside.result["tokenizer"] == tokenizer(PROMPTS)["input_ids"]
+
+    model = seqloom.SeqloomForConditionalGeneration.from_pretrained(folder)
+    for prompt, text in zip(PROMPTS, outside.result["texts"], strict=True):
+        tokens = model.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_new_tokens=6)
+        assert text == tokenizer.decode(tokens[0], skip_special_tokens=True)
+    assert len(set(outside.result["texts"])) > 3
+
+
+def test_nothing_alarming_is_printed_outside(outside):
+    complaint = "The model 'SeqloomForCausalLM' is not supported for text-generation. Supported models are ['nothing']"
+    assert complaint in outside.printed
+    for word in ("not supported", "MISSING", "MISMATCH", "newly initialized", "Traceback"):
+        assert word not in outside.printed.replace(complaint, "")
+
+
+def test_fine_tuned_outside_it_is_complete_again(outside, saved, tmp_path):
+    def code_and_auto_map(folder):
+        return {name: (folder / name).read_text() for name in CODE}, config_of(folder)["auto_map"]
+
+    assert outside.result["fine-tuned"] is True
+    assert code_and_auto_map(outside.fine_tuned) == code_and_auto_map(saved["模型 sinusoidal"])
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(outside.fine_tuned).eval()
+    with torch.no_grad():
+        logits = model(IDS, attention_mask=MASK, decoder_input_ids=TARGET).logits
+    assert torch.equal(logits, torch.tensor(outside.result["fine-tuned logits"]))
+    model.save_pretrained(tmp_path)
+    assert code_and_auto_map(tmp_path) == code_and_auto_map(saved["模型 sinusoidal"])
+
+
+def test_folders_of_one_name_get_their_own_code(outside):
+    assert outside.result["twins"] == [["a", "a"], ["b", "b"]]
+
+
+# Inside: with `import seqloom` ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"trust_remote_code": True}, {"trust_remote_code": False}], ids=str)
+def test_local_classes_are_used_and_nobody_is_asked(saved, options, monkeypatch):
+    monkeypatch.setattr("builtins.input", pytest.fail)
+    for folder in saved.values():
+        assert type(AutoConfig.from_pretrained(folder, **options)) is seqloom.SeqloomConfig
+        AutoTokenizer.from_pretrained(folder, **options)
+        for auto, cls in (
+            (AutoModel, seqloom.SeqloomModel),
+            (AutoModelForSeq2SeqLM, seqloom.SeqloomForConditionalGeneration),
+            (AutoModelForCausalLM, seqloom.SeqloomForCausalLM),
+        ):
+            model = auto.from_pretrained(folder, **options)
+            assert type(model) is cls
+            assert model._auto_class is None  # or transformers would copy our files itself, and badly
+
+
+def test_stock_pipeline_answers_inside_without_a_word_of_complaint(saved, outside, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    generator = pipeline("text-generation", model=str(saved["模型 sinusoidal"]))
+    outputs = generator(PROMPTS, batch_size=8, return_full_text=False, do_sample=False, max_new_tokens=6)
+    assert [output[0]["generated_text"] for output in outputs] == outside.result["texts"]
+    assert "not supported" not in caplog.text
+    generator.check_model_type(["nothing"])
+    assert "not supported" in caplog.text  # so it would have been seen
