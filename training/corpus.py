@@ -1,0 +1,273 @@
+"""Text in, a checked data set out: everything that is wrong with the data is said here, before anything is trained.
+
+`load_corpus` reads line-aligned files, TSV, JSONL, CSV, Parquet or a Hub data set into one memory-mapped Arrow file
+with the columns of the task, and returns it with the facts of the reading. The Arrow file is cached under a fingerprint
+of the *content* (SHA-256 of every file, and the options): a second run parses nothing, a changed file is noticed, and
+two names of one content share a cache entry. What a name means is decided in `sources.py`, the formats are read in
+`readers.py`, and `diagnosis.py` finds the words when something is wrong.
+
+Pairs with a blank side are dropped with a counted warning (a blank *target* in the test split is an error: scores on a
+shortened test set compare with nobody's). Rows are only ever dropped as wholes, so the alignment cannot shift.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import datasets
+from datasets.arrow_writer import ArrowWriter
+
+from seqloom.training.readers import CorpusError, Defects, is_blank
+from seqloom.training.sources import FileFacts, Request, Source, open_source, progress_bar
+from seqloom.training.tasks import get_task
+
+__all__ = ["Corpus", "CorpusError", "CorpusFacts", "FileFacts", "load_corpus"]
+
+logger = logging.getLogger(__name__)
+
+RULES = 1
+"""Version of the reading rules; a part of every fingerprint, so that a change of the rules is a change of the data."""
+
+WRITE_ROWS, WRITE_CHARACTERS = 1000, 1 << 24
+"""An Arrow batch is written at whichever comes first, so that long lines do not pile up in memory."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What was read, kept and dropped: the numbers for the run report."""
+
+    name: str
+    """The files or the Hub data set, as the user named them."""
+    task: str
+    """The task whose columns were read."""
+    split: str
+    """Train, valid or test."""
+    columns: tuple[str, ...]
+    """Columns that were read, by their names in the source."""
+    files: tuple[FileFacts, ...]
+    """Empty for a Hub data set."""
+    num_rows: int = 0
+    """Rows kept."""
+    num_dropped: dict[str, int] = field(default_factory=dict)
+    """Rows dropped, by reason."""
+    fingerprint: str = ""
+    """Of content and options: equal fingerprints mean equal data sets."""
+
+    @property
+    def num_rows_read(self) -> int:
+        """Rows kept and dropped."""
+        return self.num_rows + sum(self.num_dropped.values())
+
+    def describe_dropped(self) -> str:
+        """Say how many rows were dropped, and why: "60 of 2,000 rows (40 source blank, 20 target blank)"."""
+        return f"{sum(self.num_dropped.values()):,} of {self.num_rows_read:,} rows ({_list_counts(self.num_dropped)})"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set that is ready for training, and how it came to be."""
+
+    dataset: datasets.Dataset
+    """Memory-mapped; text columns `source` and `target`, or `text`."""
+    facts: CorpusFacts
+    """What was read, kept and dropped."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+@dataclass(frozen=True)
+class _RowRule:
+    """Which rows are kept."""
+
+    columns: tuple[str, ...]
+    drop_blank: bool
+    needs_target: bool
+
+    def find_blank(self, texts: tuple[str | None, ...]) -> str | None:
+        """Name the blank columns of a row, or None for a row to keep."""
+        if not any(map(is_blank, texts)):
+            return None
+        return f"{' and '.join(column for column, text in zip(self.columns, texts) if is_blank(text))} blank"
+
+    def refuses(self, reason: str) -> bool:
+        """Whether a row with blank columns is an error, not just dropped."""
+        return not self.drop_blank or (self.needs_target and reason == "target blank")
+
+
+def load_corpus(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    task: str = "pairs",
+    split: str = "train",
+    drop_blank: bool = True,
+    num_proc: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Corpus:
+    """Read a corpus, check it, and return it as a memory-mapped data set.
+
+    Args:
+        paths: Two names: line-aligned files (plain or .gz), line i of the first is the source of line i of the second.
+            One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; any other file is plain text with one
+            document per line (task "continuation"); a folder with a data set; or a Hub data set, `owner/name` or
+            `owner/name:configuration`.
+        columns: Names of the columns to read, in the order of the task's own (source, target; or text), which are the
+            default. "a.b" is field b inside a ("translation.de"). For TSV and CSV also positions counted from 1 ("1"),
+            which say that the file has no header.
+        task: "pairs" or "continuation".
+        split: "train", "valid" or "test"; names the split of a Hub data set, and forbids blank targets in "test".
+        drop_blank: Drop rows with a blank side (with a warning); otherwise they are an error.
+        num_proc: Processes with which `datasets` prepares a Hub data set. Files are read in one stream.
+        cache_dir: Where the Arrow files are kept; by default beside the other caches of `datasets`.
+
+    Returns:
+        The data set and the facts of the reading.
+
+    Raises:
+        CorpusError: For data that cannot be trained on. The message names the file, the place, the rule and the remedy.
+    """
+    wanted = get_task(task).columns
+    request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc)
+    source = open_source(_check_names(paths), request)
+    rule = _RowRule(wanted, drop_blank=drop_blank, needs_target=task == "pairs" and split == "test")
+    folder = _cache_root(cache_dir) / _fingerprint(source, rule)
+    if not (folder / "facts.json").exists():
+        _build(folder, source, rule)
+    corpus = _load(folder, CorpusFacts(source.name, task, split, request.columns, source.files))
+    _log(corpus.facts)
+    return corpus
+
+
+def _check_names(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    names = [os.path.expanduser(os.fspath(path)) for path in paths]
+    if len(names) not in (1, 2) or not all(names):
+        raise CorpusError(
+            f"{len(names)} names are given for a corpus ({', '.join(names[:4]) or 'none'}); give one (TSV, JSONL, CSV, "
+            "Parquet, text or a Hub data set) or two (line-aligned source and target)."
+        )
+    return names
+
+
+def _check_columns(columns: Sequence[str] | None, wanted: tuple[str, ...], task: str) -> tuple[str, ...]:
+    if columns is None:
+        return wanted
+    if isinstance(columns, str) or len(columns) != len(wanted):
+        raise CorpusError(
+            f"columns={columns!r} does not fit task {task!r}, which reads {len(wanted)}: {', '.join(wanted)}. "
+            "Give as many names, in this order."
+        )
+    return tuple(str(column) for column in columns)
+
+
+def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
+    return Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "seqloom"
+
+
+def _fingerprint(source: Source, rule: _RowRule) -> str:
+    key = json.dumps([RULES, source.identity, asdict(rule)])
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _build(folder: Path, source: Source, rule: _RowRule) -> None:
+    """Read all rows into `folder`, which appears complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-", ignore_cleanup_errors=True) as temporary:
+        part = Path(temporary) / "corpus"
+        part.mkdir()
+        num_dropped: Counter[str] = Counter()
+        num_rows = _write_rows(part / "rows.arrow", source, rule, num_dropped, fingerprint=folder.name)
+        if not num_rows:
+            raise CorpusError(_describe_empty(source.name, rule, num_dropped))
+        files = [asdict(facts) for facts in source.describe_files()]
+        facts = {"files": files, "num_rows": num_rows, "num_dropped": num_dropped}
+        (part / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        try:
+            part.rename(folder)
+        except OSError:
+            if not (folder / "facts.json").exists():  # else another process was faster
+                raise
+
+
+def _write_rows(path: Path, source: Source, rule: _RowRule, num_dropped: Counter[str], *, fingerprint: str) -> int:
+    """Write the rows to keep as an Arrow stream; returns their number."""
+    features = datasets.Features({column: datasets.Value("string") for column in rule.columns})
+    kept = _keep(source, rule, num_dropped)
+    num_rows = 0
+    with (
+        ArrowWriter(path=str(path), features=features, fingerprint=fingerprint) as writer,
+        progress_bar(f"Reading {source.name}", source.total, "B" if source.position else " rows") as bar,
+    ):
+        while batch := _take_batch(kept):
+            writer.write_batch({column: list(texts) for column, texts in zip(rule.columns, zip(*batch))})
+            num_rows += len(batch)
+            bar.update((source.position() if source.position else num_rows) - bar.n)
+        writer.finalize()
+    return num_rows
+
+
+def _take_batch(rows: Iterator[tuple[str | None, ...]]) -> list[tuple[str | None, ...]]:
+    batch, num_characters = [], 0
+    for texts in islice(rows, WRITE_ROWS):
+        batch.append(texts)
+        num_characters += sum(len(text or "") for text in texts)
+        if num_characters >= WRITE_CHARACTERS:
+            break
+    return batch
+
+
+def _keep(source: Source, rule: _RowRule, num_dropped: Counter[str]) -> Iterator[tuple[str | None, ...]]:
+    """Yield the texts of the rows to keep and count the others; at the end, refuse what `rule` does not let pass."""
+    refused = Defects(source.name, "must not be blank")
+    number = 0
+    for number, texts in source.rows:
+        reason = rule.find_blank(texts)
+        if reason is None:
+            yield texts
+        elif rule.refuses(reason):
+            refused.add(number, reason)
+        else:
+            num_dropped[reason] += 1
+        if refused.is_full:
+            break
+    why = "The test split needs every target" if rule.drop_blank else "Blank rows are refused (drop_blank is off)"
+    refused.check(number, f"{why}: fill or remove these rows.")
+
+
+def _describe_empty(name: str, rule: _RowRule, num_dropped: Counter[str]) -> str:
+    found = f"only blank rows ({_list_counts(num_dropped)})" if num_dropped else "nothing"
+    wanted = " and ".join(rule.columns)
+    return f"{name} holds {found}; a corpus needs at least one row with {wanted}. Check that it is the right file."
+
+
+def _list_counts(num_dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in num_dropped.items())
+
+
+def _load(folder: Path, facts: CorpusFacts) -> Corpus:
+    """Open a finished cache folder; names are those of this call, the rest was written with the data."""
+    stored = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    files = tuple(FileFacts(**{**old, "path": new.path}) for old, new in zip(stored.pop("files"), facts.files))
+    facts = replace(facts, files=files, fingerprint=folder.name, **stored)
+    return Corpus(datasets.Dataset.from_file(str(folder / "rows.arrow")), facts)
+
+
+def _log(facts: CorpusFacts) -> None:
+    for file in facts.files:
+        if file.has_byte_order_mark:
+            logger.info("%s: removed the byte order mark at its start.", file.path)
+        if file.num_crlf_lines:
+            logger.info("%s: %s lines end in CR LF; removed the CR.", file.path, f"{file.num_crlf_lines:,}")
+    if facts.num_dropped:
+        logger.warning("%s: dropped %s.", facts.name, facts.describe_dropped())
