@@ -1,5 +1,7 @@
 """What every test shares: no network, one torch thread, and models so small that a forward takes milliseconds."""
 
+import copy
+import functools
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,19 +22,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-TINY: dict[str, Any] = {
-    "vocab_size": 40,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 32,
-    "max_position_embeddings": 64,
-    "dropout": 0.0,
-}
-"""Every width differs from every other, so that a transposed or swapped matrix cannot go unnoticed."""
+from tests.toy import TINY, toy_pairs
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -69,6 +59,36 @@ def tiny_model(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * noise)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def taught_model(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gives a tiny model after 100 steps on `toy_pairs`; each variant is trained once.
+
+    Random models repeat one word for ever. This one writes different words, ends its sentences at different lengths and
+    is still unsure, so that a mistake in caches, masks or beams changes what it writes.
+    """
+    from seqloom.modeling import modeling_seqloom
+
+    @functools.cache
+    def teach(fields: tuple[tuple[str, Any], ...]) -> Any:
+        torch.manual_seed(0)
+        model = modeling_seqloom.SeqloomForConditionalGeneration(tiny_config(**dict(fields))).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for step in range(100):
+            source, mask, labels = toy_pairs(32, seed=step)
+            model(input_ids=source, attention_mask=mask, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.eval()
+
+    def build(kind: str = "SeqloomForConditionalGeneration", **overrides: Any) -> Any:
+        taught = teach(tuple(sorted(overrides.items())))
+        model = getattr(modeling_seqloom, kind)(copy.deepcopy(taught.config)).eval()
+        model.load_state_dict(taught.state_dict())
         return model
 
     return build

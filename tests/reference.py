@@ -212,7 +212,8 @@ class PaperTransformer:
         if self.config.position_embedding_type == "sinusoidal":
             x = x + sinusoid_table(len(ids), self.config.d_model)
         elif self.config.position_embedding_type == "learned":
-            x = x + self.weights[f"model.{side}.embed_positions.weight"][: len(ids)]
+            (table,) = inside(self.weights, f"model.{side}.embed_positions").values()
+            x = x + table[: len(ids)]
         return x
 
     def encoder_layer(self, x: Array, name: str) -> Array:

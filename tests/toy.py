@@ -1,0 +1,55 @@
+"""The toy language of the tests: a model of a few thousand weights, and sentences it learns within seconds."""
+
+from typing import Any
+
+import torch
+
+TINY: dict[str, Any] = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+}
+"""Every width differs from every other, so that a transposed or swapped matrix cannot go unnoticed."""
+
+
+def padded(sentences: list[list[int]], side: str = "right", pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack sentences of different lengths.
+
+    Args:
+        sentences: token ids.
+        side: "left" or "right".
+        pad: the id that fills the gap, 0 for ids and -100 for labels.
+
+    Returns:
+        Ids and attention mask, (B, L) each.
+    """
+    length = max(map(len, sentences))
+    rows, masks = [], []
+    for sentence in sentences:
+        gap, real = length - len(sentence), [1] * len(sentence)
+        rows.append([pad] * gap + sentence if side == "left" else sentence + [pad] * gap)
+        masks.append([0] * gap + real if side == "left" else real + [0] * gap)
+    return torch.tensor(rows), torch.tensor(masks)
+
+
+def toy_pairs(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make sentences of 1 to 8 words, right-padded, whose translation is every word + 20.
+
+    Returns:
+        Source ids, attention mask and labels, (count, 9) each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 9, (count, 1), generator=generator)
+    source = torch.randint(4, 20, (count, 9), generator=generator)
+    column = torch.arange(9)[None]
+    source[column == lengths] = 2
+    mask = column <= lengths
+    source = source.masked_fill(~mask, 0)
+    return source, mask.long(), torch.where(source > 3, source + 20, source).masked_fill(~mask, -100)
