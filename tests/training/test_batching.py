@@ -10,15 +10,24 @@ from seqloom.training.batching import UpdateSampler, accumulation_steps, cut_upd
 lengths_strategy = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=300).map(np.array)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=150)
 @given(lengths=lengths_strategy, seed=st.integers(0, 5), epoch=st.integers(0, 5), slack=st.integers(0, 500))
 def test_every_example_once_and_no_update_over_budget(lengths, seed, epoch, slack):
-    budget = int(lengths.sum(axis=1).max()) + slack
+    budget = 2 * int(lengths.sum(axis=1).max()) + slack
     updates = plan_updates(lengths, tokens_per_update=budget, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(updates).tolist()) == list(range(len(lengths)))
-    assert all(0 < lengths[update].sum() <= 2 * budget for update in updates)
-    if budget >= 2 * lengths.sum(axis=1).max():
-        assert max(lengths[update].sum() for update in updates) <= budget
+    assert all(0 < lengths[update].sum() <= budget for update in updates)
+    assert len(updates) == len(plan_updates(lengths, tokens_per_update=budget, seed=seed, epoch=epoch + 1))
+
+
+def test_updates_are_full_and_mix_lengths():
+    lengths = np.random.default_rng(0).integers(1, 50, (20_000, 2))
+    updates = plan_updates(lengths, tokens_per_update=4096, seed=0, epoch=0)
+    tokens = np.array([lengths[update].sum() for update in updates])
+    assert tokens.mean() > 0.93 * 4096
+    means = np.array([lengths[update].mean() for update in updates])
+    assert means.std() < 0.1 * means.mean()
+    assert all((np.diff(lengths[update][:, 1]) >= 0).all() for update in updates)
 
 
 def test_the_plan_depends_on_seed_and_epoch_alone():
@@ -39,17 +48,19 @@ def test_neighbours_change_from_epoch_to_epoch():
     assert not groups[0] & groups[1]
 
 
-def test_length_sorted_updates_pad_less_than_random_ones():
+def test_micro_batches_of_an_update_hardly_pad():
     rng = np.random.default_rng(0)
     source = rng.integers(3, 60, 5000)
     lengths = np.stack([source, np.maximum(1, source + rng.integers(-3, 4, 5000))], axis=1)
 
-    def padded(updates):
-        return sum(len(u) * lengths[u].max(axis=0).sum() for u in updates)
+    def padded(pieces):
+        return sum(len(piece) * lengths[piece].max(axis=0).sum() for piece in pieces)
 
-    planned = plan_updates(lengths, tokens_per_update=2000, seed=0, epoch=0)
-    shuffled = np.array_split(rng.permutation(5000), len(planned))
-    assert padded(planned) < 1.2 * lengths.sum() < 1.5 * lengths.sum() < padded(shuffled)
+    updates = plan_updates(lengths, tokens_per_update=8192, seed=0, epoch=0)
+    pieces = [piece for update in updates for piece in cut_update(update, lengths, 8)]
+    shuffled = np.array_split(rng.permutation(5000), len(pieces))
+    assert padded(pieces) < 1.12 * lengths.sum()
+    assert padded(shuffled) > 1.5 * lengths.sum()
 
 
 @settings(deadline=None, max_examples=100)
@@ -105,7 +116,7 @@ def test_the_sampler_knows_its_length_and_its_epoch():
 
 @pytest.mark.parametrize(
     ("update", "device", "world", "steps"),
-    [(8192, None, 1, 1), (8192, 8192, 1, 1), (8192, 4096, 1, 2), (8192, 3000, 2, 2)],
+    [(8192, 8192, 1, 8), (8192, 512, 1, 16), (1000, 8192, 1, 1), (8192, 8192, 2, 4), (50_000, 1000, 10, 5)],
 )
 def test_accumulation_follows_from_the_budgets(update, device, world, steps):
     assert accumulation_steps(update, device, world) == steps

@@ -1,4 +1,4 @@
-"""SeqloomTrainer: the loss does not depend on how an update is cut, checkpoints are whole, scores are token-weighted."""
+"""SeqloomTrainer: the loss ignores how an update is cut, checkpoints are whole, scores are token-weighted."""
 
 import math
 
