@@ -209,8 +209,15 @@ class SeqloomConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value} must be at least 1.")
         for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
-            if value is not None and value >= self.vocab_size:
-                logger.warning(f"{name}={value} is outside the vocabulary of {self.vocab_size} entries.")
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(
+                    f"{name}={value} is outside the vocabulary; with vocab_size={self.vocab_size} ids run from 0 to "
+                    f"{self.vocab_size - 1}."
+                )
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps={self.norm_eps} must be above 0; 1e-5 is usual.")
+        if self.init_std is not None and self.init_std < 0:
+            raise ValueError(f"init_std={self.init_std} is a standard deviation; use 0.02, or None for Xavier's.")
 
 
 _POSITIVE_FIELDS = (
@@ -228,6 +235,8 @@ _FOREIGN_KEYS = frozenset(
     {"name_or_path", "torch_dtype", "attn_implementation", "experts_implementation", "output_attentions", "num_labels"}
     | {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "per_layer_config", "auto_map"}
     | {"custom_pipelines", "model_type", "quantization_config", "tokenizer_class", "task_specific_params"}
+    | {"sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "tie_encoder_decoder"}
+    | {"encoder_layerdrop", "decoder_layerdrop", "forced_bos_token_id", "forced_eos_token_id"}
 )
 
 __all__ = ["SeqloomConfig"]

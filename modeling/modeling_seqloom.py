@@ -51,19 +51,34 @@ def make_embedding(config: SeqloomConfig) -> nn.Embedding:
     return nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
 
 
-def shift_right(ids: Tensor, pad_token_id: int, start_token_id: int) -> Tensor:
+def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:
     """Return what the decoder reads when it has to predict `ids`: the start token, then all but the last.
 
     Args:
         ids: (B, T) target ids; -100 (ignored by the loss) is read as padding.
         pad_token_id: what takes the place of -100.
-        start_token_id: the first token that the decoder reads.
+        start_token_id: the first token that the decoder reads; it stands just before the first real target.
 
     Returns:
         (B, T) decoder input ids.
+
+    Raises:
+        ValueError: when the configuration lacks one of the two tokens.
     """
-    start = torch.full_like(ids[:, :1], start_token_id)
-    return torch.cat([start, ids[:, :-1].masked_fill(ids[:, :-1] == -100, pad_token_id)], dim=1)
+    if pad_token_id is None or start_token_id is None:
+        raise ValueError(
+            f"pad_token_id={pad_token_id} and decoder_start_token_id={start_token_id}: shifting targets right needs "
+            f"both; set them in the configuration, or give decoder_input_ids."
+        )
+    shifted = torch.cat([torch.full_like(ids[:, :1], -100), ids[:, :-1]], dim=1)
+    shifted = shifted.masked_fill(is_first_target(ids), start_token_id)
+    return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def is_first_target(labels: Tensor) -> Tensor:
+    """Return (B, T) booleans, True at each row's first label that is not -100: behind it, padding is on the left."""
+    is_target = labels != -100
+    return is_target & (is_target.cumsum(-1) == 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,9 +116,12 @@ class SeqloomSinusoidalPositions(nn.Module):
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> Tensor:
         """Add each token's position vector; the shape (B, L, D) does not change."""
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        exponents = torch.arange(0, self.d_model, 2, device=hidden_states.device, dtype=dtype) / self.d_model
-        angles = position_ids[..., None] * 10000.0**-exponents  # (B, L, D/2)
+        device = hidden_states.device
+        # Turns are counted in float64 where there is one: in float32 they drift by 1e-3 at position 20,000.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        exponents = torch.arange(0, self.d_model, 2, device=device, dtype=wide) / self.d_model
+        angles = (position_ids[..., None] * 10000.0**-exponents).remainder(2 * math.pi)  # (B, L, D/2)
+        angles = angles.to(torch.promote_types(hidden_states.dtype, torch.float32))
         table = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (B, L, D)
         return hidden_states + table.to(hidden_states.dtype)
 
@@ -626,6 +644,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
     """Encoder and decoder without the LM head."""
 
     _tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # noqa: RUF012
 
     def __init__(self, config: SeqloomConfig) -> None:
         super().__init__(config)
@@ -738,12 +757,11 @@ def label_smoothed_loss(
     Returns:
         The loss, a scalar in float32 or wider.
     """
-    if num_items is None:
-        num_items = (labels != -100).sum().clamp(min=1)
+    num_items = (labels != -100).sum() if num_items is None else torch.as_tensor(num_items)
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (B * T, V)
     labels = labels.flatten().to(logits.device)
     total = nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-    return total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
+    return total / num_items.to(total.device).clamp(min=1)  # no targets, no loss: 0, not NaN
 
 
 class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
@@ -805,6 +823,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+                if decoder_attention_mask is None:
+                    decoder_attention_mask = is_first_target(labels).cumsum(-1)  # hides padding on the left
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -880,32 +900,36 @@ class SeqloomForCausalLM(SeqloomForConditionalGeneration, GenerationMixin):
             (B * num_return_sequences, S + new) ids; or transformers' output object with such `sequences`.
         """
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if prompt is None:
+        if prompt is None and kwargs.get("decoder_input_ids") is not None:  # the caller speaks to the decoder itself
             return super().generate(None, generation_config, *args, streamer=streamer, **kwargs)
-        source, kwargs["attention_mask"] = self._close(prompt, kwargs.get("attention_mask"))
-        streamer = None if streamer is None else _PromptFirstStreamer(streamer, prompt)
-        output = super().generate(source, generation_config, *args, streamer=streamer, **kwargs)
-        new = output if isinstance(output, Tensor) else output.sequences
-        prompts = prompt.to(new.device).repeat_interleave(new.shape[0] // prompt.shape[0], dim=0)
-        sequences = torch.cat([prompts, new[:, 1:]], dim=1)  # the decoder's start token is no part of the text
+        if prompt is not None:
+            inputs, kwargs["attention_mask"] = self._close(prompt, kwargs.get("attention_mask"))
+            streamer = None if streamer is None else _PromptFirstStreamer(streamer, prompt)
+        output = super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        sequences = sequences[:, 1:]  # the decoder's start token is no part of the text
+        if prompt is not None:
+            prompts = prompt.to(sequences.device).repeat_interleave(sequences.shape[0] // prompt.shape[0], dim=0)
+            sequences = torch.cat([prompts, sequences], dim=1)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences
         return output
 
     def _close(self, prompt: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Append one column that holds the end of sequence where a prompt lacks it, and invisible padding elsewhere."""
+        """Append a column: the end of sequence where a prompt lacks it, invisible padding elsewhere."""
+        pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
         if attention_mask is None:
-            pad = self.generation_config.pad_token_id
             attention_mask = torch.ones_like(prompt) if pad is None else (prompt != pad).long()
-        eos = self.generation_config.eos_token_id
-        eos = eos[0] if isinstance(eos, list) else eos
+        blank = prompt.new_full((prompt.shape[0], 1), pad or 0)
         if eos is None:
-            return prompt, attention_mask
-        last = (attention_mask * torch.arange(1, prompt.shape[1] + 1, device=prompt.device)).argmax(-1, keepdim=True)
-        is_open = prompt.gather(1, last) != eos  # (B, 1)
-        closing = torch.where(is_open, eos, self.config.pad_token_id or 0)
-        return torch.cat([prompt, closing], dim=1), torch.cat([attention_mask, is_open.to(attention_mask)], dim=1)
+            return torch.cat([prompt, blank], dim=1), torch.cat([attention_mask, blank * 0], dim=1)
+        ends = torch.as_tensor(eos, device=prompt.device).reshape(-1)
+        places = torch.arange(1, prompt.shape[1] + 1, device=prompt.device) * attention_mask  # (B, S), 0 at padding
+        last = torch.cat([blank * 0, places], dim=1).amax(1, keepdim=True)  # (B, 1), counted from 1; 0: empty
+        is_open = ~torch.isin(torch.cat([blank, prompt], dim=1).gather(1, last), ends)  # (B, 1)
+        closed = torch.cat([prompt, torch.where(is_open, ends[0], blank)], dim=1)
+        return closed, torch.cat([attention_mask, is_open.to(attention_mask)], dim=1)
 
     def _prepare_generated_length(
         self,
@@ -917,16 +941,17 @@ class SeqloomForCausalLM(SeqloomForConditionalGeneration, GenerationMixin):
         inputs_tensor: Tensor,
     ) -> GenerationConfig:
         """Turn lengths that count the prompt, as a causal LM's do, into lengths of what the decoder writes."""
-        prompt_length = inputs_tensor.shape[1] - input_ids_length
+        # generate has appended one column to ids, and none to embeddings
+        prompt_length = inputs_tensor.shape[1] - (model_input_name == "input_ids")
         if generation_config.max_new_tokens is None and not has_default_max_length:
             if generation_config.max_length <= prompt_length:
                 raise ValueError(
                     f"max_length={generation_config.max_length} counts the prompt too and leaves no room after its "
                     f"{prompt_length} tokens; raise it, or set max_new_tokens instead."
                 )
-            generation_config.max_length -= prompt_length
+            generation_config.max_length += input_ids_length - prompt_length
         if generation_config.min_new_tokens is None and not has_default_min_length:
-            generation_config.min_length = max(generation_config.min_length - prompt_length, 0)
+            generation_config.min_length = max(generation_config.min_length + input_ids_length - prompt_length, 0)
         return super()._prepare_generated_length(
             generation_config,
             has_default_max_length,

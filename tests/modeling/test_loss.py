@@ -11,7 +11,6 @@ from tests.reference import smoothed_losses
 from tests.toy import padded, toy_pairs
 
 EPSILONS = [0.0, 0.1]
-NAN = pytest.mark.xfail(strict=True, reason="0 / 0 is NaN, and the optimizer would write it into every weight")
 
 
 def gradient_norm(model: Any) -> float:
@@ -99,7 +98,6 @@ def test_ignored_labels_change_nothing(tiny_model: Callable[..., Any]) -> None:
     torch.testing.assert_close(model(input_ids=source, attention_mask=mask, labels=wider).loss, loss)
 
 
-@pytest.mark.xfail(strict=True, reason="the start token is put before the padding, and the padding is read as words")
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_left_padded_labels_give_the_same_loss(tiny_model: Callable[..., Any], epsilon: float) -> None:
     """DataCollatorForSeq2Seq pads labels on the tokenizer's side, and text-generation turns that to the left."""
@@ -113,7 +111,7 @@ def test_left_padded_labels_give_the_same_loss(tiny_model: Callable[..., Any], e
     torch.testing.assert_close(losses[1], losses[0])
 
 
-@pytest.mark.parametrize("num_items", [None, 7, *(pytest.param(zero, marks=NAN) for zero in (0, torch.tensor(0)))])
+@pytest.mark.parametrize("num_items", [None, 7, 0, torch.tensor(0)])
 def test_nothing_to_predict_costs_nothing(tiny_model: Callable[..., Any], num_items: int | torch.Tensor | None) -> None:
     model = tiny_model(label_smoothing=0.1)
     source, mask, labels = toy_pairs(2)
