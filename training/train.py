@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments, set_seed
 
 import seqloom  # noqa: F401  (registers the classes and the bundler that every checkpoint is written with)
 from seqloom.configuration.command import CommandParser, run_command
-from seqloom.configuration.recipe import Recipe, add_recipe_arguments, recipe_from_arguments
+from seqloom.configuration.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.batching import accumulation_steps
 from seqloom.training.corpus import load_corpus
@@ -60,9 +60,11 @@ def train(recipe: Recipe) -> dict[str, Any]:
     with arguments.main_process_first(desc="preparing data and vocabulary"):
         if arguments.process_index == 0:
             folder.open(recipe)
-        corpus = read_corpus(recipe)
+        corpus, facts = read_corpus(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
         data = DatasetDict({name: encode(split, tokenizers, recipe, name) for name, split in corpus.items()})
+    if arguments.process_index == 0:
+        folder.write("data.json", facts)
     arguments.gradient_accumulation_steps = accumulation_steps(
         recipe.tokens_per_update, recipe.tokens_per_device, arguments.world_size
     )
@@ -97,17 +99,22 @@ def train(recipe: Recipe) -> dict[str, Any]:
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-def read_corpus(recipe: Recipe) -> DatasetDict:
-    """Return the splits as pairs of text: "train", and "validation" and "test" where the recipe names them."""
+def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
+    """Return the splits as pairs of text, and what is known of each: files, rows, what was dropped and why.
+
+    The splits are "train", and "validation" and "test" where the recipe names them.
+    """
     if recipe.is_demo:
-        return build_demo()
+        demo = build_demo()
+        return demo, {split: {"name": "date demo", "num_rows": len(rows)} for split, rows in demo.items()}
     task = get_task(recipe.task, num_splits=recipe.num_splits)
-    corpus = {}
+    corpus, facts = {}, {}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
         if files := getattr(recipe, name):
             loaded = load_corpus(files, columns=recipe.columns, task=recipe.task, split=name, num_proc=recipe.num_proc)
             corpus[split] = task.to_pairs(loaded.dataset, seed=seed_of(recipe), num_proc=recipe.num_proc)
-    return DatasetDict(corpus)
+            facts[split] = asdict(loaded.facts)
+    return DatasetDict(corpus), facts
 
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:
@@ -141,6 +148,12 @@ def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, split:
     lengths = lengths_of(encoded)
     limits = [recipe.max_source_length or np.inf, recipe.max_target_length or np.inf]
     fits = (lengths <= limits).all(axis=1) & (lengths.sum(axis=1) <= recipe.tokens_per_update)
+    if not fits.any():
+        raise RecipeError(
+            f"no training example is left: all {len(fits):,} are longer than max_source_length="
+            f"{recipe.max_source_length}, max_target_length={recipe.max_target_length} or tokens_per_update="
+            f"{recipe.tokens_per_update} tokens; the shortest source has {lengths[:, 0].min()}. Raise the limit."
+        )
     if not fits.all():
         logger.warning(
             "Left out %s of %s training examples: longer than max_source_length=%s, max_target_length=%s or "

@@ -1,0 +1,153 @@
+"""One run from text to folder: what it leaves, how it goes on, and what it refuses."""
+
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+
+from seqloom.configuration.recipe import load_recipe, resolve_recipe
+from seqloom.training.train import main, train
+
+GEOMETRY = {"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2}
+QUICK = {"tokenizer": "char", "vocab_size": 300, "tokens_per_update": 1024, "max_new_tokens": 12, "logging_steps": 5}
+SCHEDULE = {"max_steps": 10, "eval_steps": 5, "save_steps": 5, "warmup_steps": 5, "disable_tqdm": True}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Words and their reversals, as line-aligned files; and the words as one text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for split, count in (("train", 120), ("valid", 6), ("test", 7)):
+        words = ["".join(rng.choices("abcde", k=rng.randint(3, 9))) for _ in range(count)]
+        (folder / f"{split}.src").write_text("".join(word + "\n" for word in words))
+        (folder / f"{split}.tgt").write_text("".join(word[::-1] + "\n" for word in words))
+    return folder
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path):
+    def build(**overrides):
+        files = {
+            split: [str(corpus / f"{split}.{side}") for side in ("src", "tgt")] for split in ("train", "valid", "test")
+        }
+        keys = {**files, **GEOMETRY, "decoder_attention_heads": 2, **QUICK, **SCHEDULE, "output": str(tmp_path / "run")}
+        return resolve_recipe(None, {**keys, **overrides})
+
+    return build
+
+
+def weights(folder):
+    return AutoModelForSeq2SeqLM.from_pretrained(folder).state_dict()
+
+
+def test_a_run_leaves_a_folder_that_answers_and_its_records(recipe, tmp_path, corpus, capsys):
+    results = train(recipe())
+    folder = tmp_path / "run"
+    assert results["updates"] == 10
+    assert {"validation_loss", "test_exact_match", "test_bleu", "bleu_signature", "seconds"} <= set(results)
+
+    records = {path.name for path in (folder / "run").iterdir()}
+    assert {
+        "recipe.yaml",
+        "environment.json",
+        "results.json",
+        "data.json",
+        "test_outputs.jsonl",
+        "tokenizer",
+    } <= records
+    assert load_recipe(folder / "run" / "recipe.yaml") == recipe()
+    rows = [json.loads(line) for line in (folder / "run" / "test_outputs.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == (corpus / "test.src").read_text().split()
+    assert json.loads((folder / "run" / "data.json").read_text())["train"]["num_rows"] == 120
+
+    assert not list(folder.glob("*.bin"))
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    output = model.generate(**tokenizer(rows[0]["source"], return_tensors="pt"))
+    assert tokenizer.decode(output[0], skip_special_tokens=True) == rows[0]["output"]
+    written = pipeline("text-generation", model=str(folder))(rows[0]["source"], return_full_text=False)
+    assert written[0]["generated_text"] == rows[0]["output"]
+
+    printed = capsys.readouterr().out
+    for part in ("reference", "exact_match", f"seqloom generate {folder}", 'pipeline("text-generation"'):
+        assert part in printed
+
+
+def test_a_finished_run_is_not_run_again(recipe, tmp_path, capsys):
+    first = train(recipe())
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert train(recipe()) == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds a finished run and resume=never would replace it"):
+        train(recipe(resume="never"))
+    assert train(recipe(resume="never", overwrite=True))["test_loss"] == pytest.approx(first["test_loss"])
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(recipe, tmp_path):
+    train(recipe(output=str(tmp_path / "whole")))
+    train(recipe(output=str(tmp_path / "parts"), max_steps=5))
+    (tmp_path / "parts" / "run" / "results.json").unlink()  # as if it had been stopped before its end
+    assert train(recipe(output=str(tmp_path / "parts")))["updates"] == 10
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_goes_on_with_its_own_recipe_only(recipe, tmp_path):
+    train(recipe(max_steps=5))
+    (tmp_path / "run" / "run" / "results.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"was started with learning_rate=0\.002 and is now asked to go on with .*=0\.5"
+    ):
+        train(recipe(learning_rate=0.5))
+
+
+def test_the_same_seed_gives_the_same_weights(recipe, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(recipe(output=str(tmp_path / name), seed=seed, max_steps=3))
+    a, b, c = (weights(tmp_path / name)["lm_head.weight"] for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_separate_vocabularies_survive_the_journey(recipe, tmp_path):
+    train(recipe(joint_vocabulary=False))
+    source = AutoTokenizer.from_pretrained(tmp_path / "run")
+    target = AutoTokenizer.from_pretrained(tmp_path / "run", subfolder="target")
+    assert set(source("abc").input_ids).isdisjoint(set(target("abc").input_ids) - {2})
+    assert source.decode(target("abc").input_ids, skip_special_tokens=True) == "abc"
+
+
+def test_continuation_learns_from_one_text(recipe, corpus, tmp_path):
+    text = {split: [str(corpus / f"{split}.src")] for split in ("train", "valid", "test")}
+    results = train(recipe(task="continuation", **text))
+    assert {"test_perplexity", "test_token_accuracy"} <= set(results)
+    assert "test_bleu" not in results
+    written = pipeline("text-generation", model=str(tmp_path / "run"))("ab", max_new_tokens=3)
+    assert written[0]["generated_text"].startswith("ab")
+
+
+def test_long_examples_are_left_out_and_counted(recipe, caplog):
+    train(recipe(max_source_length=6, max_steps=2))
+    assert "Left out" in caplog.text
+    assert "of 120 training examples" in caplog.text
+
+
+def test_no_example_left_is_an_error(recipe):
+    with pytest.raises(ValueError, match="no training example is left"):
+        train(recipe(max_source_length=1))
+
+
+def test_without_validation_nothing_is_evaluated(recipe):
+    assert "validation_loss" not in train(recipe(valid=[], test=[], max_steps=2))
+
+
+def test_the_command_line_says_what_is_wrong_in_one_paragraph(tmp_path, capsys):
+    assert main(["--train", str(tmp_path / "no.de"), str(tmp_path / "no.en"), "--output", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "no.de" in error
+    assert "Traceback" not in error
+    assert main(["--learning_rat", "0.1"]) == 1
+    assert "learning_rate" in capsys.readouterr().err
