@@ -6,6 +6,7 @@ padding costs little, and what does not fit in memory shows at once.
 
 import gzip
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BatchEncoding
 from transformers.utils import logging
 
 TOKENS_PER_BATCH = 4096
-"""Padded source tokens x beams of one batch; well under 1 GB for the base model."""
+"""Padded source tokens x beams of one batch; well under 1 GB for the base model.
+
+CPU seconds for 400 lines, tiny model, one core: 1.45 at 512, 0.95 at 4,096, 0.99 at 16,384; with 5 beams 8.7, 4.9, 4.8.
+"""
 
 LOGITS_PER_PASS = 1 << 26
 """Most float32 logits that scoring holds at once, 256 MiB."""
@@ -235,7 +239,12 @@ def _read_bytes(input_file: str | None) -> bytes:
     if input_file is None:
         return sys.stdin.buffer.read()
     data = Path(input_file).read_bytes()
-    return gzip.decompress(data) if input_file.endswith(".gz") else data
+    if not input_file.endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{input_file} is not a whole gzip file ({error}); copy it again, or rename it.") from error
 
 
 def _decode(line: bytes, number: int, name: str) -> str:

@@ -124,6 +124,10 @@ def test_wrong_files_and_folders(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"ok\nb\xffd\n")
     with pytest.raises(ValueError, match=r"bad: line 2 is not UTF-8 \(byte 2\); convert it first."):
         read_lines(str(tmp_path / "bad"))
+    for content in (b"abc", gzip.compress(b"abc" * 99)[:-9], gzip.compress(b"")[:10] + b"\xff" * 20):
+        (tmp_path / "bad.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad.gz is not a whole gzip file \(.*\); copy it again, or rename it."):
+            read_lines(str(tmp_path / "bad.gz"))
     with pytest.raises(ValueError, match=r"nowhere holds no config.json; name the folder that seqloom train wrote"):
         generate.load_folder("nowhere")
     with pytest.raises(ValueError, match=r"no/out.txt: the folder .*no does not exist; create it."):
