@@ -191,6 +191,8 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
         chosen.setdefault("eval_strategy", "steps")
     chosen.setdefault("per_device_eval_batch_size", 64)
     chosen.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    chosen.setdefault("ddp_find_unused_parameters", False)
+    chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
     return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
 
 
