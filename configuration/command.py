@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -57,6 +58,8 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         0 done, 1 failed, 2 misused, 130 interrupted, 141 the reader of stdout went away.
     """
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is written
         code = command() or 0
         sys.stdout.flush()
         return code

@@ -128,7 +128,9 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             vocab_size=recipe.vocab_size,
             joint=recipe.joint_vocabulary,
             normalization=recipe.normalization,
+            min_frequency=recipe.min_frequency,
             character_coverage=recipe.character_coverage,
+            split_digits=recipe.split_digits,
         )
         tokenizers.save(home)
     return SeqloomTokenizers.load(home)
