@@ -189,17 +189,17 @@ class SeqloomRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, each (B, 1, L, H), for the positions (B, L)."""
+        """Return cosines and sines, each (B, L, H), for the positions (B, L)."""
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        angles = position_ids[:, None, :, None].to(dtype) * self.inv_freq.to(hidden_states.device)  # (B, 1, L, H/2)
-        angles = torch.cat([angles, angles], dim=-1)  # (B, 1, L, H)
+        angles = position_ids[..., None].to(dtype) * self.inv_freq.to(hidden_states.device)  # (B, L, H/2)
+        angles = torch.cat([angles, angles], dim=-1)  # (B, L, H)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn dimension pairs (i, i + H/2) of (B, N, L, H) by the angles whose cosines and sines are given."""
-    cos, sin = rotation
+    """Turn dimension pairs (i, i + H/2) of (B, N, L, H) by the angles whose cosines and sines (B, L, H) are given."""
+    cos, sin = (table[:, None] for table in rotation)  # (B, 1, L, H), the same for all heads
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat([-second, first], dim=-1) * sin
 
