@@ -32,7 +32,8 @@ PROMPTS = ["今天的天气很", "a", "bc", "defghij", "今天", "天气很好ab
 IDS = torch.tensor([[5, 6, 7, 2, 0], [8, 9, 10, 11, 2]])
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
 TARGET = torch.tensor([[1, 12, 13], [1, 14, 15]])
-CODE = ["configuration_seqloom.py", "modeling_seqloom.py"]
+CODE = ["configuration_seqloom.py", "modeling_seqloom.py", "pipeline_seqloom.py"]
+REMOVED_TASKS = ["summarization", "text2text-generation", "translation"]
 VARIANTS = {
     "模型 sinusoidal": {},
     "learned": {"position_embedding_type": "learned", "tie_word_embeddings": False},
@@ -86,7 +87,7 @@ def run_outside(function, cache, **arguments):
 # Run outside --------------------------------------------------------------------------------------------------------
 
 
-def open_every_door(folders, expected, prompts, fine_tuned, twins):
+def open_every_door(folders, expected, prompts, tasks, fine_tuned, twins):
     import importlib
 
     import torch
@@ -141,6 +142,18 @@ def open_every_door(folders, expected, prompts, fine_tuned, twins):
     result["texts"] = [output[0]["generated_text"] for output in outputs]
     generator.check_model_type(["nothing"])  # the complaint that must not come before, to show that it would be seen
 
+    # What transformers 5 removed, and a pipeline saved and opened again
+    def records(task, folder):
+        answer = pipeline(task, model=folder, trust_remote_code=True)
+        return answer, answer(prompts, batch_size=4, max_new_tokens=6, return_scores=True)
+
+    result["records"] = {}
+    for task in tasks:
+        answer, result["records"][task] = records(task, first)
+    answer.save_pretrained(f"{fine_tuned} pipeline")
+    result["saved records"] = records(task, f"{fine_tuned} pipeline")[1]
+    result["pipeline"] = [type(answer).__module__.split(".")[0], type(answer).__name__]
+
     # A step of fine-tuning, saved elsewhere and opened again
     model = load(AutoModelForSeq2SeqLM, first)
     model(ids, attention_mask=mask, labels=target).loss.backward()
@@ -151,6 +164,7 @@ def open_every_door(folders, expected, prompts, fine_tuned, twins):
     result["fine-tuned"] = torch.equal(score(load(AutoModelForSeq2SeqLM, fine_tuned)), score(model))
     result["fine-tuned logits"] = score(model).tolist()
     load(AutoModelForCausalLM, fine_tuned).generate(ids, attention_mask=mask, max_new_tokens=2)
+    pipeline("translation", model=fine_tuned, tokenizer=first, trust_remote_code=True)(prompts[0], max_new_tokens=2)
 
     # Two folders of one name, each with code of its own
     result["twins"] = [
@@ -218,6 +232,7 @@ def outside(saved, tmp_path_factory, tiny_model):
         folders={name: str(folder) for name, folder in saved.items()},
         expected=str(root / "expected.safetensors"),
         prompts=PROMPTS,
+        tasks=REMOVED_TASKS,
         fine_tuned=str(root / "微调 fine-tuned"),
         twins=[str(twin) for twin in twins],
     )
@@ -253,6 +268,16 @@ def test_tokenizer_and_stock_pipeline_give_the_same_texts_outside(outside, saved
     assert len(set(outside.result["texts"])) > 3
 
 
+def test_removed_pipelines_give_the_same_records_outside(outside, saved):
+    for task in REMOVED_TASKS:
+        answer = pipeline(task, model=str(saved["模型 sinusoidal"]), device="cpu")
+        inside = answer(PROMPTS, batch_size=4, max_new_tokens=6, return_scores=True)
+        assert outside.result["records"][task] == inside
+    assert outside.result["pipeline"] == ["transformers_modules", "TranslationPipeline"]
+    assert outside.result["saved records"] == outside.result["records"]["translation"]
+    assert len({record["translation_text"] for record in inside}) > 3
+
+
 def test_nothing_alarming_is_printed_outside(outside):
     complaint = "The model 'SeqloomForCausalLM' is not supported for text-generation. Supported models are ['nothing']"
     assert complaint in outside.printed
@@ -261,18 +286,19 @@ def test_nothing_alarming_is_printed_outside(outside):
 
 
 def test_fine_tuned_outside_it_is_complete_again(outside, saved, tmp_path):
-    def code_and_auto_map(folder):
-        return {name: (folder / name).read_text() for name in CODE}, config_of(folder)["auto_map"]
+    def code_and_maps(folder):
+        config = config_of(folder)
+        return {name: (folder / name).read_text() for name in CODE}, config["auto_map"], config["custom_pipelines"]
 
     assert outside.result["fine-tuned"] is True
-    assert code_and_auto_map(outside.fine_tuned) == code_and_auto_map(saved["模型 sinusoidal"])
+    assert code_and_maps(outside.fine_tuned) == code_and_maps(saved["模型 sinusoidal"])
 
     model = AutoModelForSeq2SeqLM.from_pretrained(outside.fine_tuned).eval()
     with torch.no_grad():
         logits = model(IDS, attention_mask=MASK, decoder_input_ids=TARGET).logits
     assert torch.equal(logits, torch.tensor(outside.result["fine-tuned logits"]))
     model.save_pretrained(tmp_path)
-    assert code_and_auto_map(tmp_path) == code_and_auto_map(saved["模型 sinusoidal"])
+    assert code_and_maps(tmp_path) == code_and_maps(saved["模型 sinusoidal"])
 
 
 def test_folders_of_one_name_get_their_own_code(outside):
