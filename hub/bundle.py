@@ -4,12 +4,14 @@ transformers loads such a folder with `trust_remote_code=True` where Seqloom is 
 names the classes, and the files that they need are found through `from .file import` only. transformers' own copying
 (`register_for_auto_class`) fails on code that lives in several folders: it stops at `from ..folder.file import` and
 silently leaves out absolute imports. So this module computes the import closure of the model's files, copies them flat
-and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`; nothing else in them changes.
+and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`; nothing else in them changes but one line.
 
     save_pretrained, Trainer's checkpoints, push_to_hub
-        -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map
+        -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map, custom_pipelines
 
 In an environment without Seqloom transformers does the copying when such a model is saved again: the copies are flat.
+It takes the files of configuration and model and what they import, so the configuration's copy has to name the
+pipelines' file (the one line).
 """
 
 import ast
@@ -28,9 +30,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from seqloom.hub.pipeline_seqloom import PIPELINES
+
 ENTRY_MODULES = (
     "seqloom.configuration.configuration_seqloom",
     "seqloom.modeling.modeling_seqloom",
+    "seqloom.hub.pipeline_seqloom",
 )
 """What transformers asks for by name; their imports follow."""
 
@@ -41,6 +46,19 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_seqloom.SeqloomForCausalLM",
 }
 """Auto class -> file and class in the folder."""
+
+CUSTOM_PIPELINES = {
+    task: {"impl": f"pipeline_seqloom.{cls.__name__}", "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
+    for task, cls in PIPELINES.items()
+}
+"""Task -> file and class in the folder, and the Auto class of its model."""
+
+MENTION_OF_PIPELINES = """
+
+if False:  # never run: transformers copies what it sees imported here when it saves this model again
+    from .pipeline_seqloom import PIPELINES  # noqa: F401
+"""
+"""Ends the configuration's copy; in the sources the configuration knows nothing of hub."""
 
 ALLOWED_PACKAGES = frozenset({"torch", "transformers", "huggingface_hub"}) | sys.stdlib_module_names
 """What every reader of a folder has; huggingface_hub is a requirement of transformers."""
@@ -57,7 +75,7 @@ class BundleError(ValueError):
 
 
 def write_bundle(folder: str | PathLike[str]) -> None:
-    """Write code and manifest into a checkpoint folder and name its classes in config.json.
+    """Write code and manifest into a checkpoint folder and name its classes and pipelines in config.json.
 
     Every file appears whole or not at all, code before the config that names it; doing it twice changes nothing.
 
@@ -71,6 +89,7 @@ def write_bundle(folder: str | PathLike[str]) -> None:
     config = _read_config(folder / "config.json")
     write_code(folder)
     config["auto_map"] = AUTO_MAP | _foreign_entries(config.get("auto_map", {}))
+    config["custom_pipelines"] = CUSTOM_PIPELINES | _foreign_entries(config.get("custom_pipelines", {}))
     _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")  # transformers' own format
 
 
@@ -97,6 +116,7 @@ def bundle_files() -> dict[str, str]:
     sources = close_over(ENTRY_MODULES, _read_module)
     release = version("seqloom")
     files = {f"{_stem(module)}.py": flatten(module, source, release) for module, source in sources.items()}
+    files["configuration_seqloom.py"] += MENTION_OF_PIPELINES
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     manifest = {"seqloom_version": release, "sha256": digests}
     return {**files, MANIFEST_NAME: json.dumps(manifest, indent=2, sort_keys=True) + "\n"}
@@ -167,10 +187,16 @@ def flatten(module: str, source: str, release: str) -> str:
     return header + "\n".join(lines)
 
 
-def _foreign_entries(auto_map: dict[str, Any]) -> dict[str, Any]:
-    """Return what somebody's own class, registered for an Auto class and copied by transformers, has put there."""
+def _foreign_entries(entries: dict[str, Any]) -> dict[str, Any]:
+    """Return what somebody's own class or pipeline, registered and copied by transformers, has put there."""
     ours = {_stem(module) for module in ENTRY_MODULES}
-    return {auto: reference for auto, reference in auto_map.items() if str(reference).split(".")[0] not in ours}
+    return {name: entry for name, entry in entries.items() if _file_of(entry) not in ours}
+
+
+def _file_of(entry: Any) -> str:
+    """{"impl": "my_pipeline.MyPipeline", ...} or "my_model.MyModel" -> my_pipeline, my_model."""
+    reference = entry["impl"] if isinstance(entry, dict) else entry
+    return str(reference).split(".")[0]
 
 
 def _imported_packages(node: ast.Import | ast.ImportFrom) -> set[str]:

@@ -4,12 +4,15 @@
 work without `trust_remote_code`. Registration happens here and nowhere else.
 """
 
+import re
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.bundle import write_bundle
+from seqloom.hub.pipeline_seqloom import PIPELINES
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
     SeqloomForConditionalGeneration,
@@ -24,6 +27,27 @@ AutoConfig.register(SeqloomConfig.model_type, SeqloomConfig)
 AutoModel.register(SeqloomConfig, SeqloomModel)
 AutoModelForSeq2SeqLM.register(SeqloomConfig, SeqloomForConditionalGeneration)
 AutoModelForCausalLM.register(SeqloomConfig, SeqloomForCausalLM)
+
+
+class _TaskAliases(dict[str, str]):
+    """Task -> what it is another name of; "translation_xx_to_yy" is one of "translation", as in transformers 4."""
+
+    def __contains__(self, task: object) -> bool:
+        return super().__contains__(task) or re.fullmatch(r"translation_[^_]+_to_[^_]+", str(task)) is not None
+
+    def __missing__(self, task: str) -> str:
+        return "translation"
+
+
+def _bring_back_pipelines() -> None:
+    """Register what transformers 5 removed, for every encoder-decoder; `pipeline` refuses removed tasks first."""
+    for task, pipeline_class in PIPELINES.items():
+        REMOVED_TASKS.pop(task, None)
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, AutoModelForSeq2SeqLM, type="text")
+    PIPELINE_REGISTRY.task_aliases = _TaskAliases(PIPELINE_REGISTRY.task_aliases)
+
+
+_bring_back_pipelines()
 
 __all__ = [
     "SeqloomConfig",

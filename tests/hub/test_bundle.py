@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.dynamic_module_utils import get_imports, get_relative_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 from seqloom import SeqloomConfig, __version__
 from seqloom.hub import bundle
 from seqloom.hub.bundle import BundleError, bundle_files, close_over, flatten, our_imports, write_bundle
 
-CODE = ["configuration_seqloom.py", "modeling_seqloom.py"]
+CODE = ["configuration_seqloom.py", "modeling_seqloom.py", "pipeline_seqloom.py"]
 
 
 def config_of(folder):
@@ -50,8 +50,10 @@ def test_bundle_imports_nothing_but_torch_and_transformers(tmp_path):
         assert {f"{module}.py" for module in get_relative_imports(path)} <= set(CODE)
 
 
-def test_auto_map_names_classes_of_the_bundle():
-    for reference in bundle.AUTO_MAP.values():
+def test_auto_map_and_custom_pipelines_name_classes_of_the_bundle():
+    pipelines = [entry["impl"] for entry in bundle.CUSTOM_PIPELINES.values()]
+    assert len(pipelines) == 3
+    for reference in [*bundle.AUTO_MAP.values(), *pipelines]:
         file, name = reference.split(".")
         assert f"class {name}(" in bundle_files()[f"{file}.py"]
 
@@ -115,15 +117,25 @@ def test_flatten_shortens_our_imports_and_leaves_every_other_character():
     ) + source.replace("from  seqloom.a.b  import (", "from  .b  import (").replace("\tfrom seqloom.a.e", "\tfrom .e")
 
 
+def test_configuration_and_model_name_the_pipelines_file_so_that_transformers_copies_it_too(tmp_path):
+    for name in CODE:
+        (tmp_path / name).write_text(bundle_files()[name])
+    for name in CODE[:2]:
+        needed = {Path(file).name for file in get_relative_import_files(tmp_path / name)}
+        assert needed | {name} >= set(CODE) - {"modeling_seqloom.py"}
+    assert not get_relative_imports(tmp_path / CODE[2])
+
+
 def test_files_say_version_and_source():
-    for name, source in zip(CODE, ["configuration/configuration_seqloom.py", "modeling/modeling_seqloom.py"]):
+    sources = ["configuration/configuration_seqloom.py", "modeling/modeling_seqloom.py", "hub/pipeline_seqloom.py"]
+    for name, source in zip(CODE, sources, strict=True):
         assert bundle_files()[name].startswith(f"# Seqloom {__version__}, {source}: ")
 
 
 # What is written ----------------------------------------------------------------------------------------------------
 
 
-def test_save_pretrained_writes_code_manifest_and_auto_map_and_nothing_else_changes(tmp_path, tiny_model, monkeypatch):
+def test_save_pretrained_writes_code_manifest_and_two_maps_and_nothing_else_changes(tmp_path, tiny_model, monkeypatch):
     model = tiny_model(norm_eps=1e-6, rope_parameters={"rope_theta": 5e5}, position_embedding_type="rotary")
     with monkeypatch.context() as patch:
         patch.setattr(SeqloomConfig, "after_save", None)
@@ -133,6 +145,7 @@ def test_save_pretrained_writes_code_manifest_and_auto_map_and_nothing_else_chan
     assert names_in(tmp_path / "full") - names_in(tmp_path / "bare") == {*CODE, bundle.MANIFEST_NAME}
     config = config_of(tmp_path / "full")
     assert config.pop("auto_map") == bundle.AUTO_MAP
+    assert config.pop("custom_pipelines") == bundle.CUSTOM_PIPELINES
     as_transformers_writes = json.dumps(config, indent=2, sort_keys=True) + "\n"
     assert as_transformers_writes == (tmp_path / "bare" / "config.json").read_text()
 
@@ -211,6 +224,15 @@ def test_auto_map_keeps_a_users_own_class(tmp_path, tiny_config):
     config.auto_map = {"AutoModel": "my_model.MyModel", "AutoTokenizer": ["my_tokenizer.MyTokenizer", None]}
     config.save_pretrained(tmp_path)
     assert config_of(tmp_path)["auto_map"] == bundle.AUTO_MAP | config.auto_map
+
+
+def test_custom_pipelines_keep_a_users_own_and_bring_ours_up_to_date(tmp_path, tiny_config):
+    tiny_config().save_pretrained(tmp_path)
+    own = {"rhyme": {"impl": "my_pipeline.Rhyme", "pt": ["AutoModelForSeq2SeqLM"]}}
+    old = {"summarization": {"impl": "pipeline_seqloom.OldName", "pt": []}}
+    (tmp_path / "config.json").write_text(json.dumps(config_of(tmp_path) | {"custom_pipelines": {**old, **own}}))
+    write_bundle(tmp_path)
+    assert config_of(tmp_path)["custom_pipelines"] == bundle.CUSTOM_PIPELINES | own
 
 
 # Who calls it -------------------------------------------------------------------------------------------------------
