@@ -142,8 +142,8 @@ class Text2TextGenerationPipeline(Pipeline):
         if not isinstance(text, str):
             task, kind = self.task or type(self).__name__, type(text).__name__
             raise ValueError(
-                f"{task} got {_shorten(text)} of type {kind}; it takes a text or a list of texts. Chat messages are for "
-                f"the text-generation pipeline."
+                f"{task} got {_shorten(text)} of type {kind}; it takes a text or a list of texts. Chat messages are "
+                f"for the text-generation pipeline."
             )
         return text
 
