@@ -121,6 +121,13 @@ def test_clean_up_removes_blanks_before_punctuation_and_only_on_request(make, to
     assert seen == [False, True]
 
 
+def test_token_types_do_not_reach_generate(make, tokenizer, monkeypatch):
+    plain = make()("abcd")
+    monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "attention_mask", "token_type_ids"])
+    assert "token_type_ids" in tokenizer("abcd")
+    assert make()("abcd") == plain
+
+
 def test_prefix_of_the_configuration_stands_before_every_text(make, model, monkeypatch):
     plain = make()("aab")
     monkeypatch.setattr(model.config, "prefix", "aa", raising=False)
@@ -221,7 +228,10 @@ def test_scores_ignore_the_padding_behind_stop_strings_and_do_not_depend_on_pass
         whole = score_sequences(model, batch, sequences, settings)
         monkeypatch.setattr(pipeline_seqloom, "LOGITS_PER_PASS", 1)
         rows = score_sequences(model, batch, sequences, settings)
+        padded = score_sequences(model, batch, torch.nn.functional.pad(sequences, (0, 3)), settings)
     torch.testing.assert_close(rows, whole)
+    torch.testing.assert_close(padded, whole)
+    assert not (sequences == 2).any(dim=1).all()  # one at least has only its length to end it
 
 
 # Languages ----------------------------------------------------------------------------------------------------------
