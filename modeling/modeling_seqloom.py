@@ -169,6 +169,9 @@ ADDED_POSITIONS: dict[str, type[nn.Module]] = {
 class SeqloomRotaryEmbedding(nn.Module):
     """Cosines and sines by which queries and keys are turned (Su et al. 2021), with transformers' length scaling."""
 
+    inv_freq: Tensor
+    attention_scaling: float
+
     def __init__(self, config: SeqloomConfig) -> None:
         super().__init__()
         self.config = config
@@ -210,7 +213,7 @@ def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "SeqloomAttention",
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -669,7 +672,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -684,7 +687,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
             attention_mask: (B, S), 1 at the source's real tokens.
             decoder_input_ids: (B, T) what the decoder reads; None: the source shifted right, as in BART.
             decoder_attention_mask: (B, past + T), 1 at the target's real tokens.
-            encoder_outputs: what the encoder returned before; then the source is not read again.
+            encoder_outputs: what the encoder returned before, or its parts in a tuple; the source is not read again.
             past_key_values: keys and values of earlier steps.
             inputs_embeds: (B, S, D) rows of the embedding table instead of `input_ids`.
             decoder_inputs_embeds: (B, T, D) rows instead of `decoder_input_ids`.
@@ -785,7 +788,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -804,7 +807,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             attention_mask: (B, S), 1 at the source's real tokens.
             decoder_input_ids: (B, T) what the decoder reads; with `labels` it defaults to them shifted right.
             decoder_attention_mask: (B, past + T), 1 at the target's real tokens.
-            encoder_outputs: what the encoder returned before; then the source is not read again.
+            encoder_outputs: what the encoder returned before, or its parts in a tuple; the source is not read again.
             past_key_values: keys and values of earlier steps.
             inputs_embeds: (B, S, D) rows of the embedding table instead of `input_ids`.
             decoder_inputs_embeds: (B, T, D) rows instead of `decoder_input_ids`.

@@ -58,7 +58,7 @@ def plan_updates(lengths: np.ndarray, *, tokens_per_update: int, seed: int, epoc
     order = rng.permutation(len(sizes))
     pool_of = _share_by_tokens(sizes[order], count) // POOL_UPDATES
     pools = np.split(order, np.flatnonzero(np.diff(pool_of)) + 1)
-    updates = []
+    updates: list[np.ndarray] = []
     for pool in pools:
         updates += _deal(pool, lengths, min(POOL_UPDATES, count - len(updates)), rng)
     _level(updates, lengths, tokens_per_update)
@@ -205,6 +205,8 @@ class UpdateSampler(Sampler[list[int]]):
 
 class UpdateLoader(DataLoader[Dataset]):
     """A DataLoader that passes the epoch on to its sampler, which is where Trainer announces it."""
+
+    batch_sampler: UpdateSampler
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration walks through."""

@@ -286,7 +286,7 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, fol
     """Score validation and test sets as the folder will decode, and keep what the model wrote for the test set."""
     trainer.remove_callback(SampleOutputs)
     trainer.evaluation = replace(trainer.evaluation, num_beams=recipe.num_beams)
-    results = {}
+    results: dict[str, Any] = {}
     for split in ("validation", "test"):
         if split in data:
             results |= trainer.evaluate(data[split], metric_key_prefix=split)

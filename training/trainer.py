@@ -74,7 +74,7 @@ class SeqloomTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=SeqloomCollator(model.config.pad_token_id),
+            data_collator=SeqloomCollator(tokenizers.source.pad_token_id),
             processing_class=tokenizers.source,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -85,7 +85,8 @@ class SeqloomTrainer(Trainer):
         self.tokenizers = tokenizers
         self.tokens_per_update = tokens_per_update
         self.evaluation = evaluation or EvaluationPlan()
-        self.scored_dataset: Dataset | None = None
+        self.scored_dataset = Dataset.from_dict({})
+        """The set under evaluation, longest first."""
         self.outputs: list[str] = []
         """What the model wrote for each example of the set evaluated last; empty if nothing was decoded."""
         self.signatures: dict[str, str] = {}
