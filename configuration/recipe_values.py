@@ -64,7 +64,8 @@ class _TextDumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _TextDumper, text: str) -> yaml.ScalarNode:
-    is_safe = text.isprintable() and guess(PlainText(text)) == text  # PyYAML breaks lines at U+0085, even in quotes
+    # PyYAML breaks lines at U+0085, even in quotes
+    is_safe = text.isprintable() and guess(PlainText(text)) == text and text not in _NULL
     style = None if is_safe else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -174,3 +174,8 @@ def test_text_comes_back_from_yaml(text: str) -> None:
     assert convert(read_yaml(write_yaml({"key": text}))["key"], str) == text
     assert convert(read_yaml(write_yaml({"key": [text]}))["key"], list[str]) == [text]
     assert convert(read_yaml(write_yaml({"key": text}))["key"], str | None) == text
+
+
+@pytest.mark.parametrize("text", ["None", "null", "~", "", "true", "1e-3", "010"])
+def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+    assert convert(read_yaml(write_yaml({"key": text}))["key"], str | None) == text
