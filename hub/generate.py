@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BatchEncoding
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
+
+from seqloom.hub.pipeline_seqloom import score_sequences
 
 TOKENS_PER_BATCH = 4096
 """Padded source tokens x beams of one batch; well under 1 GB for the base model.
 
 CPU seconds for 400 lines, tiny model, one core: 1.45 at 512, 0.95 at 4,096, 0.99 at 16,384; with 5 beams 8.7, 4.9, 4.8.
 """
-
-LOGITS_PER_PASS = 1 << 26
-"""Most float32 logits that scoring holds at once, 256 MiB."""
 
 FALLBACK_MAX_NEW_TOKENS = 256
 """For folders that say nothing about length: transformers' own default cuts at 20 tokens."""
@@ -197,34 +195,12 @@ def _generate_batch(
     inputs = tokenizer(list(lines), padding=True, return_tensors="pt").to(model.device)
     sequences = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **options)
     n_best = options["num_return_sequences"]
-    scores = _scores(model, inputs, sequences, n_best) if with_scores else [None] * len(sequences)
+    scores: list[float | None] = [None] * len(sequences)
+    if with_scores:
+        scores = score_sequences(model, inputs, sequences, model.generation_config.to_dict()).tolist()
     texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     hypotheses = [Hypothesis(_one_line(text), score) for text, score in zip(texts, scores, strict=True)]
     return [hypotheses[start : start + n_best] for start in range(0, len(hypotheses), n_best)]
-
-
-def _scores(model: Any, inputs: BatchEncoding, sequences: Tensor, n_best: int) -> list[float]:
-    """Score what was written by reading it again.
-
-    The same quantity as the beam search's own, also for a greedy search; and `generate(output_scores=True)` would keep
-    the logits of every step and beam, 15 GB for 256 tokens of a 37k vocabulary.
-    """
-    source = inputs.input_ids.repeat_interleave(n_best, dim=0)
-    mask = inputs.attention_mask.repeat_interleave(n_best, dim=0)
-    rows = max(1, LOGITS_PER_PASS // (sequences.shape[1] * model.config.vocab_size))
-    parts = zip(source.split(rows), mask.split(rows), sequences.split(rows), strict=True)
-    return [score for part in parts for score in _score_rows(model, *part).tolist()]
-
-
-def _score_rows(model: Any, source: Tensor, mask: Tensor, sequences: Tensor) -> Tensor:
-    """Length-normalised log-probability of each row; (B, S), (B, S), (B, T) -> (B)."""
-    written = sequences[:, 1:]
-    logits = model(input_ids=source, attention_mask=mask, decoder_input_ids=sequences[:, :-1]).logits.float()
-    log_probs = logits.gather(-1, written[..., None]).squeeze(-1) - logits.logsumexp(-1)  # (B, T - 1)
-    ends = torch.isin(written, torch.as_tensor(model.generation_config.eos_token_id, device=written.device))
-    is_real = ends.cumsum(dim=1) - ends.long() == 0  # up to the first end of sentence, and it
-    lengths = is_real.sum(dim=1) ** model.generation_config.length_penalty
-    return log_probs.masked_fill(~is_real, 0).sum(dim=1) / lengths
 
 
 def _one_line(text: str) -> str:

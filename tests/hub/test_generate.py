@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqloom.hub import generate
+from seqloom.hub import generate, pipeline_seqloom
 from seqloom.hub.generate import generate_file, generate_lines, plan_batches, read_lines
 
 WORDS = "abcdefghijklmnop"  # ids 4 to 19, the toy language's source words; its target words are ids 24 to 39
@@ -51,7 +51,7 @@ def test_each_line_gets_what_it_gets_alone(loaded: tuple[Any, Any], num_beams: i
 
 
 def test_scores_are_those_of_the_beam_search(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "LOGITS_PER_PASS", 1000)  # a few rows a pass
+    monkeypatch.setattr(pipeline_seqloom, "LOGITS_PER_PASS", 1000)  # a few rows a pass
     groups = generate_lines(*loaded, LINES, n_best=3, show_progress=False)
     model, tokenizer = loaded
     for line, group in zip(LINES, groups, strict=True):
