@@ -54,6 +54,8 @@ class Recipe:
     """Test text, decoded and scored once at the end."""
     columns: list[str] | None = field(default=None, metadata=DATA)
     """Column names in the data: source and target for pairs, one for continuation; null: source target, or text."""
+    where: list[str] = field(default_factory=list, metadata=DATA)
+    """Read only rows with these values, as COLUMN=VALUE; of one column any value will do, of several all must fit."""
     max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
     """Training examples with more source tokens are left out and counted; null: no limit."""
     max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))
@@ -114,6 +116,7 @@ class Recipe:
         get_preset(self.preset)
         self._check_files()
         self._check_columns()
+        self._check_where()
         self._check_continuation()
         self._check_run()
 
@@ -130,6 +133,14 @@ class Recipe:
         """
         smoothing = self.training_arguments.get("label_smoothing_factor", 0.0)
         return SeqloomConfig(**{"vocab_size": self.vocab_size, "label_smoothing": smoothing, **self.model, **overrides})
+
+    def selection(self) -> dict[str, list[str]]:
+        """What `where` asks for: column -> accepted values."""
+        selected: dict[str, list[str]] = {}
+        for condition in self.where:
+            column, _, value = condition.partition("=")
+            selected.setdefault(column, []).append(value)
+        return selected
 
     def chapters(self) -> dict[str, dict[str, Any]]:
         """Every value of the recipe, grouped as in the YAML."""
@@ -171,8 +182,17 @@ class Recipe:
             rule = "one column, the text" if wanted == 1 else "two columns, source and target"
             raise RecipeError(f"columns={' '.join(self.columns)} does not fit task={self.task}; it reads {rule}.")
         if self.is_demo or len(self.train) == 2:
-            data = "the demo" if self.is_demo else f"the line-aligned files {' and '.join(self.train)}"
-            raise RecipeError(f"columns={' '.join(self.columns)}: {data} has no columns; leave columns out.")
+            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+            raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
+
+    def _check_where(self) -> None:
+        for condition in self.where:
+            column, equals, _ = condition.partition("=")
+            if not (column and equals):
+                raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
+        if self.where and (self.is_demo or len(self.train) == 2):
+            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+            raise RecipeError(f"where={' '.join(self.where)}: {data} no columns to select by; leave where out.")
 
     def _check_continuation(self) -> None:
         if self.task != "continuation":

@@ -18,7 +18,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -59,13 +59,17 @@ class CorpusFacts:
     """Rows kept."""
     num_dropped: dict[str, int] = field(default_factory=dict)
     """Rows dropped, by reason."""
+    num_unselected: int = 0
+    """Rows that `where` left out."""
+    num_selected: dict[str, int] = field(default_factory=dict)
+    """Rows that `where` selected, by each of its conditions ("source=tatoeba")."""
     fingerprint: str = ""
     """Of content and options: equal fingerprints mean equal data sets."""
 
     @property
     def num_rows_read(self) -> int:
-        """Rows kept and dropped."""
-        return self.num_rows + sum(self.num_dropped.values())
+        """Rows kept, dropped and left out."""
+        return self.num_rows + sum(self.num_dropped.values()) + self.num_unselected
 
     def describe_dropped(self) -> str:
         """Say how many rows were dropped, and why: "60 of 2,000 rows (40 source blank, 20 target blank)"."""
@@ -87,11 +91,20 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _RowRule:
-    """Which rows are kept."""
+    """Which rows are kept: of a row's texts, the first are the task's columns, the others those of `where`."""
 
     columns: tuple[str, ...]
+    where: tuple[tuple[str, tuple[str, ...]], ...]
     drop_blank: bool
     needs_target: bool
+
+    def selects(self, values: tuple[str | None, ...]) -> bool:
+        """Whether a row with these `values` of the columns of `where` is wanted."""
+        return all(value in allowed for value, (_, allowed) in zip(values, self.where, strict=True))
+
+    def conditions(self) -> list[str]:
+        """What `where` accepts, as "column=value"."""
+        return [f"{column}={value}" for column, values in self.where for value in values]
 
     def find_blank(self, texts: tuple[str | None, ...]) -> str | None:
         """Name the blank columns of a row, or None for a row to keep."""
@@ -104,12 +117,22 @@ class _RowRule:
         return not self.drop_blank or (self.needs_target and reason == "target blank")
 
 
+@dataclass
+class _Tally:
+    """What is counted while rows are read; the names are those of `CorpusFacts`."""
+
+    num_dropped: Counter[str] = field(default_factory=Counter)
+    num_unselected: int = 0
+    num_selected: Counter[str] = field(default_factory=Counter)
+
+
 def load_corpus(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     columns: Sequence[str] | None = None,
     task: str = "pairs",
     split: str = "train",
+    where: Mapping[str, Sequence[str]] | None = None,
     drop_blank: bool = True,
     num_proc: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -125,6 +148,8 @@ def load_corpus(
             default. "a.b" is field b inside a ("translation.de"). For TSV and CSV also positions counted from 1 ("1"),
             which say that the file has no header.
         task: "pairs" or "continuation".
+        where: Column name -> values: only rows whose text in that column is one of them are read; of several columns,
+            all must agree. {"source": ["tatoeba", "kdconv"]}
         split: "train", "valid" or "test"; names the split of a Hub data set, and forbids blank targets in "test".
         drop_blank: Drop rows with a blank side (with a warning); otherwise they are an error.
         num_proc: Processes with which `datasets` prepares a Hub data set. Files are read in one stream.
@@ -137,9 +162,11 @@ def load_corpus(
         CorpusError: For data that cannot be trained on. The message names the file, the place, the rule and the remedy.
     """
     wanted = get_task(task).columns
-    request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc)
+    selection = tuple((column, tuple(sorted(values))) for column, values in sorted((where or {}).items()))
+    selecting = tuple(column for column, _ in selection)
+    request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc, selecting)
     source = open_source(_check_names(paths), request)
-    rule = _RowRule(wanted, drop_blank=drop_blank, needs_target=task == "pairs" and split == "test")
+    rule = _RowRule(wanted, selection, drop_blank=drop_blank, needs_target=task == "pairs" and split == "test")
     folder = _cache_root(cache_dir) / _fingerprint(source, rule)
     if not (folder / "facts.json").exists():
         _build(folder, source, rule)
@@ -181,17 +208,17 @@ def _fingerprint(source: Source, rule: _RowRule) -> str:
 
 
 def _build(folder: Path, source: Source, rule: _RowRule) -> None:
-    """Read all rows into `folder`, which appears complete or not at all."""
+    """Read all wanted rows into `folder`, which appears complete or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-", ignore_cleanup_errors=True) as temporary:
         part = Path(temporary) / "corpus"
         part.mkdir()
-        num_dropped: Counter[str] = Counter()
-        num_rows = _write_rows(part / "rows.arrow", source, rule, num_dropped, fingerprint=folder.name)
+        tally = _Tally(num_selected=Counter(dict.fromkeys(rule.conditions(), 0)))
+        num_rows = _write_rows(part / "rows.arrow", source, rule, tally, fingerprint=folder.name)
         if not num_rows:
-            raise CorpusError(_describe_empty(source.name, rule, num_dropped))
+            raise CorpusError(_describe_empty(source.name, rule, tally))
         files = [asdict(facts) for facts in source.describe_files()]
-        facts = {"files": files, "num_rows": num_rows, "num_dropped": num_dropped}
+        facts = {"files": files, "num_rows": num_rows, **vars(tally)}
         (part / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         try:
             part.rename(folder)
@@ -200,10 +227,10 @@ def _build(folder: Path, source: Source, rule: _RowRule) -> None:
                 raise
 
 
-def _write_rows(path: Path, source: Source, rule: _RowRule, num_dropped: Counter[str], *, fingerprint: str) -> int:
+def _write_rows(path: Path, source: Source, rule: _RowRule, tally: _Tally, *, fingerprint: str) -> int:
     """Write the rows to keep as an Arrow stream; returns their number."""
     features = datasets.Features({column: datasets.Value("string") for column in rule.columns})
-    kept = _keep(source, rule, num_dropped)
+    kept = _keep(source, rule, tally)
     num_rows = 0
     with (
         ArrowWriter(path=str(path), features=features, fingerprint=fingerprint) as writer,
@@ -227,26 +254,36 @@ def _take_batch(rows: Iterator[tuple[str | None, ...]]) -> list[tuple[str | None
     return batch
 
 
-def _keep(source: Source, rule: _RowRule, num_dropped: Counter[str]) -> Iterator[tuple[str | None, ...]]:
+def _keep(source: Source, rule: _RowRule, tally: _Tally) -> Iterator[tuple[str | None, ...]]:
     """Yield the texts of the rows to keep and count the others; at the end, refuse what `rule` does not let pass."""
     refused = Defects(source.name, "must not be blank")
-    number = 0
-    for number, texts in source.rows:
+    number, width = 0, len(rule.columns)
+    for number, values in source.rows:
+        texts = values[:width]
+        if not rule.selects(values[width:]):
+            tally.num_unselected += 1
+            continue
+        tally.num_selected.update(f"{column}={value}" for value, (column, _) in zip(values[width:], rule.where))
         reason = rule.find_blank(texts)
         if reason is None:
             yield texts
         elif rule.refuses(reason):
             refused.add(number, reason)
         else:
-            num_dropped[reason] += 1
+            tally.num_dropped[reason] += 1
         if refused.is_full:
             break
     why = "The test split needs every target" if rule.drop_blank else "Blank rows are refused (drop_blank is off)"
     refused.check(number, f"{why}: fill or remove these rows.")
 
 
-def _describe_empty(name: str, rule: _RowRule, num_dropped: Counter[str]) -> str:
-    found = f"only blank rows ({_list_counts(num_dropped)})" if num_dropped else "nothing"
+def _describe_empty(name: str, rule: _RowRule, tally: _Tally) -> str:
+    if tally.num_unselected:
+        return (
+            f"{name} holds {tally.num_unselected:,} rows, and none of use with {', '.join(rule.conditions())}; "
+            "a corpus needs at least one row. Check the columns and values of `where`."
+        )
+    found = f"only blank rows ({_list_counts(tally.num_dropped)})" if tally.num_dropped else "nothing"
     wanted = " and ".join(rule.columns)
     return f"{name} holds {found}; a corpus needs at least one row with {wanted}. Check that it is the right file."
 
@@ -269,5 +306,8 @@ def _log(facts: CorpusFacts) -> None:
             logger.info("%s: removed the byte order mark at its start.", file.path)
         if file.num_crlf_lines:
             logger.info("%s: %s lines end in CR LF; removed the CR.", file.path, f"{file.num_crlf_lines:,}")
+    for condition, count in facts.num_selected.items():
+        level = logging.INFO if count else logging.WARNING
+        logger.log(level, "%s: %s rows have %s.", facts.name, f"{count:,}" if count else "no", condition)
     if facts.num_dropped:
         logger.warning("%s: dropped %s.", facts.name, facts.describe_dropped())

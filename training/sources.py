@@ -65,6 +65,13 @@ class Request:
     """Whether `columns` are the task's own names because the user gave none."""
     split: str
     num_proc: int | None = None
+    selecting: tuple[str, ...] = ()
+    """Further columns, by whose values rows are selected; they come last in every row."""
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """What is read of every row."""
+        return self.columns + self.selecting
 
 
 @dataclass
@@ -141,6 +148,7 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
                 f"{path} is {kind.upper()} by its name, but two file names mean plain text, aligned line by line. "
                 "Give one file that holds both columns, or rename it."
             )
+    _refuse_selection(f"{source_path} and {target_path} are", request)
     if not request.is_default:
         logger.warning("`columns` is ignored: %s and %s are plain text without columns.", source_path, target_path)
     if os.path.realpath(source_path) == os.path.realpath(target_path):
@@ -155,15 +163,15 @@ def _open_file(path: str, request: Request) -> Source:
     if kind == "parquet":
         return _open_parquet(path, request)
     if kind == "tsv":
-        rows = readers.read_tsv(file, request.columns, is_default=request.is_default)
+        rows = readers.read_tsv(file, request.all_columns, is_default=request.is_default and not request.selecting)
     elif kind == "csv":
-        rows = readers.read_csv(file, request.columns)
+        rows = readers.read_csv(file, request.all_columns)
     elif kind == "jsonl":
-        rows = readers.read_jsonl(file, request.columns)
+        rows = readers.read_jsonl(file, request.all_columns)
     else:
         _check_plain_text(path, request)
         rows = readers.read_text(file)
-    return _text_source((file,), rows, [kind, request.columns, request.is_default])
+    return _text_source((file,), rows, [kind, request.all_columns, request.is_default])
 
 
 def _check_plain_text(path: str, request: Request) -> None:
@@ -176,8 +184,18 @@ def _check_plain_text(path: str, request: Request) -> None:
             f"target. Give two line-aligned files{f' (beside it lies {beside[0]})' if beside else ''}, "
             "or a .tsv, .jsonl, .csv or .parquet file."
         )
+    _refuse_selection(f"{path} is", request)
     if not request.is_default:
         logger.warning("`columns` is ignored: %s is plain text without columns.", path)
+
+
+def _refuse_selection(subject: str, request: Request) -> None:
+    """Plain text has no columns to select by; to take all of it instead would train on what was to be left out."""
+    if request.selecting:
+        raise CorpusError(
+            f"{subject} plain text without columns, and rows are to be selected by {', '.join(request.selecting)}. "
+            "Leave `where` out, or give a .tsv, .jsonl, .csv or .parquet file that has the column."
+        )
 
 
 def _open_parquet(path: str, request: Request) -> Source:
@@ -186,8 +204,8 @@ def _open_parquet(path: str, request: Request) -> Source:
     facts = describe_file(path)
     with readers.open_parquet(path) as file:
         total = file.metadata.num_rows
-    rows = readers.read_parquet(path, request.columns)
-    return Source(path, rows, ["parquet", request.columns, facts.sha256], (facts,), total=total)
+    rows = readers.read_parquet(path, request.all_columns)
+    return Source(path, rows, ["parquet", request.all_columns, facts.sha256], (facts,), total=total)
 
 
 def _text_source(text_files: tuple[TextFile, ...], rows: Iterator[Row], options: list[object]) -> Source:
@@ -244,11 +262,11 @@ def _describe_missing_file(path: str) -> str:
 
 def _open_dataset(name: str, request: Request) -> Source:
     dataset = _choose_split(name, _load_dataset(name, request.num_proc), request.split)
-    readers.check_text_columns(name, dataset.features.arrow_schema, request.columns)
-    top_level = readers.top_level_columns(request.columns, dataset.column_names)
+    readers.check_text_columns(name, dataset.features.arrow_schema, request.all_columns)
+    top_level = readers.top_level_columns(request.all_columns, dataset.column_names)
     tables = dataset.with_format("arrow").select_columns(top_level).iter(batch_size=1000)
-    rows = readers.read_tables(tables, request.columns)
-    return Source(name, rows, ["dataset", request.columns, dataset._fingerprint], total=len(dataset))
+    rows = readers.read_tables(tables, request.all_columns)
+    return Source(name, rows, ["dataset", request.all_columns, dataset._fingerprint], total=len(dataset))
 
 
 def _load_dataset(name: str, num_proc: int | None) -> datasets.Dataset | datasets.DatasetDict:

@@ -111,7 +111,14 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
     corpus, facts = {}, {}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
         if files := getattr(recipe, name):
-            loaded = load_corpus(files, columns=recipe.columns, task=recipe.task, split=name, num_proc=recipe.num_proc)
+            loaded = load_corpus(
+                files,
+                columns=recipe.columns,
+                task=recipe.task,
+                split=name,
+                where=recipe.selection(),
+                num_proc=recipe.num_proc,
+            )
             corpus[split] = task.to_pairs(loaded.dataset, seed=seed_of(recipe), num_proc=recipe.num_proc)
             facts[split] = asdict(loaded.facts)
     return DatasetDict(corpus), facts

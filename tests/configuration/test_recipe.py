@@ -303,7 +303,13 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
             "--task continuation --columns a b",
             "columns=a b does not fit task=continuation; it reads one column, the text",
         ),
-        ("--columns a b --train x y", "columns=a b: the line-aligned files x and y has no columns; leave columns out."),
+        (
+            "--columns a b --train x y",
+            "columns=a b: the line-aligned files x and y have no columns; leave columns out.",
+        ),
+        ("--where language", "where=language names no column and value; write COLUMN=VALUE, e.g. language=de."),
+        ("--where =de", "where==de names no column and value; write COLUMN=VALUE"),
+        ("--where a=b --train x y", "where=a=b: the line-aligned files x and y have no columns to select by"),
         ("--overwrite", "overwrite=true starts over and resume=auto goes on; add --resume never, or leave overwrite"),
         ("--eval_strategy steps", "eval_strategy=steps needs something to score and valid names nothing; add --valid"),
     ],
@@ -319,6 +325,7 @@ def test_a_mistake_is_answered_with_value_rule_and_remedy(line: str, sentence: s
     [
         ("--valid a", "valid=a is given and train is not; add --train with your training text, or leave valid out"),
         ("--task continuation", "task=continuation needs a text and train names none; add --train FILE."),
+        ("--where a=b", "where=a=b: the demo has no columns to select by; leave where out."),
         ("--columns a b", "columns=a b: the demo has no columns; leave columns out."),
         ("a.tsv", "a.tsv stands alone; write --key value, for example --train a.tsv."),
     ],
@@ -367,3 +374,8 @@ def test_a_token_never_stands_in_a_message() -> None:
     with pytest.raises(RecipeError, match=r"hub_token cannot be set in a recipe: .*HF_TOKEN") as caught:
         resolve("--train a --hub_token hf_secret")
     assert "hf_secret" not in str(caught.value)
+
+
+def test_where_groups_values_by_column() -> None:
+    recipe = resolve("--train x.tsv --where lang=de lang=nl text=a=b")
+    assert recipe.selection() == {"lang": ["de", "nl"], "text": ["a=b"]}

@@ -418,6 +418,77 @@ class TestArguments:
             load("test.de", split="test")
 
 
+class TestWhere:
+    """Rows are selected by what further columns hold; a condition that no row meets is said aloud."""
+
+    RECORDS = (
+        ("eins", "one", "de", "a"),
+        ("een", "one", "nl", "a"),
+        ("zwei", "two", "de", "b"),
+        ("uno", "one", "it", "a"),
+    )
+
+    @pytest.fixture
+    def file(self, load, request) -> str:
+        names = ("source", "target", "lang", "origin")
+        table = pa.table({name: list(column) for name, column in zip(names, zip(*self.RECORDS))})
+        kind = request.param
+        if kind == "parquet":
+            pa.parquet.write_table(table, "a.parquet")
+        elif kind == "folder":
+            datasets.Dataset(table).save_to_disk("a.folder")
+        elif kind == "jsonl":
+            write_lines("a.jsonl", [json.dumps(record) for record in table.to_pylist()])
+        else:
+            separator = {"tsv": "\t", "csv": ","}[kind]
+            write_lines(f"a.{kind}", [separator.join(record) for record in (names, *self.RECORDS)])
+        return f"a.{kind}"
+
+    @pytest.mark.parametrize("file", ["tsv", "csv", "jsonl", "parquet", "folder"], indirect=True)
+    def test_selects_in_every_format(self, load, file):
+        assert rows(load(file)) == [record[:2] for record in self.RECORDS]
+        corpus = load(file, where={"lang": ["nl", "de"], "origin": ["a"]})
+        assert rows(corpus) == [("eins", "one"), ("een", "one")]
+        assert corpus.dataset.column_names == ["source", "target"]
+        assert corpus.facts.num_unselected == 2
+        assert corpus.facts.num_rows_read == 4
+        assert corpus.facts.num_selected == {"lang=de": 1, "lang=nl": 1, "origin=a": 2}
+        assert corpus.facts.num_dropped == {}
+
+    @pytest.mark.parametrize("file", ["jsonl"], indirect=True)
+    def test_the_column_may_be_one_that_is_read(self, load, file):
+        assert rows(load(file, where={"target": ["two"]})) == [("zwei", "two")]
+
+    @pytest.mark.parametrize("file", ["jsonl"], indirect=True)
+    def test_each_selection_is_cached_apart(self, load, file):
+        assert [len(load(file, where=where)) for where in ({"lang": ["de"]}, {"lang": ["nl"]}, None)] == [2, 1, 4]
+        assert load(file, where={"lang": ["nl", "de"]}).facts.fingerprint == (
+            load(file, where={"lang": ["de", "nl"]}).facts.fingerprint
+        )
+
+    @pytest.mark.parametrize("file", ["jsonl"], indirect=True)
+    def test_a_value_that_never_occurs_is_named(self, load, file, caplog):
+        load(file, where={"lang": ["de", "nI"]})
+        assert "a.jsonl: no rows have lang=nI." in caplog.text
+
+    @pytest.mark.parametrize("file", ["jsonl"], indirect=True)
+    def test_selecting_nothing_is_an_error(self, load, file):
+        with pytest.raises(CorpusError, match=r"a.jsonl holds 4 rows, and none of use with lang=xx; .* `where`"):
+            load(file, where={"lang": ["xx"]})
+
+    @pytest.mark.parametrize("file", ["jsonl"], indirect=True)
+    def test_a_column_that_is_not_there_is_an_error(self, load, file):
+        with pytest.raises(CorpusError, match="has no column 'language'"):
+            load(file, where={"language": ["de"]})
+
+    def test_plain_text_has_nothing_to_select_by(self, load):
+        aligned = write_lines("a.de", SOURCES), write_lines("a.en", TARGETS)
+        with pytest.raises(CorpusError, match=r"a.de and a.en are plain text .* by lang. Leave `where`"):
+            load(*aligned, where={"lang": ["de"]})
+        with pytest.raises(CorpusError, match=r"a.de is plain text"):
+            load("a.de", task="continuation", where={"lang": ["de"]})
+
+
 class TestMissingFiles:
     def test_a_close_neighbour_is_named(self, load):
         write_lines("train.en", TARGETS)
