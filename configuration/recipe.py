@@ -15,7 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
-from seqloom.configuration.presets import PRESETS, get_preset
+from seqloom.configuration.data_size import AUTO, PROVISIONAL, explain_choice, settings_for, starting_preset
+from seqloom.configuration.presets import PRESETS
 from seqloom.configuration.recipe_fields import CHAPTERS, Recipe, RecipeError
 from seqloom.configuration.recipe_keys import (
     TRAINING_DEFAULTS,
@@ -70,8 +71,32 @@ def resolve_recipe(file: str | PathLike[str] | None, overrides: Mapping[str, Any
             f"(train: [] stands for the built-in date demo)."
         )
     _warn_of_hidden_preset(written, chosen)
-    preset = get_preset({"preset": _own_default("preset"), **written, **chosen}["preset"])
-    return _build({**TRAINING_DEFAULTS, **preset.model, **preset.training, **written, **chosen})
+    preset = starting_preset({"preset": _own_default("preset"), **written, **chosen}["preset"])
+    named = frozenset({**written, **chosen})
+    return _build({**TRAINING_DEFAULTS, **preset.model, **preset.training, **written, **chosen}, named)
+
+
+def fit_recipe(recipe: Recipe, num_examples: int) -> tuple[Recipe, str]:
+    """Put what the size of the data suggests into a recipe with `preset: auto`; any other comes back as it is.
+
+    Args:
+        recipe: as `resolve_recipe` left it.
+        num_examples: training examples, known once the corpus is read.
+
+    Returns:
+        The recipe, in which every value that its author did not name fits the data, and a line that says why; the
+        line is empty where a preset was named.
+
+    Raises:
+        RecipeError, ValueError: where what was named does not go together with what was chosen.
+    """
+    if recipe.preset != AUTO:
+        return recipe, ""
+    flat = recipe.flat()
+    named = {key: flat[key] for key in recipe.named - {"preset"}}
+    settings = settings_for(num_examples, tokenizer=recipe.tokenizer)
+    fitted = _build({**TRAINING_DEFAULTS, **settings, **named}, recipe.named)
+    return fitted, explain_choice(num_examples, fitted.flat(), recipe.named)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,9 +217,9 @@ def _read_flat(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _warn_of_hidden_preset(written: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """A preset named on the command line loses against every value that the recipe file spells out."""
-    if "preset" not in chosen or chosen["preset"] == written.get("preset", chosen["preset"]):
+    if chosen.get("preset", AUTO) in (AUTO, written.get("preset", chosen.get("preset"))):
         return
-    preset = get_preset(chosen["preset"])
+    preset = starting_preset(chosen["preset"])
     hidden = [
         f"{name}={written[name]}"
         for name, value in {**preset.model, **preset.training}.items()
@@ -207,14 +232,19 @@ def _warn_of_hidden_preset(written: Mapping[str, Any], chosen: Mapping[str, Any]
         )
 
 
-def _build(values: Mapping[str, Any]) -> Recipe:
+def _build(values: Mapping[str, Any], named: frozenset[str]) -> Recipe:
     """Hand every value to its owner and check them together."""
     owned: dict[str, dict[str, Any]] = {"recipe": {}, "model": {}, "training_arguments": {}}
     for name, value in values.items():
         owned[known_keys()[name].owner][name] = value
     has_validation = bool(owned["recipe"].get("valid")) or not owned["recipe"].get("train")
     owned["training_arguments"].setdefault("eval_strategy", "steps" if has_validation else "no")
-    recipe = Recipe(**owned["recipe"], model=owned["model"], training_arguments=owned["training_arguments"])
+    if "save_total_limit" not in named:  # what is to be averaged must still be there at the end
+        kept = max(TRAINING_DEFAULTS["save_total_limit"], owned["recipe"].get("average_checkpoints", 0))
+        owned["training_arguments"]["save_total_limit"] = kept
+    recipe = Recipe(
+        **owned["recipe"], model=owned["model"], training_arguments=owned["training_arguments"], named=named
+    )
     recipe.model_config()  # refuses a model that cannot be built before any data is read
     return recipe
 
@@ -237,7 +267,8 @@ def _overview() -> str:
         "Every field of SeqloomConfig (d_model, encoder_layers, dropout, norm_position, ...) and of transformers' "
         "Seq2SeqTrainingArguments (learning_rate, max_steps, num_train_epochs, warmup_steps, save_steps, eval_steps, "
         "seed, bf16, report_to, ...) is a key too: --help_all lists them. Without --recipe and --train the built-in "
-        f"date demo is trained. Values in [brackets] are the defaults, with preset {Recipe.preset}."
+        f"date demo is trained. Values in [brackets] are the defaults; preset auto starts from {PROVISIONAL} and lets the "
+        "number of training examples decide on what nobody names."
     )
     presets = "\n".join(_help_line(name, preset.description) for name, preset in PRESETS.items())
     return "\n\n".join([*_help_chapters(own_keys()), f"presets:\n{presets}", textwrap.fill(pointer, 110)])
@@ -274,6 +305,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "add_recipe_arguments",
+    "fit_recipe",
     "load_recipe",
     "recipe_from_arguments",
     "resolve_recipe",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.configuration.presets import get_preset
+from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
 CHAPTERS = ("data", "tokenizer", "model", "training", "evaluation")
@@ -30,6 +30,10 @@ def at_least(minimum: int) -> dict[str, Any]:
 
 
 DATA, TOKENIZER, MODEL, TRAINING, EVALUATION = map(stands_in, CHAPTERS)
+
+
+_USUAL = {"bpe_dropout": 0.1, "ema_decay": 0.999}
+_STRATEGIES = (("eval", "no"), ("save", "steps"))
 
 
 class RecipeError(ValueError):
@@ -79,9 +83,11 @@ class Recipe:
     """How often a merge, character or word must occur to get an entry; null: 2 for bpe and word, else 1."""
     split_digits: bool = field(default=False, metadata=TOKENIZER)
     """Make every digit a token of its own."""
+    bpe_dropout: float = field(default=0.0, metadata=TOKENIZER | at_least(0))
+    """Chance that a merge is skipped, drawn anew for every epoch of training (BPE-dropout); 0.1 is usual, 0 is off."""
 
-    preset: str = field(default="small", metadata=MODEL)
-    """Named geometry with fitting learning rate and warm-up."""
+    preset: str = field(default=AUTO, metadata=MODEL)
+    """Named geometry with fitting learning rate and warm-up; auto: the number of examples decides, and on more."""
 
     output: str = field(default="seqloom-model", metadata=TRAINING)
     """The folder that will hold the finished model; running checkpoints lie in OUTPUT/checkpoint-N."""
@@ -93,6 +99,18 @@ class Recipe:
     """Source + target tokens one update learns from, on however many devices; padding does not count."""
     tokens_per_device: int = field(default=8192, metadata=TRAINING | at_least(1))
     """Padded tokens a device takes in one go; what its memory holds. Changes the speed, never the result."""
+    average_checkpoints: int = field(default=0, metadata=TRAINING | at_least(0))
+    """Checkpoints whose weights are averaged into the final folder; 5 or 10 are usual, 0 takes the last one alone."""
+    average_by: Literal["last", "best"] = field(default="last", metadata=TRAINING)
+    """Which checkpoints to average: the last ones, or the best ones by metric_for_best_model on the validation set."""
+    ema_decay: float = field(default=0.0, metadata=TRAINING | at_least(0))
+    """Evaluate and keep a moving average of the weights, this much of it old at each update; e.g. 0.999, 0 is off."""
+    rdrop_alpha: float = field(default=0.0, metadata=TRAINING | at_least(0))
+    """Weight of R-Drop: two dropout passes must agree. 1 to 5 are usual; twice the time and memory. 0 is off."""
+    early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
+    """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
+    log_gradient_flow: bool = field(default=False, metadata=TRAINING)
+    """Log the gradient's norm in each layer, and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
     """Scores to report, e.g. bleu chrf exact_match; []: what fits task and language."""
@@ -109,16 +127,19 @@ class Recipe:
     """Fields of `SeqloomConfig` beyond its defaults, preset included."""
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Fields of `Seq2SeqTrainingArguments` beyond its defaults, `TRAINING_DEFAULTS` and preset included."""
+    named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """Keys that the recipe file or the command line names; with preset=auto the data decides only on the others."""
 
-    PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments")
+    PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 
     def __post_init__(self) -> None:
-        get_preset(self.preset)
+        starting_preset(self.preset)
         self._check_files()
         self._check_columns()
         self._check_where()
         self._check_continuation()
         self._check_run()
+        self._check_quality_tools()
 
     @property
     def is_demo(self) -> bool:
@@ -150,6 +171,10 @@ class Recipe:
         grouped["model"].update(self.model)
         grouped["training"].update(self.training_arguments)
         return grouped
+
+    def flat(self) -> dict[str, Any]:
+        """Every value of the recipe by key, without the chapters."""
+        return {key: value for values in self.chapters().values() for key, value in values.items()}
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
@@ -228,6 +253,68 @@ class Recipe:
             raise RecipeError(
                 f"eval_strategy={strategy} needs something to score and valid names nothing; add --valid, "
                 f"or use eval_strategy=no."
+            )
+
+
+    def _check_quality_tools(self) -> None:
+        if self.bpe_dropout and self.tokenizer != "bpe":
+            raise RecipeError(
+                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, or "
+                f"use tokenizer=bpe."
+            )
+        for key in ("bpe_dropout", "ema_decay"):
+            if getattr(self, key) >= 1:
+                raise RecipeError(f"{key}={getattr(self, key)} is outside [0, 1); use e.g. {_USUAL[key]}, or 0 for off.")
+        if self.ema_decay and self.average_checkpoints:
+            raise RecipeError(
+                f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to average "
+                f"the same weights; leave one of them out."
+            )
+        self._check_averaging()
+        self._check_best_model()
+
+    def _check_averaging(self) -> None:
+        if not self.average_checkpoints:
+            if self.average_by == "best":
+                raise RecipeError(
+                    "average_by=best chooses among checkpoints and average_checkpoints=0 takes none; "
+                    "add --average_checkpoints 5, or leave average_by out."
+                )
+            return
+        strategy = self.training_arguments.get("save_strategy", "steps")
+        if strategy == "no":
+            raise RecipeError(
+                f"average_checkpoints={self.average_checkpoints} needs checkpoints and save_strategy=no writes none; "
+                f"use save_strategy=steps."
+            )
+        limit = self.training_arguments.get("save_total_limit")
+        if limit is not None and limit < self.average_checkpoints:
+            raise RecipeError(
+                f"save_total_limit={limit} deletes checkpoints that average_checkpoints={self.average_checkpoints} needs; "
+                f"raise it to {self.average_checkpoints} or leave it out."
+            )
+
+    def _check_best_model(self) -> None:
+        """Refuse to look for the best checkpoint where scores and checkpoints do not come at the same updates."""
+        arguments = self.training_arguments
+        wanted = [f"early_stopping_patience={self.early_stopping_patience}"] * bool(self.early_stopping_patience)
+        wanted += ["average_by=best"] * (self.average_by == "best")
+        wanted += ["load_best_model_at_end=true"] * bool(arguments.get("load_best_model_at_end"))
+        if not wanted:
+            return
+        evaluated, saved = (arguments.get(f"{key}_strategy", default) for key, default in _STRATEGIES)
+        if evaluated == "no":
+            raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; add --valid.")
+        if saved not in (evaluated, "best"):
+            raise RecipeError(
+                f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} must "
+                f"be the same; use save_strategy={evaluated}."
+            )
+        steps = [arguments.get(f"{key}_steps", 500) for key in ("eval", "save")]
+        if evaluated == saved == "steps" and min(steps) >= 1 and steps[1] % steps[0]:
+            raise RecipeError(
+                f"{wanted[0]} needs a score for each checkpoint: save_steps={steps[1]} is not a multiple of "
+                f"eval_steps={steps[0]}; use save_steps={steps[0] * max(1, round(steps[1] / steps[0]))}."
             )
 
 

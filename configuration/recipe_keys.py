@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Literal, NoReturn
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.presets import PRESETS
 from seqloom.configuration.recipe_fields import Recipe, RecipeError, field_docs, own_fields
 from seqloom.configuration.recipe_values import MismatchError, choices_of, convert, describe
@@ -139,7 +140,7 @@ def known_keys() -> Mapping[str, Key]:
 def own_keys() -> tuple[Key, ...]:
     """The keys that only Seqloom has, in the order of the chapters."""
     hints, docs = typing.get_type_hints(Recipe), field_docs(Recipe)
-    hints["preset"] = Literal[tuple(PRESETS)]
+    hints["preset"] = Literal[(*PRESETS, AUTO)]
     return tuple(
         Key(
             name=item.name,
@@ -223,7 +224,7 @@ def shown(value: Any) -> str:
 
 def _default(item: Any) -> Any:
     """What a field is when nobody sets it: the value of the default preset, ours, or the class's own."""
-    preset = PRESETS[Recipe.preset]
+    preset = starting_preset(Recipe.preset)
     values = {**TRAINING_DEFAULTS, **preset.model, **preset.training}
     if item.name in values:
         return values[item.name]

@@ -39,6 +39,7 @@ def real_count(name: str, vocab: int) -> int:
     [
         ("tiny", paper_count(10_000, 128, 256, 4, 4), 2_605_056),
         ("small", paper_count(8_000, 256, 1024, 3, 3), 7_577_600),
+        ("medium", paper_count(10_000, 512, 1024, 6, 6), 36_663_296),
         ("base", paper_count(37_000, 512, 2048, 6, 6), 63_082_496),  # the paper's table 3 rounds to 65 million
         ("big", paper_count(37_000, 1024, 4096, 6, 6), 214_245_376),  # and to 213 million
         ("modern", modern_count(37_000, 512, 1344, 6), 62_682_624),
@@ -46,7 +47,7 @@ def real_count(name: str, vocab: int) -> int:
     ],
 )
 def test_parameters_as_the_formula_says(name: str, expected: int, stated: int) -> None:
-    vocab = {"tiny": 10_000, "small": 8_000}.get(name, 37_000)
+    vocab = {"tiny": 10_000, "small": 8_000, "medium": 10_000}.get(name, 37_000)
     assert real_count(name, vocab) == expected == stated
 
 

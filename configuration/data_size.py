@@ -1,0 +1,144 @@
+"""What to train when nobody says: preset, vocabulary, dropout, update size and length of the run, by number of examples.
+
+Small data overfits large models and leaves rare entries of a large vocabulary untrained; large data wastes small models.
+Where the turning points lie has been published, row by row below; `preset: auto` looks the row up after the corpus has
+been read. Whatever a recipe or a flag names wins over the row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seqloom.configuration.presets import Preset, get_preset
+
+AUTO = "auto"
+"""What `preset` is called where the data decides."""
+
+PROVISIONAL = "small"
+"""Stands in for `auto` until the data has been read, so that a model that cannot be built is refused before."""
+
+SUBWORD_KINDS = ("bpe", "unigram")
+"""Kinds of vocabulary whose size is a choice; characters and words are as many as the text has."""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """A range of corpus sizes, and what was trained well on such."""
+
+    below: float
+    """Training examples, exclusive."""
+    preset: str
+    """Its geometry, learning rate and warm-up."""
+    settings: Mapping[str, Any]
+    """Recipe keys that differ from the preset's or from the defaults."""
+    source: str
+    """Where the numbers come from, in words for the screen."""
+
+
+SIZES = (
+    # Few examples want few merges, small updates and much dropout (Sennrich & Zhang 2019, arXiv:1905.11901; for the
+    # Transformer Araabi & Monz 2020, arXiv:2011.02266). Rate: the paper's schedule, d_model^-0.5 * warmup^-0.5, peaks at
+    # 2.6e-3 for width 128 and the 1,200 updates that a tenth of this run has; a share, so that it fits smaller corpora.
+    DataSize(
+        15_000,
+        "tiny",
+        {
+            "vocab_size": 4000,
+            "tokens_per_update": 4096,
+            "learning_rate": 2.5e-3,
+            "warmup_steps": 0.1,
+            "num_train_epochs": 200,
+        },
+        "little data wants a small model, vocabulary and update (Araabi & Monz 2020)",
+    ),
+    # Wu et al. 2021 (arXiv:2105.14462), Multi30k, 29,000 pairs: their 8,000 updates are 150 epochs.
+    DataSize(
+        60_000,
+        "tiny",
+        {"vocab_size": 10_000, "num_train_epochs": 150},
+        "as published for the 29,000 pairs of Multi30k (Wu et al. 2021)",
+    ),
+    # fairseq's recipe for IWSLT14 German-English, 160,000 pairs: its example README trains some 50 epochs.
+    DataSize(
+        500_000,
+        "medium",
+        {"vocab_size": 10_000, "num_train_epochs": 50},
+        "as fairseq trains the 160,000 pairs of IWSLT14",
+    ),
+    # Between the rows around it; nobody's published setting.
+    DataSize(
+        1_500_000,
+        "base",
+        {"vocab_size": 20_000, "dropout": 0.2, "num_train_epochs": 40},
+        "between IWSLT and WMT: the paper's base model with more dropout",
+    ),
+    # Vaswani et al. 2017, WMT14 English-German, 4.5 million pairs, 37,000 entries: 100,000 updates are 20 epochs.
+    DataSize(
+        10_000_000,
+        "base",
+        {"vocab_size": 37_000, "dropout": 0.1, "num_train_epochs": 20},
+        "as published for the 4.5 million pairs of WMT14 (Vaswani et al. 2017)",
+    ),
+    # The same, English-French, 36 million pairs, 32,000 entries, dropout 0.1: 300,000 updates are 7 epochs.
+    DataSize(
+        float("inf"),
+        "big",
+        {"vocab_size": 32_000, "dropout": 0.1, "num_train_epochs": 7},
+        "as published for 36 million pairs (Vaswani et al. 2017)",
+    ),
+)
+"""Smallest first."""
+
+
+def size_for(num_examples: int) -> DataSize:
+    """Return the row for a corpus of this many training examples."""
+    return next(size for size in SIZES if num_examples < size.below)
+
+
+def settings_for(num_examples: int, *, tokenizer: str) -> dict[str, Any]:
+    """Return every recipe key that the size of the data decides, `preset` first.
+
+    Args:
+        num_examples: training examples, counted after reading.
+        tokenizer: kind of vocabulary; only for subwords `vocab_size` is chosen.
+    """
+    size = size_for(num_examples)
+    preset = get_preset(size.preset)
+    settings = {"preset": size.preset, **preset.model, **preset.training, **size.settings}
+    if tokenizer not in SUBWORD_KINDS:
+        del settings["vocab_size"]
+    return settings
+
+
+def explain_choice(num_examples: int, values: Mapping[str, Any], named: frozenset[str]) -> str:
+    """Say in one line what was chosen for how many examples, and why.
+
+    Args:
+        num_examples: training examples.
+        values: every key of the fitted recipe.
+        named: keys that the recipe's author named; what he knows is not repeated.
+    """
+    size = size_for(num_examples)
+    shown = {
+        "vocab_size": "vocabulary {:,}",
+        "dropout": "dropout {}",
+        "learning_rate": "learning rate {}",
+        "tokens_per_update": "{:,} tokens an update",
+        "num_train_epochs": "{:g} epochs",
+    }
+    hidden = named | ({"num_train_epochs"} if values.get("max_steps", -1) > 0 else frozenset())
+    hidden |= frozenset() if values["tokenizer"] in SUBWORD_KINDS else {"vocab_size"}
+    chosen = [text.format(values[key]) for key, text in shown.items() if key not in hidden]
+    return f"preset {size.preset} for {num_examples:,} examples, {size.source}: {', '.join(chosen) or 'all else as named'}"
+
+
+def starting_preset(name: str) -> Preset:
+    """Return the preset of this name; for `auto` the one that stands in until the data has been read.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return get_preset(PROVISIONAL if name == AUTO else name)
+
+
+__all__ = ["AUTO", "SIZES", "DataSize", "explain_choice", "settings_for", "size_for", "starting_preset"]
