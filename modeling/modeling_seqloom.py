@@ -37,6 +37,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.modeling.fused_loss import linear_cross_entropy
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -745,25 +746,32 @@ class SeqloomModel(SeqloomPreTrainedModel):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def label_smoothed_loss(
-    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_items: Tensor | int | None = None
-) -> Tensor:
-    """Cross entropy against (1 - epsilon) * one-hot + epsilon / V, summed over real targets and divided once.
+def label_smoothed_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy against (1 - epsilon) * one-hot + epsilon / V, summed over real targets.
 
     Args:
         logits: (B, T, V).
         labels: (B, T), -100 where there is nothing to predict; not shifted, `labels[:, t]` belongs to `logits[:, t]`.
         label_smoothing: epsilon.
-        num_items: what the sum is divided by: the number of targets in the whole update, over all processes and
-            accumulation steps, so that the loss does not depend on how the update was cut. None: those in `labels`.
 
     Returns:
-        The loss, a scalar in float32 or wider.
+        The sum, a scalar in float32 or wider.
     """
-    num_items = (labels != -100).sum() if num_items is None else torch.as_tensor(num_items)
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # (B * T, V)
     labels = labels.flatten().to(logits.device)
-    total = nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    return nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+
+
+def per_item(total: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Divide a summed loss once.
+
+    Args:
+        total: the sum over the targets in `labels`.
+        labels: (B, T), -100 where there is nothing to predict.
+        num_items: targets in the whole update, over all processes and accumulation steps, so that the loss does not
+            depend on how the update was cut. None: those in `labels`.
+    """
+    num_items = (labels != -100).sum() if num_items is None else torch.as_tensor(num_items)
     return total / num_items.to(total.device).clamp(min=1)  # no targets, no loss: 0, not NaN
 
 
@@ -798,6 +806,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         label_smoothing: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Score the next word at every target position.
@@ -817,11 +826,17 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             logits_to_keep: score the last so many positions only, or those that a tensor names; 0: all.
             label_smoothing: epsilon of the loss; None: the configuration's.
             num_items_in_batch: targets in the whole update; the loss is the sum divided by it. None: the mean.
+            skip_logits: return the loss of `labels` without logits: faster, and the memory of (B, T, V) is saved.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
             `logits` (B, T, V), `loss` (scalar, with labels), the cache, and both sides' states.
+
+        Raises:
+            ValueError: for `skip_logits` without `labels`.
         """
+        if skip_logits and labels is None:
+            raise ValueError("skip_logits=True leaves the loss as the only result, and without labels there is none.")
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -841,9 +856,14 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         smoothing = self.config.label_smoothing if label_smoothing is None else label_smoothing
-        loss = None if labels is None else label_smoothed_loss(logits, labels, smoothing, num_items_in_batch)
+        logits = total = None
+        if skip_logits:
+            total = linear_cross_entropy(outputs.last_hidden_state, self.lm_head.weight, labels, smoothing)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+            total = None if labels is None else label_smoothed_loss(logits, labels, smoothing)
+        loss = None if total is None else per_item(total, labels, num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

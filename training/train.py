@@ -6,6 +6,7 @@ Without arguments it trains the date demo. `seqloom train` is the same door.
 """
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import seqloom  # noqa: F401  (registers the classes and the bundler that every 
 from seqloom.configuration.command import CommandParser, run_command
 from seqloom.configuration.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+from seqloom.training import preflight
 from seqloom.training.batching import accumulation_steps
 from seqloom.training.corpus import load_corpus
 from seqloom.training.demo import DEMO_EXAMPLES, build_demo
@@ -82,7 +84,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     )
     if recipe.num_sample_outputs and "validation" in data:
         trainer.add_callback(sample_outputs(trainer, data["validation"], recipe))
-    describe_run(trainer, data)
+    check_before_training(trainer, data, recipe)
 
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=folder.last_checkpoint())
@@ -235,18 +237,18 @@ def sample_outputs(trainer: SeqloomTrainer, validation: Dataset, recipe: Recipe)
     return SampleOutputs(validation.select(picked), trainer.write_texts, say)
 
 
-def describe_run(trainer: SeqloomTrainer, data: DatasetDict) -> None:
-    """Print what is about to be trained on what."""
-    if not trainer.is_world_process_zero():
-        return
-    config = trainer.model.config
-    lengths = lengths_of(data["train"])
-    say(
-        f"model     {config.encoder_layers}+{config.decoder_layers} layers of {config.d_model}, vocabulary "
-        f"{config.vocab_size:,}, {trainer.model.num_parameters():,} parameters"
-    )
-    say(f"data      {', '.join(f'{len(split):,} {name}' for name, split in data.items())} examples")
-    say(f"tokens    {lengths[:, 0].sum():,} source + {lengths[:, 1].sum():,} target an epoch")
+def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> None:
+    """Print what is about to be trained and what it takes, and refuse what cannot fit."""
+    plan = preflight.survey(trainer.train_sampler())
+    memory = preflight.measure(trainer, plan.largest)
+    args = trainer.args
+    num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * plan.num_updates)
+    if trainer.is_world_process_zero():
+        sizes = {name: len(split) for name, split in data.items()}
+        for subject, text in preflight.describe(trainer, plan, memory, sizes, num_updates).items():
+            say(f"{subject:10}{text}")
+    memory.check(recipe.tokens_per_device)
+    trainer.add_callback(preflight.TimeEstimate(say))
 
 
 def say_how_to_use(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, results: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ tokens divided once by their number, over all processes and accumulation steps; 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from transformers import EvalPrediction, ProgressCallback, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import seed_worker
 
@@ -23,6 +23,7 @@ from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import metrics as scoring
 from seqloom.training.batching import UpdateLoader, UpdateSampler
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
+from seqloom.training.progress import TokenMeter, TrainingProgress
 from seqloom.training.tokenizer import SeqloomTokenizers
 
 MODEL_COLUMNS = ("input_ids", "labels")
@@ -91,28 +92,34 @@ class SeqloomTrainer(Trainer):
         """What the model wrote for each example of the set evaluated last; empty if nothing was decoded."""
         self.signatures: dict[str, str] = {}
         """How the scores were measured, e.g. `bleu_signature`."""
+        self.meter = TokenMeter(args.world_size)
+        self.add_callback(self.meter)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(TrainingProgress())
 
     # Batches -----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches; they are rank-aware already, so accelerate must not shard them again."""
-        dataset = self.train_dataset
-        sampler = UpdateSampler(
-            lengths_of(dataset),
-            tokens_per_update=self.tokens_per_update,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            accumulation_steps=self.args.gradient_accumulation_steps,
-            world_size=self.args.world_size,
-            rank=self.args.process_index,
-        )
         return UpdateLoader(
-            dataset.select_columns(list(MODEL_COLUMNS)),
-            batch_sampler=sampler,
+            self.train_dataset.select_columns(list(MODEL_COLUMNS)),
+            batch_sampler=self.train_sampler(),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers,
             worker_init_fn=self._seed_worker if self.args.dataloader_num_workers else None,
+        )
+
+    def train_sampler(self) -> UpdateSampler:
+        """Return the plan of this process: which examples make its micro-batches, in which order."""
+        return UpdateSampler(
+            lengths_of(self.train_dataset),
+            tokens_per_update=self.tokens_per_update,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            accumulation_steps=self.args.gradient_accumulation_steps,
+            world_size=self.args.world_size,
+            rank=self.args.process_index,
         )
 
     def _seed_worker(self, worker_id: int) -> None:
@@ -131,9 +138,23 @@ class SeqloomTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Let the model smooth the labels, so that smoothing too is summed and divided once."""
-        inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
+        """Let the model smooth the labels, so that smoothing too is summed and divided once; logits are not needed."""
+        inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": not return_outputs}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    # What is seen ------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """Count what an update learns from, before it goes to the device."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.meter.start(batches)
+        return batches, num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the speed in tokens and the padding to each reading of the loss."""
+        super().log({**logs, **self.meter.read()} if "loss" in logs else logs, start_time)
 
     # Evaluation --------------------------------------------------------------------------------------------------
 

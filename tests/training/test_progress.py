@@ -1,0 +1,70 @@
+"""The numbers beside the bar are those of the batches, and the bar shows where a run stands."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from seqloom.training import progress
+from seqloom.training.progress import TokenMeter, TrainingProgress, brief, describe
+
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 2], [7, 2, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    "labels": torch.tensor([[9, 2, -100, -100], [9, 9, 9, 2]]),
+}  # 5 + 6 of 14 positions are tokens
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Any:
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now.seconds)
+    return now
+
+
+def update(meter: TokenMeter, clock: Any, seconds: float, batches: list[Any]) -> None:
+    meter.start(batches)
+    clock.seconds += seconds
+    meter.on_step_end(None, None, None)
+
+
+def test_counts_tokens_of_both_sides_and_padding(clock: Any) -> None:
+    meter = TokenMeter(world_size=2)
+    update(meter, clock, 2.0, [BATCH, BATCH])
+    clock.seconds += 100  # evaluation, saving
+    update(meter, clock, 1.0, [BATCH])
+    assert meter.read() == {"tokens_per_second": pytest.approx(2 * 33 / 3), "padding": pytest.approx(21.43)}
+    assert meter.read() == {}, "a reading begins anew"
+
+
+def logs(**values: Any) -> dict[str, Any]:
+    return {"loss": 3.21456, "learning_rate": 0.0002, "epoch": 1.25, "total_flos": 1.0, **values}
+
+
+def test_a_reading_is_one_line() -> None:
+    line = describe(logs(tokens_per_second=12345.6, padding=2.31))
+    assert line == "epoch 1.25  loss 3.215  learning_rate 0.0002  tokens_per_second 12,346  padding 2.31"
+    assert brief(logs(tokens_per_second=12345.6, padding=2.31)) == {
+        "loss": "3.215",
+        "tokens/s": "12,346",
+        "padding": "2.3%",
+    }
+    assert brief(logs()) == {"loss": "3.215"}
+
+
+def test_the_bar_begins_where_a_resumed_run_stands(capsys: Any) -> None:
+    bar = TrainingProgress()
+    state = SimpleNamespace(is_world_process_zero=True, global_step=40, max_steps=100)
+    bar.on_train_begin(None, state, None)
+    assert (bar.training_bar.n, bar.training_bar.total) == (40, 100)
+    state.global_step = 41
+    bar.on_step_end(None, state, None)
+    assert bar.training_bar.n == 41
+    bar.on_log(None, state, None, logs=logs(tokens_per_second=10.0, padding=1.0))
+    assert bar.training_bar.postfix == "loss=3.215, tokens/s=10, padding=1.0%"
+    bar.on_log(None, state, None, logs={"eval_bleu": 31.5})
+    bar.on_train_end(None, state, None)
+    out = capsys.readouterr().out
+    assert "update     41  epoch 1.25  loss 3.215" in out
+    assert "update     41  eval_bleu 31.5" in out

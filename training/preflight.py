@@ -1,0 +1,237 @@
+"""Before the first update: what is about to be trained, what it takes, and whether it fits.
+
+Memory is not guessed from a formula: a probe runs the forward pass of a few rows of the largest micro-batch, counts
+what autograd keeps for the backward pass, and scales it to all rows. So attention kernels, precision, gradient
+checkpointing and switches of the model are all in the number. Weights, gradients and optimizer states are counted
+exactly.
+"""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from seqloom.configuration.recipe import RecipeError
+from seqloom.training.batching import UpdateSampler
+from seqloom.training.trainer import SeqloomTrainer
+
+PROBED_UPDATES = 500
+"""Updates looked at for padding and the largest micro-batch; a random sample, for the order is random."""
+
+OPTIMIZER_STATES = {"sgd": 0, "adafactor": 1, "adagrad": 1, "rmsprop": 1, "lion_32bit": 1}
+"""Numbers an optimizer keeps for each weight; Adam and its kin, the default, keep 2."""
+
+TRANSIENT = 1.25
+"""What backward and the kernels need beside what autograd has kept, as a factor on it; measured, see LOG 2026-11-23."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planner makes of the training set."""
+
+    num_updates: int
+    """Updates in an epoch."""
+    num_tokens: int
+    """Source + target tokens in an epoch, without padding."""
+    padding: float
+    """Share of positions computed for nothing, 0 to 1, on this process's micro-batches."""
+    largest: tuple[int, int, int]
+    """Rows, source length and target length of the micro-batch with the most positions."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one device needs, in bytes."""
+
+    weights: int
+    """Weights, gradients and optimizer states."""
+    activations: int
+    """What the largest micro-batch needs on top."""
+    available: int
+    """What the device has for it."""
+
+    @property
+    def total(self) -> int:
+        """All that is needed."""
+        return self.weights + self.activations
+
+    def check(self, tokens_per_device: int) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            RecipeError: with the largest `tokens_per_device` that does, if there is one.
+        """
+        if self.total <= self.available:
+            return
+        need = f"training needs about {gigabytes(self.total)} a device and {gigabytes(self.available)} are free"
+        room = self.available - self.weights
+        fits = tokens_per_device * room // max(1, self.activations)
+        if fits < 64:
+            raise RecipeError(
+                f"{need}: weights, gradients and optimizer states alone take {gigabytes(self.weights)}. Use a smaller "
+                "preset or vocabulary, more memory, or shard the model over several devices."
+            )
+        raise RecipeError(
+            f"{need}, of which {gigabytes(self.activations)} are for tokens_per_device={tokens_per_device}; lower it "
+            f"to {round_down(fits)} (the result stays the same, the update is cut into more pieces), or turn on "
+            "gradient_checkpointing."
+        )
+
+
+def survey(sampler: UpdateSampler) -> Plan:
+    """Look at the micro-batches of the first epoch, as far as `PROBED_UPDATES` reach."""
+    lengths = sampler.lengths
+    batches = itertools.islice(sampler, PROBED_UPDATES * sampler.accumulation_steps)
+    shapes = np.array([(len(rows), *lengths[rows].max(axis=0), lengths[rows].sum()) for rows in batches])
+    positions = shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
+    rows, source, target, _ = shapes[positions.argmax()]
+    return Plan(
+        num_updates=len(sampler) // sampler.accumulation_steps,
+        num_tokens=int(lengths.sum()),
+        padding=float(1 - shapes[:, 3].sum() / positions.sum()),
+        largest=(int(rows), int(source), int(target)),
+    )
+
+
+def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
+    """Return what one device needs for its largest micro-batch.
+
+    Args:
+        trainer: with the model where it will be trained.
+        largest: rows, source length and target length.
+    """
+    rows, source, target = largest
+    one, two = (kept_for_backward(trainer, probe, source, target) for probe in (1, 2))
+    kept = one + (two - one) * (rows - 1)  # what does not grow with the rows, such as the LM head's gradient, is in one
+    return Memory(state_bytes(trainer), int(TRANSIENT * kept), free_bytes(trainer.args.device) + weight_bytes(trainer))
+
+
+def weight_bytes(trainer: SeqloomTrainer) -> int:
+    """Return the bytes of the weights, which lie on the device already."""
+    return sum(parameter.nbytes for parameter in trainer.model.parameters())
+
+
+def state_bytes(trainer: SeqloomTrainer) -> int:
+    """Return the bytes of weights, gradients (several processes: two copies) and optimizer states."""
+    copies = 2 + OPTIMIZER_STATES.get(trainer.args.optim, 2) + (trainer.args.world_size > 1)
+    return copies * weight_bytes(trainer)
+
+
+def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: int) -> int:
+    """Return the bytes that autograd keeps for the forward pass of so many rows of these lengths."""
+    model = trainer.model
+    ids = torch.full((rows, source + target), model.config.eos_token_id, device=trainer.args.device)
+    inputs = {"input_ids": ids[:, :source], "attention_mask": torch.ones_like(ids[:, :source])}
+    own = {tensor.untyped_storage().data_ptr() for tensor in itertools.chain(model.parameters(), model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    was_training = model.training
+    model.train()
+    with (
+        torch.random.fork_rng(),  # a look ahead must not change what is learned
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        trainer.compute_loss_context_manager(),
+    ):
+        loss = trainer.compute_loss(model, {**inputs, "labels": ids[:, source:]})
+    model.train(was_training)
+    del loss  # only now: memory that is freed is used again, and would be counted once
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what a process may still take: of its GPU, or its share of the machine's or container's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def describe(
+    trainer: SeqloomTrainer, plan: Plan, memory: Memory, sizes: dict[str, int], num_updates: int
+) -> dict[str, str]:
+    """Return what a person reads before the first update, by subject.
+
+    Args:
+        trainer: with model and arguments.
+        plan: of the training set.
+        memory: of one device.
+        sizes: examples in each split.
+        num_updates: of the whole run.
+    """
+    config, args = trainer.model.config, trainer.args
+    layers = f"{config.encoder_layers}+{config.decoder_layers} layers of {config.d_model}"
+    device = f"{args.world_size} x {args.device.type}"
+    epochs = f"{num_updates / plan.num_updates:.1f} epochs"
+    batch = "{} x ({} + {})".format(*plan.largest)
+    micro_batches = args.gradient_accumulation_steps
+    return {
+        "model": f"{layers}, vocabulary {config.vocab_size:,}, {trainer.model.num_parameters():,} parameters",
+        "data": f"{', '.join(f'{count:,} {name}' for name, count in sizes.items())} examples",
+        "epoch": f"{plan.num_tokens:,} source + target tokens, {plan.num_updates:,} updates",
+        "run": f"{num_updates:,} updates = {epochs} on {device}, in {micro_batches} micro-batches each",
+        "padding": f"{100 * plan.padding:.1f} % of what is computed; the largest micro-batch is {batch} tokens",
+        "memory": f"about {gigabytes(memory.total)} a device; {gigabytes(memory.available)} are free",
+    }
+
+
+class TimeEstimate(TrainerCallback):
+    """Says once, after the first updates, how long the run will take."""
+
+    def __init__(self, say: Callable[[str], None], warm_up: int = 5, sample: int = 20) -> None:
+        """Time `sample` updates after `warm_up` others, which are slower."""
+        self.say = say
+        self.first, self.last = warm_up, warm_up + sample
+        self.num_seen = 0
+        self.started = 0.0
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count, and speak when the sample is complete."""
+        self.num_seen += 1
+        if self.num_seen == self.first:
+            self.started = time.perf_counter()
+        left = state.max_steps - state.global_step
+        if self.num_seen == self.last and left > 0 and state.is_world_process_zero:
+            pace = (time.perf_counter() - self.started) / (self.last - self.first)
+            self.say(f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update)")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: "40 s", "13 min", "2 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def gigabytes(num_bytes: int) -> str:
+    """Return a size as people say it: "0.4 GB"."""
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def round_down(value: int) -> int:
+    """Return the largest number of at most two digits and zeros that is not above `value`."""
+    digits = 10 ** max(0, len(str(value)) - 2)
+    return value // digits * digits
+
+
+__all__ = ["Memory", "Plan", "TimeEstimate", "describe", "measure", "survey"]

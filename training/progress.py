@@ -1,0 +1,110 @@
+"""What a person sees while it trains: one bar with the loss, the speed in tokens, the padding, and the time left.
+
+The same numbers go to Trainer's log, and from there to TensorBoard, trackio or W&B, whichever `report_to` names.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from seqloom.training.collator import IGNORED_LABEL
+
+
+class TokenMeter(TrainerCallback):
+    """Counts what the updates since the last reading learned from, and how long they took.
+
+    Evaluation and saving are not on the clock: it runs from the batches of an update to its optimizer step.
+    """
+
+    def __init__(self, world_size: int = 1) -> None:
+        """Start at zero; each process counts its own share, and a reading multiplies it by `world_size`."""
+        self.world_size = world_size
+        self._started = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.seconds, self.num_tokens, self.num_padded = 0.0, 0, 0
+
+    def start(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Begin an update with these micro-batches."""
+        self._started = time.perf_counter()
+        for batch in batches:
+            labels, mask = batch["labels"], batch["attention_mask"]
+            self.num_tokens += int(mask.sum()) + int((labels != IGNORED_LABEL).sum())
+            self.num_padded += mask.numel() + labels.numel()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """End the update."""
+        self.seconds += time.perf_counter() - self._started
+
+    def read(self) -> dict[str, float]:
+        """Return the numbers since the last reading, and begin anew.
+
+        Returns:
+            `tokens_per_second`: source + target, over all processes, without padding. `padding`: the share of positions
+            that were computed for nothing, in percent. Empty if nothing was counted.
+        """
+        if not self.num_padded or not self.seconds:
+            return {}
+        reading = {
+            "tokens_per_second": round(self.num_tokens * self.world_size / self.seconds, 1),
+            "padding": round(100 * (1 - self.num_tokens / self.num_padded), 2),
+        }
+        self._reset()
+        return reading
+
+
+class TrainingProgress(ProgressCallback):
+    """Trainer's bars, with what matters beside the training one; each reading is a line above it."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar where the run stands, so that a resumed one shows its own speed and time left."""
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True, smoothing=0.05
+            )
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Show a reading: its main numbers beside the bar, all of it above."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(brief(logs), refresh=False)
+        self.training_bar.write(f"update {state.global_step:>6,}  {describe(logs)}")
+
+
+def brief(logs: dict[str, Any]) -> dict[str, str]:
+    """Return what stands beside the bar."""
+    shown = {"loss": f"{logs['loss']:.3f}"}
+    if "tokens_per_second" in logs:
+        shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+        shown["padding"] = f"{logs['padding']:.1f}%"
+    return shown
+
+
+UNSEEN = ("total_flos", "epoch")
+"""Of a reading, what a person does not look for; `epoch` comes first."""
+
+
+def describe(logs: dict[str, Any]) -> str:
+    """Return one reading as a line: "epoch 1.25  loss 3.214  tokens_per_second 12,345"."""
+    parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
+    parts += [f"{name} {_shown(value)}" for name, value in logs.items() if name not in UNSEEN]
+    return "  ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+__all__ = ["TokenMeter", "TrainingProgress"]
