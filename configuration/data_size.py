@@ -1,6 +1,6 @@
-"""What to train when nobody says: preset, vocabulary, dropout, update size and length of the run, by number of examples.
+"""What to train when nobody says: preset, vocabulary, dropout, updates and length of the run, by number of examples.
 
-Small data overfits large models and leaves rare entries of a large vocabulary untrained; large data wastes small models.
+Small data overfits large models and leaves rare entries of large vocabularies untrained; large data wastes small ones.
 Where the turning points lie has been published, row by row below; `preset: auto` looks the row up after the corpus has
 been read. Whatever a recipe or a flag names wins over the row.
 """
@@ -36,8 +36,8 @@ class DataSize:
 
 
 SIZES = (
-    # Few examples want few merges, small updates and much dropout (Sennrich & Zhang 2019, arXiv:1905.11901; for the
-    # Transformer Araabi & Monz 2020, arXiv:2011.02266). Rate: the paper's schedule, d_model^-0.5 * warmup^-0.5, peaks at
+    # Few examples want few merges, small updates and much dropout (Sennrich & Zhang 2019, arXiv:1905.11901; for
+    # Transformers Araabi & Monz 2020, arXiv:2011.02266). Rate: the schedule of Vaswani et al., section 5.3, peaks at
     # 2.6e-3 for width 128 and the 1,200 updates that a tenth of this run has; a share, so that it fits smaller corpora.
     DataSize(
         15_000,
@@ -129,7 +129,8 @@ def explain_choice(num_examples: int, values: Mapping[str, Any], named: frozense
     hidden = named | ({"num_train_epochs"} if values.get("max_steps", -1) > 0 else frozenset())
     hidden |= frozenset() if values["tokenizer"] in SUBWORD_KINDS else {"vocab_size"}
     chosen = [text.format(values[key]) for key, text in shown.items() if key not in hidden]
-    return f"preset {size.preset} for {num_examples:,} examples, {size.source}: {', '.join(chosen) or 'all else as named'}"
+    what = ", ".join(chosen) or "all else as named"
+    return f"preset {size.preset} for {num_examples:,} examples, {size.source}: {what}"
 
 
 def starting_preset(name: str) -> Preset:

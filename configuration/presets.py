@@ -69,7 +69,7 @@ _ALL = (
     ),
     Preset(
         "medium",
-        "6+6 layers of 512, narrow feed-forward, much dropout: fairseq's transformer_iwslt_de_en, for some 160,000 pairs",
+        "6+6 layers of 512, narrow feed-forward, much dropout: fairseq's transformer_iwslt_de_en, for 160,000 pairs",
         # Its command: lr 5e-4, warm-up 4,000, 4,096 tokens an update, counted on the target side: twice that on both.
         # Its weight decay, 1e-4, is left out: it was made for Adam with L2, and AdamW's is another thing.
         _geometry((6, 6), 512, 1024, 4, dropout=0.3),

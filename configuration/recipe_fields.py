@@ -255,20 +255,20 @@ class Recipe:
                 f"or use eval_strategy=no."
             )
 
-
     def _check_quality_tools(self) -> None:
         if self.bpe_dropout and self.tokenizer != "bpe":
             raise RecipeError(
-                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, or "
-                f"use tokenizer=bpe."
+                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, "
+                f"or use tokenizer=bpe."
             )
         for key in ("bpe_dropout", "ema_decay"):
             if getattr(self, key) >= 1:
-                raise RecipeError(f"{key}={getattr(self, key)} is outside [0, 1); use e.g. {_USUAL[key]}, or 0 for off.")
+                value, usual = getattr(self, key), _USUAL[key]
+                raise RecipeError(f"{key}={value} is outside [0, 1); use e.g. {usual}, or 0 for off.")
         if self.ema_decay and self.average_checkpoints:
             raise RecipeError(
-                f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to average "
-                f"the same weights; leave one of them out."
+                f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to "
+                f"average the same weights; leave one of them out."
             )
         self._check_averaging()
         self._check_best_model()
@@ -290,8 +290,8 @@ class Recipe:
         limit = self.training_arguments.get("save_total_limit")
         if limit is not None and limit < self.average_checkpoints:
             raise RecipeError(
-                f"save_total_limit={limit} deletes checkpoints that average_checkpoints={self.average_checkpoints} needs; "
-                f"raise it to {self.average_checkpoints} or leave it out."
+                f"save_total_limit={limit} deletes checkpoints that average_checkpoints={self.average_checkpoints} "
+                f"needs; raise it to {self.average_checkpoints} or leave it out."
             )
 
     def _check_best_model(self) -> None:
@@ -307,8 +307,8 @@ class Recipe:
             raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; add --valid.")
         if saved not in (evaluated, "best"):
             raise RecipeError(
-                f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} must "
-                f"be the same; use save_strategy={evaluated}."
+                f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} "
+                f"must be the same; use save_strategy={evaluated}."
             )
         steps = [arguments.get(f"{key}_steps", 500) for key in ("eval", "save")]
         if evaluated == saved == "steps" and min(steps) >= 1 and steps[1] % steps[0]:
