@@ -20,6 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
 from seqloom.hub.pipeline_seqloom import score_sequences
+from seqloom.hub.verify import check_folder
 
 TOKENS_PER_BATCH = 4096
 """Padded source tokens x beams of one batch; well under 1 GB for the base model.
@@ -81,16 +82,17 @@ def generate_file(
 def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
     """Load model and tokenizer of a trained folder, on the GPU if there is one.
 
+    The installed classes do it; the folder's own code is not run, nor any pickle read.
+
     Raises:
-        ValueError: if the folder is none.
+        FolderError: if the folder is none, or dangerous to open.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json; name the folder that seqloom train wrote (its --output).")
-    # Whoever imports this module has imported seqloom, and with it registered the classes: no remote code is asked for.
+    check_folder(folder)
+    # Whoever imports this module has imported seqloom, and with it registered the classes.
     with _no_loading_bar():
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def generate_lines(

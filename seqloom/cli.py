@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from seqloom.configuration.command import EXIT_USAGE, CommandParser, run_command
+from seqloom.configuration.command import EXIT_FAILED, EXIT_USAGE, CommandParser, run_command
 from seqloom.configuration.recipe import add_recipe_arguments, recipe_from_arguments
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
@@ -46,6 +46,7 @@ def build_parser() -> CommandParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
     _add_generate(verbs)
+    _add_verify(verbs)
     return parser
 
 
@@ -95,6 +96,24 @@ def _run_generate(namespace: argparse.Namespace, unknown: list[str], parser: Com
         max_new_tokens=namespace.max_new_tokens,
     )
     return 0
+
+
+def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "tell whether the code in a folder is the released code"
+    more = f"{text.capitalize()}, before you load it with trust_remote_code=True; nothing in it is run."
+    parser = verbs.add_parser("verify", help=text, description=more)
+    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: _run_verify(namespace, unknown, parser))
+
+
+def _run_verify(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
+    parser.refuse(unknown)
+    from seqloom.hub.verify import summarize, verify_folder
+
+    findings = verify_folder(namespace.folder)
+    print(*findings, summarize(namespace.folder, findings), sep="\n")
+    return EXIT_FAILED if any(found.is_problem for found in findings) else 0
 
 
 def _add_count(parser: CommandParser, flag: str, text: str) -> None:

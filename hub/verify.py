@@ -1,0 +1,413 @@
+"""Tells whether a checkpoint folder can be trusted: is its code the released code, and does all of it stay inside?
+
+`trust_remote_code=True` runs the Python files of a folder. Whoever changes them can change the manifest beside them as
+well, so `verify_folder` compares the files with what the installed Seqloom would write; digests of other releases are
+shipped here. It reads files and runs nothing.
+
+    folder --> code       ok | changed | missing | extra | unknown    as in bundle_files() or RELEASES?
+           --> manifest   does it agree with the files beside it?
+           --> pickles    loading one runs what it says
+           --> paths      code, weights and links that point out of the folder
+
+The last three endanger every reader: `check_folder` refuses such a folder, and every `seqloom` command calls it before
+it opens one. Those commands run the installed classes, never a folder's own code.
+"""
+
+import hashlib
+import json
+import os
+import pickletools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatch
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
+
+RELEASES: dict[str, dict[str, str]] = {}
+"""Released version -> code file -> SHA-256 of what that version writes. Development versions have no entry; for a
+release that has none a test fails and prints the entry to add."""
+
+CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib"})
+"""What Python can import."""
+
+PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+"""What torch.load and its kin read; a file of that name whose first byte no pickle can start with is none."""
+
+TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", "global_step*/*.pt")
+"""Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
+and Trainer does so with weights_only=True."""
+
+TRAINING_ARGUMENTS = "training_args.bin"
+"""A pickle that Trainer writes beside every model, and that neither it nor anything here ever reads."""
+
+
+class FolderError(ValueError):
+    """A folder that no `seqloom` command opens."""
+
+
+class Kind(StrEnum):
+    """What is the matter with a file."""
+
+    OK = "ok"
+    """Released code."""
+    NOTE = "note"
+    """Worth knowing, no reason for distrust."""
+    CHANGED = "changed"
+    """Code that is not as released."""
+    MISSING = "missing"
+    """Released code that is not there."""
+    EXTRA = "extra"
+    """Code that was never released."""
+    UNKNOWN = "unknown"
+    """Code of a version that this one does not know."""
+    MANIFEST = "manifest"
+    """The manifest and the files disagree."""
+    PICKLE = "pickle"
+    """Loading it can run anything."""
+    OUTSIDE = "outside"
+    """It points out of the folder."""
+    BROKEN = "broken"
+    """It cannot be read, and so not be judged."""
+
+
+DANGERS = frozenset({Kind.MANIFEST, Kind.PICKLE, Kind.OUTSIDE, Kind.BROKEN})
+"""What `check_folder` refuses. Changed and extra code is not among it: no `seqloom` command runs a folder's code."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    kind: Kind
+    file: str
+    """Relative to the folder."""
+    text: str
+    """Value, rule and remedy."""
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether it speaks against trusting the folder."""
+        return self.kind not in (Kind.OK, Kind.NOTE)
+
+    def __str__(self) -> str:
+        return f"{self.kind:<8}  {self.file}: {self.text}"
+
+
+def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
+    """Compare a folder, and every `checkpoint-N` in it, with the released code.
+
+    Args:
+        folder: a checkpoint folder; nothing in it is run.
+
+    Returns:
+        What was found, good news included; all is the released code if no finding `is_problem`.
+
+    Raises:
+        FolderError: if there is no config.json.
+    """
+    top = _require_config(folder)
+    checkpoints = [path for path in _checkpoints(top) if (path / "config.json").is_file()]
+    return [
+        Finding(found.kind, f"{part.relative_to(top) / found.file}", found.text)
+        for part in [top, *checkpoints]
+        for found in [*_compare_code(part), *_find_dangers(part)]
+    ]
+
+
+def check_folder(folder: str | PathLike[str]) -> None:
+    """Refuse a folder that is dangerous to open, even for those who run no code of it.
+
+    Its `checkpoint-N` are folders of their own and not looked into.
+
+    Args:
+        folder: a checkpoint folder.
+
+    Raises:
+        FolderError: for a pickle, a path that leaves the folder, a manifest that disagrees with the files, settings
+            that cannot be read, and where there is no config.json.
+    """
+    top = _require_config(folder)
+    dangers = [found for found in _find_dangers(top) if found.kind in DANGERS]
+    if dangers:
+        others = f" (and {len(dangers) - 1} more: seqloom verify {folder} lists them)" if dangers[1:] else ""
+        raise FolderError(f"{top / dangers[0].file}: {dangers[0].text}{others}")
+
+
+def summarize(folder: str | PathLike[str], findings: Iterable[Finding]) -> str:
+    """Return the verdict in one sentence."""
+    problems = sum(found.is_problem for found in findings)
+    if problems:
+        lines = "1 line above speaks" if problems == 1 else f"{problems} lines above speak"
+        return f"{folder}: NOT the released code, {lines} against it; do not load it with trust_remote_code=True."
+    return f"{folder}: the released code and nothing else."
+
+
+def release_digests() -> dict[str, str]:
+    """Return code file -> SHA-256 of what this installation writes: the entry of `RELEASES` for its version."""
+    return {name: _digest(text.encode()) for name, text in bundle_files().items() if name != MANIFEST_NAME}
+
+
+# Code ---------------------------------------------------------------------------------------------------------------
+
+
+def _compare_code(folder: Path) -> list[Finding]:
+    """Hold every code file of a folder against the release that it names."""
+    claimed, ours = _claimed_version(folder), version("seqloom")
+    digests = release_digests() if claimed in (ours, None) else RELEASES.get(str(claimed))
+    if digests is None:
+        text = (
+            f"it says that Seqloom {claimed} wrote the code, and Seqloom {ours} does not know that release; verify "
+            f"with seqloom=={claimed} installed, or with a later version."
+        )
+        return [Finding(Kind.UNKNOWN, MANIFEST_NAME, text)]
+    release = claimed or ours
+    compared = [_compare_file(folder, name, digest, release) for name, digest in sorted(digests.items())]
+    return [*compared, *_find_extra_code(folder, digests), *_find_foreign_references(folder, digests)]
+
+
+def _compare_file(folder: Path, name: str, digest: str, release: str) -> Finding:
+    remedy = "get the folder from its author anew, or save the model again with save_pretrained."
+    path = folder / name
+    if not path.is_file():
+        return Finding(Kind.MISSING, name, f"Seqloom {release} writes this file, and it is not there; {remedy}")
+    found = _digest(path.read_bytes())
+    if found == digest:
+        return Finding(Kind.OK, name, f"the code of Seqloom {release}.")
+    rule = f"SHA-256 {found[:12]}... is not {digest[:12]}..., that of Seqloom {release}"
+    return Finding(Kind.CHANGED, name, f"{rule}; {remedy}")
+
+
+def _find_extra_code(folder: Path, released: Mapping[str, str]) -> Iterator[Finding]:
+    for name in _names_in(folder):
+        if Path(name).suffix.lower() in CODE_SUFFIXES and name not in released:
+            rule = "no part of the released code, and transformers may run it with trust_remote_code=True"
+            yield Finding(Kind.EXTRA, name, f"{rule}; delete it, or read it before you trust it.")
+
+
+def _find_foreign_references(folder: Path, released: Mapping[str, str]) -> Iterator[Finding]:
+    """Find classes in auto_map and custom_pipelines that are not in a released file."""
+    for name, settings in _settings_in(folder):
+        for key, reference in _code_references(settings):
+            if _FLAT_REFERENCE.fullmatch(reference) and f"{reference.split('.')[0]}.py" not in released:
+                rule = f"{key} names {reference}, which is not in the released code"
+                yield Finding(Kind.EXTRA, name, f"{rule}; delete the entry, or read that file before you trust it.")
+
+
+def _claimed_version(folder: Path) -> str | None:
+    """Return the version that the manifest names; None where there is no manifest that names one."""
+    manifest = _read_json(folder / MANIFEST_NAME)
+    return str(manifest["seqloom_version"]) if manifest and "seqloom_version" in manifest else None
+
+
+# Dangers ------------------------------------------------------------------------------------------------------------
+
+
+def _find_dangers(folder: Path) -> list[Finding]:
+    return [
+        *_check_manifest(folder),
+        *_find_pickles(folder),
+        *_find_links_outside(folder),
+        *_find_broken_settings(folder),
+        *_find_paths_outside(folder),
+    ]
+
+
+def _check_manifest(folder: Path) -> Iterator[Finding]:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        text = "not there; transformers leaves it out when it saves a model where Seqloom is not installed."
+        yield Finding(Kind.NOTE, MANIFEST_NAME, text)
+        return
+    digests = (_read_json(path) or {}).get("sha256")
+    if not isinstance(digests, dict) or not digests:
+        yield Finding(Kind.MANIFEST, MANIFEST_NAME, f"it holds no digests of the code; {_MANIFEST_REMEDY}")
+        return
+    for name, digest in sorted(digests.items()):
+        file = folder / name
+        found = _digest(file.read_bytes()) if _is_plain(name) and file.is_file() else "missing"
+        if found != digest:
+            rule = f"its SHA-256 {found[:12]} is not {str(digest)[:12]}, which {MANIFEST_NAME} says"
+            yield Finding(Kind.MANIFEST, name, f"{rule}; {_MANIFEST_REMEDY}")
+
+
+_MANIFEST_REMEDY = (
+    f"somebody changed the folder after it was saved. Get it anew, or save the model again; if the change is your own, "
+    f"delete {MANIFEST_NAME}."
+)
+
+
+def _find_pickles(folder: Path) -> Iterator[Finding]:
+    """Find pickles; Trainer's own stay where Trainer puts them, for no command and no from_pretrained reads them."""
+    expected = []
+    for name in _names_in(folder):
+        if Path(name).suffix.lower() not in PICKLE_SUFFIXES or not _may_be_pickle(folder / name):
+            continue
+        if _is_trainers(folder, name):
+            expected.append(name)
+            continue
+        rule = "a pickle, and loading one can run anything; weights belong in safetensors"
+        yield Finding(Kind.PICKLE, name, f"{rule}. Delete it, or have its author save the model as safetensors.")
+    if expected:
+        text = "pickles of Trainer's, which only a run that goes on reads; publish without them."
+        yield Finding(Kind.NOTE, ", ".join(expected), text)
+
+
+def _is_trainers(folder: Path, name: str) -> bool:
+    if name == TRAINING_ARGUMENTS:
+        return True
+    is_checkpoint = (folder / "trainer_state.json").is_file()
+    return is_checkpoint and any(fnmatch(name, pattern) for pattern in TRAINER_STATE)
+
+
+def _may_be_pickle(path: Path) -> bool:
+    """Whether a pickle, or a zip of pickles, can start with the first byte; a CTranslate2 model's is none of them."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(1)
+    except OSError:  # a link into nowhere, which is reported as such
+        return False
+    return first.decode("latin-1") in _FIRST_CHARACTERS
+
+
+_FIRST_CHARACTERS = frozenset(opcode.code for opcode in pickletools.opcodes) | {"P"}  # "PK" is a zip
+
+
+def _find_links_outside(folder: Path) -> Iterator[Finding]:
+    """Find symbolic links out of the folder; a snapshot in the Hub's cache consists of links to the blobs beside it."""
+    home = folder.resolve()
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    for name in _names_in(folder, with_links=True):
+        path = folder / name
+        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+            rule = f"a link to {os.readlink(path)}, out of the folder"
+            yield Finding(Kind.OUTSIDE, name, f"{rule}; put the file itself there, or delete the link.")
+
+
+def _find_broken_settings(folder: Path) -> Iterator[Finding]:
+    for path in _setting_files(folder):
+        if _read_json(path) is None:
+            text = "no JSON object, so nobody can say what it refers to; get the folder anew, or save the model again."
+            yield Finding(Kind.BROKEN, path.name, text)
+
+
+def _find_paths_outside(folder: Path) -> Iterator[Finding]:
+    for name, settings in _settings_in(folder):
+        for key, reference in _code_references(settings):
+            if not _FLAT_REFERENCE.fullmatch(reference):
+                rule = f"{key} is {reference!r}, and code has to lie in the folder itself, as file.Class"
+                yield Finding(Kind.OUTSIDE, name, f"{rule}; correct the entry, or get the folder anew.")
+        for key, file in _file_references(settings):
+            if not _stays_inside(file):
+                rule = f"{key} is {file!r}, a path out of the folder"
+                yield Finding(Kind.OUTSIDE, name, f"{rule}; correct the entry, or get the folder anew.")
+        for key in _KERNEL_KEYS & settings.keys():
+            if any("/" in kernel for kernel in _strings(settings[key])):
+                rule = f"{key} is {settings[key]!r}, code of a repository on the Hub"
+                yield Finding(Kind.OUTSIDE, name, f"{rule}; delete the entry, and choose the kernel where you load.")
+
+
+# What settings refer to ---------------------------------------------------------------------------------------------
+
+_FLAT_REFERENCE = re.compile(r"[^\W\d]\w*\.[^\W\d]\w*")
+"""file.Class; "owner/repository--file.Class" and "/elsewhere/file.Class" are what transformers would follow too."""
+
+_KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
+"""Where transformers takes "owner/repository" for a kernel to fetch from the Hub."""
+
+
+def _code_references(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (where it stands, "file.Class") for every class that transformers would look for in a folder."""
+    for key in ("auto_map", "custom_pipelines"):
+        entries = settings.get(key) or {}
+        for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
+            reference = entry.get("impl") if isinstance(entry, dict) else entry
+            yield from ((f"{key} {name}".rstrip(), text) for text in _strings(reference))
+
+
+def _file_references(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (where it stands, path) for every file that a setting names: shards, weights, vocabularies."""
+    for key, value in settings.items():
+        if key in ("weight_map", "transformers_weights") or key.endswith(("_file", "_files")):
+            yield from ((key, text) for text in dict.fromkeys(_strings(value)))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in nested lists and the values of dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _stays_inside(path: str) -> bool:
+    """Whether a relative path, read as on Windows or elsewhere, goes nowhere up and has no drive."""
+    pure = PureWindowsPath(path)
+    return not pure.drive and not pure.root and ".." not in pure.parts
+
+
+def _is_plain(name: str) -> bool:
+    return _stays_inside(name) and PureWindowsPath(name).name == name
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _require_config(folder: str | PathLike[str]) -> Path:
+    if not (Path(folder) / "config.json").is_file():
+        raise FolderError(f"{folder} holds no config.json; name the folder that seqloom train wrote (its --output).")
+    return Path(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("checkpoint-*") if path.is_dir() and not path.is_symlink())
+
+
+def _names_in(folder: Path, *, with_links: bool = False) -> list[str]:
+    """Return every file below a folder, with "/" between its parts; `checkpoint-N` and what links lead to left out.
+
+    Args:
+        folder: where to look.
+        with_links: name links to folders as well.
+    """
+    checkpoints = {path.name for path in _checkpoints(folder)}
+    names: list[str] = []
+    for place, folders, files in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        if here == Path():
+            folders[:] = [name for name in folders if name not in checkpoints]
+        links = [name for name in folders if with_links and (Path(place) / name).is_symlink()]
+        names += [(here / name).as_posix() for name in [*files, *links]]
+    return sorted(names)
+
+
+def _setting_files(folder: Path) -> list[Path]:
+    """Return the JSON files in which transformers looks for names of other files; tokenizer.json is data."""
+    return sorted({*folder.glob("*config.json"), *folder.glob("*.index.json")})
+
+
+def _settings_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in _setting_files(folder):
+        yield path.name, _read_json(path) or {}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object; None for what is none, or not there."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+__all__ = ["DANGERS", "RELEASES", "Finding", "FolderError", "Kind", "check_folder", "summarize", "verify_folder"]

@@ -1,0 +1,400 @@
+"""`seqloom verify` and `check_folder`: a whole folder passes, and every way of tampering with it is told apart."""
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packaging.version import Version
+
+from seqloom import __version__, cli
+from seqloom.hub import verify
+from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
+from seqloom.hub.generate import load_folder
+from seqloom.hub.verify import RELEASES, FolderError, Kind, check_folder, release_digests, summarize, verify_folder
+
+CODE = sorted(set(bundle_files()) - {MANIFEST_NAME})
+MODELING = "modeling_seqloom.py"
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model: Callable[..., Any], char_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> Path:
+    """Return a folder as save_pretrained leaves it."""
+    path = tmp_path_factory.mktemp("verify") / "model"
+    tiny_model().save_pretrained(path)
+    char_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789").save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """Return a copy to tamper with."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def problems(folder: Path) -> list[tuple[Kind, str]]:
+    return [(found.kind, found.file) for found in verify_folder(folder) if found.is_problem]
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(FolderError) as error:
+        check_folder(folder)
+    return str(error.value)
+
+
+def edit(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text() + "\nimport os\n")
+
+
+def renew_manifest(folder: Path, **entries: Any) -> None:
+    """Do what somebody does who changes the code and wants nobody to notice."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.py")}
+    edit(folder / MANIFEST_NAME, sha256=digests, **entries)
+
+
+# Good folders -------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_folder_is_the_released_code(folder: Path) -> None:
+    findings = verify_folder(folder)
+    assert [str(found) for found in findings] == [f"ok        {n}: the code of Seqloom {__version__}." for n in CODE]
+    assert summarize(folder, findings) == f"{folder}: the released code and nothing else."
+    check_folder(folder)
+
+
+def test_saved_where_seqloom_is_missing_there_is_no_manifest_and_the_code_is_compared_all_the_same(
+    folder: Path,
+) -> None:
+    (folder / MANIFEST_NAME).unlink()
+    assert problems(folder) == []
+    assert str(verify_folder(folder)[-1]) == (
+        f"note      {MANIFEST_NAME}: not there; transformers leaves it out when it saves a model where Seqloom is not "
+        f"installed."
+    )
+    check_folder(folder)
+    change(folder / MODELING)
+    assert problems(folder) == [(Kind.CHANGED, MODELING)]
+
+
+def test_checkpoints_are_verified_with_trainers_state_in_them(folder: Path, saved: Path) -> None:
+    checkpoint = Path(shutil.copytree(saved, folder / "checkpoint-3"))
+    (checkpoint / "trainer_state.json").write_text("{}")
+    state = ["optimizer.pt", "rng_state_1.pth", "scheduler.pt", "training_args.bin"]
+    for name in state:
+        torch.save({}, checkpoint / name)
+    torch.save({}, folder / "training_args.bin")
+    assert problems(folder) == []
+    lines = [str(found) for found in verify_folder(folder)]
+    note = "pickles of Trainer's, which only a run that goes on reads; publish without them."
+    assert f"note      training_args.bin: {note}" in lines
+    assert f"note      checkpoint-3/{', '.join(state)}: {note}" in lines
+    check_folder(folder)
+    check_folder(checkpoint)
+    change(checkpoint / MODELING)
+    assert set(problems(folder)) == {(k, f"checkpoint-3/{MODELING}") for k in (Kind.CHANGED, Kind.MANIFEST)}
+    check_folder(folder)  # which is loaded without its checkpoints
+
+
+def test_trainers_state_belongs_in_checkpoints(folder: Path) -> None:
+    torch.save({}, folder / "optimizer.pt")
+    assert problems(folder) == [(Kind.PICKLE, "optimizer.pt")]
+
+
+def test_a_snapshot_of_the_hubs_cache_consists_of_links_and_passes(folder: Path) -> None:
+    blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "0123abc"
+    folder.rename(blobs)
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
+    assert problems(snapshot) == []
+    check_folder(snapshot)
+
+
+def test_the_model_of_another_engine_is_no_pickle(folder: Path) -> None:
+    """CTranslate2 writes model.bin: a version number, then the name of the architecture."""
+    (folder / "ctranslate2").mkdir()
+    (folder / "ctranslate2" / "model.bin").write_bytes(b"\x06\x00\x00\x00\x10\x00TransformerSpec\x00")
+    assert problems(folder) == []
+
+
+# Code ---------------------------------------------------------------------------------------------------------------
+
+
+def test_changed_code_is_found_although_the_manifest_was_renewed(folder: Path) -> None:
+    change(folder / MODELING)
+    renew_manifest(folder)
+    assert problems(folder) == [(Kind.CHANGED, MODELING)]
+    (line,) = (str(found) for found in verify_folder(folder) if found.is_problem)
+    mine = hashlib.sha256((folder / MODELING).read_bytes()).hexdigest()
+    assert line == (
+        f"changed   {MODELING}: SHA-256 {mine[:12]}... is not {release_digests()[MODELING][:12]}..., that of Seqloom "
+        f"{__version__}; get the folder from its author anew, or save the model again with save_pretrained."
+    )
+    assert summarize(folder, verify_folder(folder)) == (
+        f"{folder}: NOT the released code, 1 line above speaks against it; do not load it with trust_remote_code=True."
+    )
+    check_folder(folder)  # nobody here runs it
+
+
+def test_missing_code(folder: Path) -> None:
+    (folder / MODELING).unlink()
+    renew_manifest(folder)
+    assert problems(folder) == [(Kind.MISSING, MODELING)]
+    assert "Seqloom 0.1" in str(verify_folder(folder)[2])
+    assert "writes this file, and it is not there; get the folder" in str(verify_folder(folder)[2])
+
+
+@pytest.mark.parametrize("name", ["helper.py", "custom_generate/generate.py", "a/b/evil.so", "__pycache__/x.PYC"])
+def test_extra_code(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("")
+    assert problems(folder) == [(Kind.EXTRA, name)]
+    assert str(verify_folder(folder)[-1]) == (
+        f"extra     {name}: no part of the released code, and transformers may run it with trust_remote_code=True; "
+        f"delete it, or read it before you trust it."
+    )
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_class_that_is_not_in_the_released_code(folder: Path, file: str) -> None:
+    edit(folder / file, auto_map={"AutoTokenizer": ["my_tokenizer.Mine", None]})
+    edit(folder / "config.json", custom_pipelines={"rhyme": {"impl": "my_pipeline.Rhyme", "pt": ["AutoModel"]}})
+    lines = [str(found) for found in verify_folder(folder) if found.is_problem]
+    end = "which is not in the released code; delete the entry, or read that file before you trust it."
+    assert sorted(lines) == sorted(
+        [
+            f"extra     {file}: auto_map AutoTokenizer names my_tokenizer.Mine, {end}",
+            f"extra     config.json: custom_pipelines rhyme names my_pipeline.Rhyme, {end}",
+        ]
+    )
+    check_folder(folder)  # a user's own class is the user's own business
+
+
+def test_another_release_is_looked_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(folder / MODELING)
+    renew_manifest(folder, seqloom_version="0.0.7")
+    (found,) = verify_folder(folder)
+    assert str(found) == (
+        f"unknown   {MANIFEST_NAME}: it says that Seqloom 0.0.7 wrote the code, and Seqloom {__version__} does not "
+        f"know that release; verify with seqloom==0.0.7 installed, or with a later version."
+    )
+    monkeypatch.setitem(RELEASES, "0.0.7", json.loads((folder / MANIFEST_NAME).read_text())["sha256"])
+    assert {str(found) for found in verify_folder(folder)} == {
+        f"ok        {n}: the code of Seqloom 0.0.7." for n in CODE
+    }
+    change(folder / MODELING)
+    renew_manifest(folder)
+    assert problems(folder) == [(Kind.CHANGED, MODELING)]
+
+
+def test_a_release_has_its_digests_in_the_table() -> None:
+    """For whoever releases: add the entry that a failure shows to RELEASES in hub/verify.py."""
+    assert all(not Version(version).is_devrelease for version in RELEASES)
+    if not Version(__version__).is_devrelease:
+        assert RELEASES.get(__version__) == release_digests()
+
+
+# Dangers ------------------------------------------------------------------------------------------------------------
+
+
+def test_code_changed_behind_the_manifests_back(folder: Path) -> None:
+    before = hashlib.sha256((folder / MODELING).read_bytes()).hexdigest()
+    change(folder / MODELING)
+    assert problems(folder) == [(Kind.CHANGED, MODELING), (Kind.MANIFEST, MODELING)]
+    mine = hashlib.sha256((folder / MODELING).read_bytes()).hexdigest()
+    assert refusal(folder) == (
+        f"{folder / MODELING}: its SHA-256 {mine[:12]} is not {before[:12]}, which {MANIFEST_NAME} says; somebody "
+        f"changed the folder after it was saved. Get it anew, or save the model again; if the change is your own, "
+        f"delete {MANIFEST_NAME}."
+    )
+
+
+@pytest.mark.parametrize("digests", [None, {}, [], {"../secret.py": "0"}, {"gone.py": "0"}], ids=str)
+def test_a_manifest_of_nothing(folder: Path, digests: Any) -> None:
+    (folder.parent / "secret.py").write_text("")
+    edit(folder / MANIFEST_NAME, sha256=digests)
+    assert [kind for kind, _ in problems(folder)] == [Kind.MANIFEST]
+    assert refusal(folder).endswith(f"if the change is your own, delete {MANIFEST_NAME}.")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin", "old/weights.PTH", "model.ckpt", "x.pkl"])
+def test_pickles(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    torch.save({}, folder / name)
+    assert problems(folder) == [(Kind.PICKLE, name)]
+    assert refusal(folder) == (
+        f"{folder / name}: a pickle, and loading one can run anything; weights belong in safetensors. Delete it, or "
+        f"have its author save the model as safetensors."
+    )
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_every_protocol_are_told_from_other_files(tmp_path: Path, protocol: int) -> None:
+    for number, value in enumerate([{}, [], (), None, 1, 1.5, "x", b"x", True, print, {1}, Path()]):
+        (tmp_path / "x").write_bytes(pickle.dumps(value, protocol))
+        assert verify._may_be_pickle(tmp_path / "x"), number
+
+
+OUTSIDE_CODE = [
+    "owner/repo--modeling.Model",
+    "/tmp/evil.Model",
+    "sub/evil.Model",
+    "../evil.Model",
+    "a.b.Model",
+    "Model",
+]
+
+
+@pytest.mark.parametrize("reference", OUTSIDE_CODE)
+@pytest.mark.parametrize("key", ["auto_map", "custom_pipelines"])
+def test_code_outside_the_folder(folder: Path, key: str, reference: str) -> None:
+    edit(folder / "config.json", **{key: {"X": reference if key == "auto_map" else {"impl": reference}}})
+    assert problems(folder) == [(Kind.OUTSIDE, "config.json")]
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: {key} X is {reference!r}, and code has to lie in the folder itself, as file.Class; "
+        f"correct the entry, or get the folder anew."
+    )
+
+
+PATHS = ["../model.safetensors", "/etc/passwd", "a/../../b", "C:\\weights", "..\\b", "\\\\host\\share\\b"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("file", "key", "wrap"),
+    [
+        (
+            "model.safetensors.index.json",
+            "weight_map",
+            lambda path: {"lm_head.weight": path, "other": "ok.safetensors"},
+        ),
+        ("config.json", "transformers_weights", str),
+        ("tokenizer_config.json", "tokenizer_file", str),
+        ("tokenizer_config.json", "fast_tokenizer_files", lambda path: ["tokenizer.json", path]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_outside_the_folder(folder: Path, file: str, key: str, wrap: Callable[[str], Any], path: str) -> None:
+    if not (folder / file).exists():
+        (folder / file).write_text('{"metadata": {}}')
+    edit(folder / file, **{key: wrap(path)})
+    assert problems(folder) == [(Kind.OUTSIDE, file)]
+    text = f"{key} is {path!r}, a path out of the folder; correct the entry, or get the folder anew."
+    assert refusal(folder) == f"{folder / file}: {text}"
+
+
+def test_kernels_from_the_hub(folder: Path) -> None:
+    edit(folder / "config.json", attn_implementation="sdpa")
+    check_folder(folder)
+    edit(folder / "config.json", attn_implementation="owner/kernel")
+    assert problems(folder) == [(Kind.OUTSIDE, "config.json")]
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: attn_implementation is 'owner/kernel', code of a repository on the Hub; delete the "
+        f"entry, and choose the kernel where you load."
+    )
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "assets"])
+def test_links_out_of_the_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    (folder / "inside").symlink_to("config.json")
+    assert problems(folder) == [(Kind.OUTSIDE, name)]
+    assert refusal(folder) == (
+        f"{folder / name}: a link to {target}, out of the folder; put the file itself there, or delete the link."
+    )
+
+
+def test_a_link_to_nowhere(folder: Path) -> None:
+    (folder / "gone.bin").symlink_to("/nowhere/gone.bin")
+    assert problems(folder) == [(Kind.OUTSIDE, "gone.bin")]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\ud800", '"x"', "[" * 100_000])
+def test_settings_that_cannot_be_read(folder: Path, content: str) -> None:
+    (folder / "tokenizer_config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert problems(folder) == [(Kind.BROKEN, "tokenizer_config.json")]
+    assert refusal(folder).endswith(
+        ": no JSON object, so nobody can say what it refers to; get the folder anew, or save the model again."
+    )
+
+
+def test_several_dangers_name_the_first_and_the_command_that_lists_them(folder: Path) -> None:
+    torch.save({}, folder / "a.pt")
+    torch.save({}, folder / "b.pt")
+    assert refusal(folder).endswith(f"as safetensors. (and 1 more: seqloom verify {folder} lists them)")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    for look in (check_folder, verify_folder):
+        with pytest.raises(FolderError, match=r"holds no config.json; name the folder that seqloom train wrote"):
+            look(tmp_path / "nowhere")
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+
+class Exploit:
+    """A pickle that leaves a trace when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_verify_says_what_it_finds_and_exits_with_1_unless_all_is_released(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(CODE) + 1
+    assert lines[-1] == f"{folder}: the released code and nothing else."
+    (folder / "evil.py").write_text("")
+    assert cli.main(["verify", str(folder)]) == 1
+    assert "NOT the released code, 1 line above speaks against it" in capsys.readouterr().out
+    assert cli.main(["verify", str(folder), "--deep"]) == 2
+    assert cli.main(["verify", str(folder / "no")]) == 1
+
+
+def test_generate_refuses_a_dangerous_folder_before_it_reads_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace"
+    torch.save({"lm_head.weight": Exploit(trace)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    source = tmp_path / "in"
+    source.write_text("abc\n")
+    assert cli.main(["generate", str(folder), "-i", str(source)]) == 1
+    assert "pytorch_model.bin: a pickle, and loading one can run anything" in capsys.readouterr().err
+    assert not trace.exists()
+
+
+def test_loading_runs_the_installed_classes_and_nothing_of_the_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of every kind that transformers would run: the model's, the tokenizer's, and one that replaces generate."""
+    monkeypatch.setattr("builtins.input", pytest.fail)
+    trace = tmp_path / "trace"
+    (folder / "custom_generate").mkdir()
+    for name in (*CODE, "mine.py", "custom_generate/generate.py"):
+        (folder / name).write_text(f"open({str(trace)!r}, 'w')\n")
+    renew_manifest(folder)
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "mine.Tokenizer"]})
+    model, tokenizer = load_folder(folder)
+    assert type(model).__module__ == "seqloom.modeling.modeling_seqloom"
+    assert type(tokenizer).__module__.startswith("transformers.")
+    assert not trace.exists()
