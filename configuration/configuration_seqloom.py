@@ -139,9 +139,17 @@ class SeqloomConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Write config.json, then let the bundler make the folder self-contained (see `after_save`)."""
         super().save_pretrained(save_directory, **kwargs)
+        self._complete(save_directory)
+
+    def _upload_modified_files(self, working_dir: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Complete the folder first: with `push_to_hub=True` transformers uploads before `save_pretrained` is done."""
+        self._complete(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _complete(self, folder: str | PathLike[str]) -> None:
         after_save = type(self).after_save
         if after_save is not None:
-            after_save(save_directory)
+            after_save(folder)
 
     def _refuse_misspelt(self, kwargs: dict[str, Any]) -> None:
         """Refuse a near miss of a field: transformers takes unknown keys in silence.

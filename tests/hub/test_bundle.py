@@ -13,7 +13,13 @@ from seqloom import SeqloomConfig, __version__
 from seqloom.hub import bundle
 from seqloom.hub.bundle import BundleError, bundle_files, close_over, flatten, our_imports, write_bundle
 
-CODE = ["configuration_seqloom.py", "modeling_seqloom.py", "pipeline_seqloom.py"]
+SOURCES = [
+    "configuration/configuration_seqloom.py",
+    "modeling/fused_loss.py",
+    "modeling/modeling_seqloom.py",
+    "hub/pipeline_seqloom.py",
+]
+CODE = [Path(source).name for source in SOURCES]
 
 
 def config_of(folder):
@@ -120,15 +126,18 @@ def test_flatten_shortens_our_imports_and_leaves_every_other_character():
 def test_configuration_and_model_name_the_pipelines_file_so_that_transformers_copies_it_too(tmp_path):
     for name in CODE:
         (tmp_path / name).write_text(bundle_files()[name])
-    for name in CODE[:2]:
-        needed = {Path(file).name for file in get_relative_import_files(tmp_path / name)}
-        assert needed | {name} >= set(CODE) - {"modeling_seqloom.py"}
-    assert not get_relative_imports(tmp_path / CODE[2])
+
+    def needed(name):
+        return {Path(file).name for file in get_relative_import_files(tmp_path / name)}
+
+    assert needed("configuration_seqloom.py") == {"pipeline_seqloom.py"}
+    assert needed("modeling_seqloom.py") == set(CODE) - {"modeling_seqloom.py"}
+    assert not get_relative_imports(tmp_path / "pipeline_seqloom.py")
 
 
 def test_files_say_version_and_source():
-    sources = ["configuration/configuration_seqloom.py", "modeling/modeling_seqloom.py", "hub/pipeline_seqloom.py"]
-    for name, source in zip(CODE, sources, strict=True):
+    assert set(bundle_files()) == {*CODE, bundle.MANIFEST_NAME}
+    for name, source in zip(CODE, SOURCES, strict=True):
         assert bundle_files()[name].startswith(f"# Seqloom {__version__}, {source}: ")
 
 
@@ -249,6 +258,30 @@ def test_trainer_checkpoints_and_the_saved_model_are_complete(tmp_path, tiny_mod
     for folder in (tmp_path / "checkpoint-1", tmp_path / "final"):
         assert {*CODE, bundle.MANIFEST_NAME} <= names_in(folder)
         assert config_of(folder)["auto_map"] == bundle.AUTO_MAP
+
+
+def test_push_of_a_configuration_alone_uploads_the_code(tmp_path, tiny_config, monkeypatch):
+    """transformers uploads in the middle of save_pretrained; the folder has to be whole by then."""
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, **kwargs):
+            return type("Repository", (), {"repo_id": repo_id})
+
+        def create_commit(self, operations, **kwargs):
+            files = {operation.path_in_repo: Path(operation.path_or_fileobj).read_text() for operation in operations}
+            uploads.append(files)
+
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr("transformers.configuration_utils.hf_api", Hub)
+    config = tiny_config()
+    config.save_pretrained(str(tmp_path / "new"), push_to_hub=True)
+    config.save_pretrained(str(tmp_path / "new"), push_to_hub=True)  # a push takes what is newer than before the save
+    config.push_to_hub("someone/model")
+    assert len(uploads) == 3
+    for files in uploads:
+        assert {*CODE, bundle.MANIFEST_NAME, "config.json"} <= files.keys()
+        assert json.loads(files["config.json"])["auto_map"] == bundle.AUTO_MAP
 
 
 def test_push_uploads_the_code(tmp_path, tiny_model, monkeypatch):

@@ -32,7 +32,7 @@ PROMPTS = ["今天的天气很", "a", "bc", "defghij", "今天", "天气很好ab
 IDS = torch.tensor([[5, 6, 7, 2, 0], [8, 9, 10, 11, 2]])
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
 TARGET = torch.tensor([[1, 12, 13], [1, 14, 15]])
-CODE = ["configuration_seqloom.py", "modeling_seqloom.py", "pipeline_seqloom.py"]
+CODE = ["configuration_seqloom.py", "fused_loss.py", "modeling_seqloom.py", "pipeline_seqloom.py"]
 REMOVED_TASKS = ["summarization", "text2text-generation", "translation"]
 VARIANTS = {
     "模型 sinusoidal": {},
@@ -223,8 +223,8 @@ def outside(saved, tmp_path_factory, tiny_model):
     twins = [root / parent / "twin" for parent in "ab"]
     for twin in twins:
         tiny_model("SeqloomModel").save_pretrained(twin)
-        for name, cls in zip(CODE, ["SeqloomConfig", "SeqloomModel"]):
-            with (twin / name).open("a") as code:
+        for name, cls in (("configuration", "SeqloomConfig"), ("modeling", "SeqloomModel")):
+            with (twin / f"{name}_seqloom.py").open("a") as code:
                 code.write(f"\n{cls}.origin = {twin.parent.name!r}\n")
     result, printed = run_outside(
         open_every_door,
