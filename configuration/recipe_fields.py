@@ -6,6 +6,7 @@ The text under a field is also its `--help`: `field_docs` reads it from the sour
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 from dataclasses import Field, dataclass, field, fields
 from os import PathLike
@@ -66,6 +67,8 @@ class Recipe:
     """Training examples with more target tokens are left out and counted; null: no limit."""
     num_splits: int = field(default=1, metadata=DATA | at_least(1))
     """Split points drawn from each document of a continuation corpus, each an example of its own."""
+    languages: list[str] = field(default_factory=list, metadata=DATA)
+    """ISO 639 codes of the languages in the text, for the model card, the source's first: de en; []: not stated."""
     num_proc: int | None = field(default=None, metadata=DATA | at_least(1))
     """Processes that read and tokenize the corpus; null: one."""
 
@@ -95,6 +98,8 @@ class Recipe:
     """auto: go on from the last whole checkpoint in OUTPUT, if there is one; never: start over."""
     overwrite: bool = field(default=False, metadata=TRAINING)
     """With resume=never: replace the finished run that OUTPUT holds."""
+    license: str | None = field(default=None, metadata=TRAINING)
+    """Licence of the finished model, for its card, as the Hub abbreviates it: apache-2.0; null: not stated."""
     tokens_per_update: int = field(default=8192, metadata=TRAINING | at_least(1))
     """Source + target tokens one update learns from, on however many devices; padding does not count."""
     tokens_per_device: int = field(default=8192, metadata=TRAINING | at_least(1))
@@ -137,6 +142,7 @@ class Recipe:
         self._check_files()
         self._check_columns()
         self._check_where()
+        self._check_languages()
         self._check_continuation()
         self._check_run()
         self._check_quality_tools()
@@ -218,6 +224,14 @@ class Recipe:
         if self.where and (self.is_demo or len(self.train) == 2):
             data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
             raise RecipeError(f"where={' '.join(self.where)}: {data} no columns to select by; leave where out.")
+
+    def _check_languages(self) -> None:
+        for code in self.languages:
+            if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", code):
+                raise RecipeError(
+                    f"languages={' '.join(self.languages)}: {code} is not a language code; write two or three small "
+                    f"letters of ISO 639 each, the source's first, e.g. de en."
+                )
 
     def _check_continuation(self) -> None:
         if self.task != "continuation":

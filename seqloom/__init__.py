@@ -12,7 +12,9 @@ from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.bundle import write_bundle
+from seqloom.hub.model_card import write_card as write_model_card
 from seqloom.hub.pipeline_seqloom import PIPELINES
+from seqloom.hub.push import create_repository, push_folder
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
     SeqloomForConditionalGeneration,
@@ -55,4 +57,7 @@ __all__ = [
     "SeqloomForConditionalGeneration",
     "SeqloomModel",
     "SeqloomPreTrainedModel",
+    "create_repository",
+    "push_folder",
+    "write_model_card",
 ]

@@ -47,6 +47,7 @@ def build_parser() -> CommandParser:
     _add_train(verbs)
     _add_generate(verbs)
     _add_verify(verbs)
+    _add_push(verbs)
     return parser
 
 
@@ -116,9 +117,51 @@ def _run_verify(namespace: argparse.Namespace, unknown: list[str], parser: Comma
     return EXIT_FAILED if any(found.is_problem for found in findings) else 0
 
 
+def _add_push(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "send a folder to a repository on the Hugging Face Hub"
+    more = f"{text.capitalize()}, in one commit; a new repository is private."
+    parser = verbs.add_parser("push", help=text, description=more)
+    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    parser.add_argument("repo", metavar="REPO", help="owner/name; made if it does not exist")
+    _add_flag(parser, "--dry_run", "list what would go, with sizes, and send nothing")
+    _add_flag(parser, "--public", "make a new repository public")
+    _add_flag(parser, "--with_run", "send run/ too: recipe, data facts, scores, test outputs; they quote the data")
+    parser.add_argument("--message", metavar="TEXT", default="Upload a Seqloom model", help="of the commit")
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: _run_push(namespace, unknown, parser))
+
+
+def _run_push(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
+    parser.refuse(unknown)
+    from seqloom.hub.push import describe_plan, describe_push, plan_push, push_folder
+
+    files = plan_push(namespace.folder, namespace.repo, with_run=namespace.with_run)
+    print(describe_plan(files))
+    if namespace.dry_run:
+        print(f"Nothing was sent to {namespace.repo}; without --dry_run this is what goes.")
+        return 0
+    report = push_folder(
+        namespace.folder,
+        namespace.repo,
+        private=not namespace.public,
+        with_run=namespace.with_run,
+        message=namespace.message,
+    )
+    print(describe_push(report, asked_for_public=namespace.public))
+    return 0
+
+
+def _add_flag(parser: CommandParser, flag: str, text: str) -> None:
+    parser.add_argument(*_spellings(flag), action="store_true", help=text)
+
+
+def _spellings(flag: str) -> list[str]:
+    """--dry_run and --dry-run."""
+    return list(dict.fromkeys([flag, flag[:2] + flag[2:].replace("_", "-")]))
+
+
 def _add_count(parser: CommandParser, flag: str, text: str) -> None:
-    dashed = flag[:2] + flag[2:].replace("_", "-")
-    parser.add_argument(*dict.fromkeys([flag, dashed]), metavar="N", type=_count, help=text)
+    parser.add_argument(*_spellings(flag), metavar="N", type=_count, help=text)
 
 
 def _count(text: str) -> int:

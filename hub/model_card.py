@@ -1,0 +1,491 @@
+"""The model card: what is known of a folder, filled into a dataclass and rendered by a template as README.md.
+
+A card claims only what a record or a file in the folder says. Data, training and scores come from `run/`, which a
+finished run leaves (recipe.yaml, data.json, environment.json, results.json); sizes and settings come from the
+checkpoint itself. What is not recorded is left out, and a folder without `run/` gets a card without claims.
+
+Records outlive what they describe: a folder that was fine-tuned in place still holds the first run's scores. So the
+weights' SHA-256 is kept in `run/weights.json` when a finished run's card is first written, and a card for other weights
+claims nothing of the run. A README.md that somebody has edited is recognised by the digest in its last line, and kept.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from safetensors import safe_open
+
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+
+CARD_NAME = "README.md"
+TEMPLATE = "model_card.md.jinja"
+TAGS = ("seqloom", "encoder-decoder")
+DEMO_EXAMPLE = "22 novembre 2026"
+"""What the demo's card asks; other cards quote nothing of the data, which may be private."""
+ANY_EXAMPLE = "Your text here."
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
+SCORES = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "exact_match": "Exact match (%)",
+    "cer": "Character error rate (%)",
+    "wer": "Word error rate (%)",
+    "perplexity": "Perplexity per token",
+    "token_accuracy": "Next token right (%)",
+}
+"""Scores that a card shows, in this order, with the names it gives them."""
+HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
+"""Those that are metrics on the Hub, and so go into the `model-index`."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LAST_LINE = re.compile(r"<!-- Written by Seqloom \S+\. Edit freely: .* sha256:([0-9a-f]{64}) -->\n?\Z")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """One split of the data, as the run's data.json records it."""
+
+    split: str
+    """ "training", "validation" or "test"."""
+    name: str
+    """The files or the Hub data set; folders are left out of file names."""
+    num_rows: int
+    """Examples that were used."""
+    files: tuple[tuple[str, int, str], ...] = ()
+    """Name, bytes and SHA-256 of each file."""
+    num_left_out: Mapping[str, int] = field(default_factory=dict)
+    """Examples that were read and not used, by reason."""
+    selected: Mapping[str, int] = field(default_factory=dict)
+    """Examples that a condition of the recipe's `where` selected."""
+    fingerprint: str = ""
+    """Of content and reading options; equal fingerprints mean equal data."""
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data set's name on the Hub, if it came from there."""
+        is_hub = not self.files and re.fullmatch(r"[\w.-]+/[\w.-]+(:\S+)?", self.name)
+        return self.name.partition(":")[0] if is_hub else None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of one split."""
+
+    split: str
+    """ "validation" or "test"."""
+    metric: str
+    """Its key in results.json, without the split."""
+    value: float
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval."""
+    signature: str | None = None
+    """How it was measured, in sacreBLEU's words."""
+
+    @property
+    def name(self) -> str:
+        """What the card calls it."""
+        return SCORES[self.metric]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says; None or empty: not known, and so not said."""
+
+    model_id: str
+    """`user/name` on the Hub, or the folder's name; what the usage code loads."""
+    num_parameters: int
+    """Tied weights counted once."""
+    config: Mapping[str, Any]
+    """config.json, defaults filled in."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """generation_config.json."""
+    task: str | None = None
+    """ "pairs" or "continuation"."""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes, the source's first."""
+    license: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Every key of the resolved recipe."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions and hardware of the run."""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """results.json."""
+    data: tuple[DataFacts, ...] = ()
+    scores: tuple[Score, ...] = ()
+    step: int | None = None
+    """For a running checkpoint: the update it was saved at."""
+
+    @property
+    def name(self) -> str:
+        """The model's own name, without its owner."""
+        return self.model_id.rpartition("/")[2]
+
+    @property
+    def has_run(self) -> bool:
+        """Whether anything is known of the training."""
+        return bool(self.recipe)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it learned the built-in dates."""
+        return self.has_run and not self.recipe.get("train")
+
+    @property
+    def example(self) -> str:
+        """A text for the usage code."""
+        return DEMO_EXAMPLE if self.is_demo else ANY_EXAMPLE
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The Hub's task: translation where two languages are named, else text-generation.
+
+        The Hub no longer has text2text-generation, which transformers 5 removed; the stock text-generation pipeline is
+        right for every folder of ours, and so is the snippet that the Hub shows for it.
+        """
+        is_translation = self.task == "pairs" and len(set(self.languages)) == 2
+        return "translation" if is_translation else "text-generation"
+
+
+def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> CardFacts:
+    """Read what is known of a folder.
+
+    Args:
+        folder: a model; a running checkpoint takes data and recipe from the run that it lies in.
+        model_id: its name on the Hub; None: the one that the run was told, or the folder's name.
+
+    Raises:
+        ValueError: if the folder holds no model.
+    """
+    folder = Path(folder)
+    facts = CardFacts(
+        model_id=model_id or folder.resolve().name,
+        num_parameters=count_parameters(folder),
+        config=SeqloomConfig.from_pretrained(folder).to_dict(),
+        generation=_read_json(folder / "generation_config.json"),
+    )
+    step = _CHECKPOINT.fullmatch(folder.name)
+    run = folder.parent if step else folder
+    run = run.parent if run.name == "_saving" else run  # where a checkpoint grows, see training/checkpoints.py
+    records = run / "run"
+    if not _describes(records, folder, is_running=step is not None):
+        return facts
+    return _with_run(facts, records, int(step[1]) if step else None, model_id)
+
+
+def render_card(facts: CardFacts) -> str:
+    """Return the text of README.md, with the digest by which an edited one is recognised."""
+    environment = Environment(
+        loader=PackageLoader("seqloom.hub"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"cell": _cell, "thousands": "{:,}".format, "python": _python_string}
+    text = environment.get_template(TEMPLATE).render(
+        facts=facts, metadata=metadata_of(facts).to_yaml(), training=training_rows(facts), version=version("seqloom")
+    )
+    return _signed(text.rstrip("\n") + "\n")
+
+
+def metadata_of(facts: CardFacts) -> ModelCardData:
+    """Return the card's YAML head, as the Hub reads it."""
+    datasets = [data.hub_dataset for data in facts.data if data.hub_dataset]
+    results = [_eval_result(facts, score) for score in _index_scores(facts)]
+    return ModelCardData(
+        language=list(facts.languages) or None,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag=facts.pipeline_tag,
+        tags=list(TAGS),
+        datasets=list(dict.fromkeys(datasets)) or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=facts.name,
+        eval_results=results or None,
+    )
+
+
+def write_card(folder: str | PathLike[str], model_id: str | None = None) -> bool:
+    """Write README.md into a folder, unless somebody has edited the one that is there.
+
+    Args:
+        folder: a model.
+        model_id: its name on the Hub, if it has one.
+
+    Returns:
+        Whether the card was written; False: an edited README.md is kept.
+
+    Raises:
+        ValueError: if the folder holds no model.
+    """
+    folder = Path(folder)
+    card, text = folder / CARD_NAME, current_card(folder, model_id)
+    if card.is_file() and not is_generated(_read_text(card)):
+        return False
+    _write(card, text)
+    if (folder / "run" / "results.json").is_file() and not (folder / "run" / "weights.json").exists():
+        _write(folder / "run" / "weights.json", json.dumps(weights_sha256(folder), indent=2) + "\n")
+    return True
+
+
+def current_card(folder: str | PathLike[str], model_id: str | None = None) -> str:
+    """Return the card a folder should have: the one there if it was edited, else one made from what is known now.
+
+    A generated card that came without its run (a downloaded folder) knows more than the folder, and stays.
+    """
+    folder = Path(folder)
+    old = _read_text(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
+    if old is not None and (not is_generated(old) or not _is_replaceable(old, folder)):
+        return old
+    return render_card(read_facts(folder, model_id))
+
+
+def is_generated(text: str) -> bool:
+    """Return whether a card is as Seqloom wrote it."""
+    match = _LAST_LINE.search(text)
+    return match is not None and hashlib.sha256(text[: match.start()].encode()).hexdigest() == match[1]
+
+
+def count_parameters(folder: str | PathLike[str]) -> int:
+    """Return the number of values in a folder's weights, read from the headers of its safetensors files.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    total = 0
+    for path in _weight_files(Path(folder)):
+        with safe_open(path, framework="numpy") as weights:
+            sizes = (weights.get_slice(name).get_shape() for name in weights.keys())  # noqa: SIM118  (no mapping)
+            total += sum(_product(shape) for shape in sizes)
+    return total
+
+
+def weights_sha256(folder: str | PathLike[str]) -> dict[str, str]:
+    """Return the SHA-256 of each weight file."""
+    digests = {}
+    for path in _weight_files(Path(folder)):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
+    """Return the rows of the card's table on training: only what the run recorded."""
+    rows = [("Updates", _count(facts.results.get("updates")))]
+    rows += _token_rows(facts)
+    rows += [(label, _plain(facts.recipe.get(key))) for key, label in _RECIPE_ROWS.items()]
+    rows += [("Time", _describe_time(facts)), ("Hardware", _describe_hardware(facts))]
+    versions = facts.environment.get("packages", {})
+    rows += [("Software", ", ".join(f"{name} {number}" for name, number in versions.items()))]
+    return [(label, text) for label, text in rows if text]
+
+
+_RECIPE_ROWS = {
+    "tokens_per_update": "Tokens per update (source + target, at most)",
+    "learning_rate": "Peak learning rate",
+    "lr_scheduler_type": "Schedule",
+    "warmup_steps": "Warm-up updates",
+    "label_smoothing_factor": "Label smoothing",
+    "weight_decay": "Weight decay",
+    "seed": "Seed",
+    "tokenizer": "Vocabulary",
+    "normalization": "Unicode normalisation",
+}
+"""Recipe keys that a card shows, and what it calls them."""
+
+
+def _token_rows(facts: CardFacts) -> list[tuple[str, str]]:
+    source, target = (facts.results.get(f"train_{side}_tokens") for side in ("source", "target"))
+    epochs = facts.results.get("epochs")
+    if source is None or target is None:
+        return []
+    rows = [("Tokens in an epoch", f"{source:,} source, {target:,} target")]
+    if epochs is not None:
+        rows += [("Epochs", f"{epochs:.2f}"), ("Tokens seen", f"about {_rounded((source + target) * epochs):,}")]
+    return rows
+
+
+def _describe_time(facts: CardFacts) -> str:
+    seconds, resumed_at = facts.results.get("seconds"), facts.results.get("resumed_at")
+    if seconds is None:
+        return ""
+    spent = f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
+    return f"{spent} from update {resumed_at:,} on; the run was resumed there" if resumed_at else spent
+
+
+def _describe_hardware(facts: CardFacts) -> str:
+    device, processes = facts.environment.get("device"), facts.results.get("processes")
+    if not device:
+        return ""
+    count = f"{processes} x " if processes and processes > 1 else ""
+    return f"{count}{device} ({facts.environment.get('system', 'system unknown')})"
+
+
+def _index_scores(facts: CardFacts) -> list[Score]:
+    """What goes into the `model-index`: the test set's scores, or else the validation set's."""
+    best = [score for score in facts.scores if score.split == "test"] or list(facts.scores)
+    return [score for score in best if score.metric in HUB_METRICS]
+
+
+def _eval_result(facts: CardFacts, score: Score) -> EvalResult:
+    data = {data.split: data for data in facts.data}[score.split]
+    how = {"signature": score.signature, "confidence_interval_95": list(score.interval) if score.interval else None}
+    return EvalResult(
+        task_type=facts.pipeline_tag,
+        dataset_type=data.hub_dataset or "text",
+        dataset_name=data.name,
+        dataset_split=score.split,
+        metric_type=score.metric,
+        metric_name=score.name,
+        metric_value=round(score.value, 4),
+        metric_args={key: value for key, value in how.items() if value is not None} or None,
+    )
+
+
+def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str | None) -> CardFacts:
+    recipe = _read_recipe(records / "recipe.yaml")
+    results = {} if step else _read_json(records / "results.json")
+    data = tuple(_data_facts(split, record) for split, record in _read_json(records / "data.json").items())
+    known = {item.name: getattr(facts, item.name) for item in fields(facts)}
+    return CardFacts(
+        **known
+        | {
+            "model_id": model_id or recipe.get("hub_model_id") or facts.model_id,
+            "task": recipe.get("task"),
+            "languages": tuple(recipe.get("languages") or ()),
+            "license": recipe.get("license"),
+            "recipe": recipe,
+            "environment": _read_json(records / "environment.json"),
+            "results": results,
+            "data": data,
+            "scores": tuple(_scores(results, {each.split for each in data})),
+            "step": step,
+        }
+    )
+
+
+def _describes(records: Path, folder: Path, *, is_running: bool) -> bool:
+    """Whether the run's records speak of these weights; those of a finished run were digested when its card was."""
+    if not (records / "recipe.yaml").is_file():
+        return False
+    digests = records / "weights.json"
+    return is_running or not digests.is_file() or _read_json(digests) == weights_sha256(folder)
+
+
+def _data_facts(split: str, record: Mapping[str, Any]) -> DataFacts:
+    files = tuple((_file_name(file["path"]), file["num_bytes"], file["sha256"]) for file in record.get("files", ()))
+    left_out = {reason: count for reason, count in record.get("num_dropped", {}).items() if count}
+    others = {"not selected": record.get("num_unselected", 0), "too long": record.get("num_too_long", 0)}
+    left_out |= {reason: count for reason, count in others.items() if count}
+    return DataFacts(
+        split=SPLITS.get(split, split),
+        name=" and ".join(name for name, _, _ in files) or str(record["name"]),
+        num_rows=record["num_rows"] - record.get("num_too_long", 0),
+        files=files,
+        num_left_out=left_out,
+        selected=record.get("num_selected", {}),
+        fingerprint=record.get("fingerprint", ""),
+    )
+
+
+def _scores(results: Mapping[str, Any], splits: set[str]) -> list[Score]:
+    """Read what results.json holds as `test_bleu`, `test_bleu_ci95` and `bleu_signature`."""
+    found = []
+    for split in ("test", "validation"):
+        for metric in SCORES:
+            value = results.get(f"{split}_{metric}")
+            if isinstance(value, int | float) and split in splits:
+                low_high = results.get(f"{split}_{metric}_ci95")
+                bounds = (float(low_high[0]), float(low_high[1])) if low_high else None
+                found.append(Score(split, metric, float(value), bounds, results.get(f"{metric}_signature")))
+    return found
+
+
+def _is_replaceable(card: str, folder: Path) -> bool:
+    """Whether a new card would know as much as this generated one."""
+    return (folder / "run" / "recipe.yaml").is_file() or _CHECKPOINT.fullmatch(folder.name) is not None
+
+
+def _signed(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    promise = "Edit freely: a changed card is never overwritten."
+    return f"{text}<!-- Written by Seqloom {version('seqloom')}. {promise} sha256:{digest} -->\n"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files or not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is not a model: it lacks config.json or model.safetensors; name the folder that seqloom train "
+            f"wrote (its --output), or save the model there with save_pretrained."
+        )
+    return files
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """Every key of a recipe.yaml, out of its chapters."""
+    chapters = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {key: value for values in chapters.values() for key, value in (values or {}).items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the place and move there in one step; a link (the Hub's cache is made of them) is replaced."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _file_name(path: str) -> str:
+    """Folders are left out: they say nothing about the data, and much about a computer."""
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _product(shape: list[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _cell(text: object) -> str:
+    """Make a text fit into a cell of a Markdown table."""
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _python_string(text: str) -> str:
+    """A literal in double quotes, as the rest of the code has them; JSON's strings are Python's too."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _rounded(number: float) -> int:
+    """Three digits are right of it."""
+    return int(float(f"{number:.3g}"))
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+
+
+__all__ = ["CardFacts", "DataFacts", "Score", "current_card", "is_generated", "read_facts", "render_card", "write_card"]

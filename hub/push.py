@@ -1,0 +1,340 @@
+"""Sends a finished folder to a repository on the Hugging Face Hub, in one commit.
+
+    seqloom push FOLDER REPO [--dry_run]
+    SeqloomTrainer.push_to_hub (--push_to_hub)      -> push_folder -> create_repo, create_commit of huggingface_hub
+
+One commit, because it is all or nothing: when the connection breaks, the repository is what it was, and files that
+arrived are not sent again by the next try. A repository is private unless it is asked to be public.
+
+What goes: the model, its tokenizers, its code and its card. What stays: running checkpoints, optimizer states and
+pickles, hidden files, and `run/`, whose records quote the data; its facts are in the card.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.model_card import CARD_NAME, current_card
+from seqloom.hub.verify import check_folder
+
+LEFT_AT_HOME = (
+    ("checkpoint-*", "run", "_*"),  # folders; _saving and _broken-checkpoint-N are a killed run's
+    ("training_args.bin", "trainer_state.json", "optimizer*", "scheduler*", "scaler*", "rng_state*"),  # Trainer's
+    ("checkpoint_manifest.json",),  # ours, of a running checkpoint
+    ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),  # pickles run code when they are opened
+    (".*", "__pycache__", "runs", "events.out.tfevents.*", "*.tmp"),
+)
+"""Names that do not go into a repository, at any depth."""
+
+REPO_RULE = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(?<![.-])(/[A-Za-z0-9][\w.-]*(?<![.-]))?", re.ASCII)
+MAX_REPO_NAME = 96
+HARMLESS = frozenset({".gitattributes", CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt"})
+"""Files of a repository that hold no model."""
+
+
+class HubError(ValueError):
+    """Something stands between a folder and its repository; nothing was lost."""
+
+
+@dataclass(frozen=True)
+class PushFile:
+    """One file of a push."""
+
+    path: str
+    """In the repository, with forward slashes."""
+    content: Path | bytes
+    """Where it lies, or what it says."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What a push has done."""
+
+    repo: str
+    """Its full name, `owner/name`."""
+    url: str
+    files: tuple[PushFile, ...]
+    is_new: bool
+    """Whether the repository was made for this push."""
+    is_private: bool | None
+    """None where the Hub did not say."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of everything sent."""
+        return sum(file.num_bytes for file in self.files)
+
+
+def plan_push(folder: str | PathLike[str], repo: str, *, with_run: bool = False) -> list[PushFile]:
+    """Check a folder and list what of it goes into a repository; nothing is sent and nothing is written.
+
+    Args:
+        folder: a model.
+        repo: `owner/name`; the card's usage code names it.
+        with_run: send `run/` too, which quotes the data.
+
+    Raises:
+        ValueError: if the folder is no model, or one that should not be opened; if `repo` is no name.
+    """
+    check_repo_name(repo)
+    check_folder(folder)
+    folder = Path(folder)
+    card = current_card(folder, repo).encode()
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [PushFile(path.as_posix(), folder / path) for path in paths if belongs(path.as_posix(), with_run=with_run)]
+    others = [file for file in files if file.path != CARD_NAME]
+    return sorted([*others, PushFile(CARD_NAME, card)], key=lambda file: file.path)
+
+
+def push_folder(
+    folder: str | PathLike[str],
+    repo: str,
+    *,
+    private: bool = True,
+    with_run: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str = "Upload a Seqloom model",
+) -> PushReport:
+    """Send a folder to a repository, which is made if it does not exist.
+
+    Args:
+        folder: a model.
+        repo: `owner/name`, or `name` for one of the token's owner.
+        private: whether a new repository is private; an existing one stays as it is.
+        with_run: send `run/` too, which quotes the data.
+        token: None: the one that `hf auth login` or HF_TOKEN left.
+        revision: the branch; None: main.
+        message: of the commit.
+
+    Raises:
+        ValueError: if the folder is no model, or the Hub refuses, or the connection breaks; the folder and what was in
+            the repository are as they were.
+    """
+    plan_push(folder, repo, with_run=with_run)  # what is wrong with the folder is said before anybody is asked
+    api = HfApi(token=token)
+    repo, is_new = create_repository(repo, private=private, token=token)
+    files = plan_push(folder, repo, with_run=with_run)  # the card names the owner
+    with _explained(api, repo):
+        info = api.model_info(repo)
+        stale = [] if is_new else _stale_weights(info, files)
+        operations: list[Any] = [CommitOperationAdd(file.path, _content(file)) for file in files]
+        operations += [CommitOperationDelete(path) for path in stale]
+        api.create_commit(repo, operations, commit_message=message, revision=revision)
+    return PushReport(repo, f"{api.endpoint}/{repo}", tuple(files), is_new, info.private)
+
+
+def create_repository(repo: str, *, private: bool = True, token: str | None = None) -> tuple[str, bool]:
+    """Make sure that a repository exists, may hold a Seqloom model, and takes our token.
+
+    Args:
+        repo: `owner/name`, or `name` for one of the token's owner.
+        private: whether a new one is private.
+        token: None: the one that `hf auth login` or HF_TOKEN left.
+
+    Returns:
+        Its full name, and whether it was made just now.
+
+    Raises:
+        ValueError: for a wrong name, a missing or refused token, a repository that is somebody else's or holds
+            something else.
+    """
+    check_repo_name(repo)
+    api = HfApi(token=token)
+    if token is None and huggingface_hub.get_token() is None:
+        raise HubError(
+            f"no Hugging Face token is set, and {repo} can only be written with one; run `hf auth login`, or set "
+            f"HF_TOKEN."
+        )
+    with _explained(api, repo):
+        owner = api.whoami()["name"]
+        full_name = repo if "/" in repo else f"{owner}/{repo}"
+        try:
+            return api.create_repo(full_name, private=private).repo_id, True
+        except HfHubHTTPError as error:
+            if _status(error) != 409:
+                raise
+        _refuse_other_model(full_name, api.model_info(full_name))
+        return full_name, False
+
+
+def check_repo_name(repo: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        HubError: with the rule and, where it can be guessed, the name that was meant.
+    """
+    if REPO_RULE.fullmatch(repo) and max(map(len, repo.split("/"))) <= MAX_REPO_NAME:
+        return
+    meant = re.fullmatch(r"(?:https?://[^/]+/|hf://)([\w.-]+/[\w.-]+?)(?:\.git|/.*)?", repo)
+    hint = f"write {meant[1]}" if meant else "e.g. alice/date-normaliser"
+    raise HubError(
+        f"{repo!r} is not the name of a repository: it is owner/name, each of letters, digits, - _ and ., at most "
+        f"{MAX_REPO_NAME} characters, without -- and ..; {hint}."
+    )
+
+
+def belongs(path: str, *, with_run: bool = False) -> bool:
+    """Return whether a file belongs into a repository.
+
+    Args:
+        path: relative to the folder, with forward slashes.
+        with_run: let `run/` go too, but not the vocabulary that it holds a second time.
+    """
+    parts = PurePosixPath(path).parts
+    if with_run and parts[0] == "run":
+        parts = parts[1:]
+        if parts[0] == "tokenizer":
+            return False
+    return not any(fnmatch(part, pattern) for part in parts for group in LEFT_AT_HOME for pattern in group)
+
+
+def describe_plan(files: Iterable[PushFile]) -> str:
+    """Return a table of what goes: one line per file with its size, and the sum."""
+    files = list(files)
+    rows = [(format_size(file.num_bytes), file.path) for file in files]
+    rows.append((format_size(sum(file.num_bytes for file in files)), f"in {len(files)} files"))
+    return "\n".join(f"{size:>10}  {path}" for size, path in rows)
+
+
+def describe_push(report: PushReport, *, asked_for_public: bool = False) -> str:
+    """Return what a person wants to know after a push: where it is, who sees it, how it is loaded.
+
+    Args:
+        report: of the push.
+        asked_for_public: whether it should have been public, which an existing repository does not become.
+    """
+    seen = "private" if report.is_private else "public"
+    lines = [
+        f"{'Made' if report.is_new else 'Updated'} {report.url} ({seen})"
+        + ("." if report.is_new else "; its earlier versions stay in its history.")
+    ]
+    if asked_for_public and report.is_private:
+        lines.append(f"It stays private: an existing repository is made public at {report.url}/settings.")
+    lines.append(f'Load it with pipeline("text-generation", model="{report.repo}", trust_remote_code=True).')
+    return "\n".join(lines)
+
+
+def format_size(num_bytes: int) -> str:
+    """1536 -> "1.5 kB"."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    size, unit = num_bytes / 1000, "kB"
+    for larger in ("MB", "GB"):
+        if size >= 1000:
+            size, unit = size / 1000, larger
+    return f"{size:.1f} {unit}"
+
+
+def _content(file: PushFile) -> str | bytes:
+    return file.content if isinstance(file.content, bytes) else str(file.content)
+
+
+def _stale_weights(info: Any, files: Iterable[PushFile]) -> list[str]:
+    """Weights of an earlier push that this one does not replace; one file would be preferred to several shards."""
+    sent = {file.path for file in files}
+    weights = (path for path in _paths(info) if re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", path))
+    return [path for path in weights if path not in sent]
+
+
+def _refuse_other_model(repo: str, info: Any) -> None:
+    """A slip of the finger must not replace another model of the same owner."""
+    kind = (info.config or {}).get("model_type")
+    files = [path for path in _paths(info) if path not in HARMLESS]
+    if files and kind != SeqloomConfig.model_type:
+        what = f"a model of the type {kind}" if kind else f"{files[0]} and no Seqloom model"
+        raise HubError(
+            f"{repo} exists and holds {what}, which this push would replace; push to another name, or delete what it "
+            f"holds first."
+        )
+
+
+def _paths(info: Any) -> list[str]:
+    return [sibling.rfilename for sibling in info.siblings or ()]
+
+
+@contextmanager
+def _explained(api: HfApi, repo: str) -> Iterator[None]:
+    """Turn what goes wrong on the way into a sentence with the remedy."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"HF_HUB_OFFLINE=1 forbids to send anything to {repo}; unset it to push.") from error
+    except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
+        # huggingface_hub says "Error while uploading" as a RuntimeError whose cause is the error; hf_xet has no other.
+        cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
+        explain = _explain_refusal if isinstance(cause, HfHubHTTPError) else _explain_break
+        raise HubError(explain(api, repo, cause)) from error
+
+
+def _explain_break(api: HfApi, repo: str, error: BaseException) -> str:
+    return (
+        f"the connection to {api.endpoint} broke while pushing to {repo} ({type(error).__name__}: {error}); the folder "
+        f"is unchanged, and a push is one commit: it has arrived whole or not at all. Start the same command again; "
+        f"what has arrived is not sent twice."
+    )
+
+
+def _explain_refusal(api: HfApi, repo: str, error: Any) -> str:
+    status = _status(error)
+    if status == 401:
+        return (
+            f"{api.endpoint} does not accept the token (401); make one with write access at "
+            f"{api.endpoint}/settings/tokens, then run `hf auth login`, or set HF_TOKEN."
+        )
+    if status in (403, 404):
+        return f"the token may not write to {repo} ({status}): {_whose(api, repo)}"
+    said = getattr(error, "server_message", None) or " ".join(str(error).split())
+    return (
+        f"{api.endpoint} answered {status} to the push to {repo}: {said.rstrip('.')}. Nothing was changed, here or "
+        f"there; try again later."
+    )
+
+
+def _whose(api: HfApi, repo: str) -> str:
+    """Say whose a repository is, and whose the token, as far as the Hub tells."""
+    owner, _, name = repo.rpartition("/")
+    try:
+        known = api.whoami()
+    except HTTPError:
+        return f"{owner or repo} is not yours, or the token is read-only; take a token with write access."
+    own = [known["name"], *(each["name"] for each in known.get("orgs", ()))]
+    if owner in own:
+        return f"it is read-only; take a token with write access to {owner} at {api.endpoint}/settings/tokens."
+    near = (get_close_matches(owner, own, n=1) or own)[0]
+    return f"it is {known['name']}'s, who is not {owner} and not in an organisation of this name; use {near}/{name}."
+
+
+def _status(error: HfHubHTTPError) -> int:
+    return int(error.response.status_code)
+
+
+__all__ = [
+    "HubError",
+    "PushFile",
+    "PushReport",
+    "belongs",
+    "check_repo_name",
+    "create_repository",
+    "describe_plan",
+    "describe_push",
+    "format_size",
+    "plan_push",
+    "push_folder",
+]
