@@ -37,6 +37,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.modeling.fast_dropout import dropout
 from seqloom.modeling.fused_loss import linear_cross_entropy
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
@@ -364,7 +365,7 @@ class SeqloomLayer(GradientCheckpointingLayer):
 
     def leave(self, norm: nn.Module, residual: Tensor, output: Tensor) -> Tensor:
         """Add a sublayer's output to the stream, and normalise afterwards if the model is post-norm."""
-        hidden_states = residual + nn.functional.dropout(output, self.dropout, self.training)
+        hidden_states = residual + dropout(output, self.dropout, self.training)
         return hidden_states if self.is_pre_norm else norm(hidden_states)
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -372,7 +373,7 @@ class SeqloomLayer(GradientCheckpointingLayer):
         inner = self.activation(self.fc1(hidden_states))  # (B, L, F)
         if self.fc3 is not None:
             inner = inner * self.fc3(hidden_states)
-        inner = nn.functional.dropout(inner, self.activation_dropout, self.training)
+        inner = dropout(inner, self.activation_dropout, self.training)
         return self.fc2(inner)  # (B, L, D)
 
 
@@ -476,7 +477,7 @@ class SeqloomStack(SeqloomPreTrainedModel):
     def enter(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Scale the embeddings and add positions: (B, L, D) -> (B, L, D)."""
         hidden_states = self.embed_positions(inputs_embeds * self.embed_scale, position_ids)
-        return nn.functional.dropout(hidden_states, self.dropout, self.training)
+        return dropout(hidden_states, self.dropout, self.training)
 
     def rotation(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the cosines and sines that turn queries and keys; None unless positions are rotary."""
