@@ -15,6 +15,7 @@ from seqloom.hub.bundle import BundleError, bundle_files, close_over, flatten, o
 
 SOURCES = [
     "configuration/configuration_seqloom.py",
+    "modeling/fast_dropout.py",
     "modeling/fused_loss.py",
     "modeling/modeling_seqloom.py",
     "hub/pipeline_seqloom.py",
