@@ -4,6 +4,7 @@ The names are BART's and Marian's (`d_model`, `encoder_layers`, ...), so convert
 the canonical ones. The defaults are the base model of Vaswani et al. 2017, "Attention Is All You Need" ("the paper").
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -20,6 +21,20 @@ logger = logging.get_logger(__name__)
 NORM_POSITIONS = ("post", "pre")
 NORM_TYPES = ("layernorm", "rmsnorm")
 POSITION_EMBEDDING_TYPES = ("sinusoidal", "learned", "rotary")
+LANGUAGE_PAIR_TASK = re.compile(r"translation_[^_]+_to_[^_]+")
+
+
+class _CustomPipelines(dict[str, Any]):
+    """A folder's pipelines by task; "translation_xx_to_yy" is one of "translation", as in transformers 4."""
+
+    def __contains__(self, task: object) -> bool:
+        is_pair = super().__contains__("translation") and LANGUAGE_PAIR_TASK.fullmatch(str(task)) is not None
+        return is_pair or super().__contains__(task)
+
+    def __missing__(self, task: str) -> Any:
+        if task not in self:
+            raise KeyError(task)
+        return self["translation"]
 
 
 @strict
@@ -106,6 +121,8 @@ class SeqloomConfig(PreTrainedConfig):
         if type(self).after_save is not None:  # the bundler writes these anew; in the bundle itself they stay
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
+        elif "custom_pipelines" in kwargs:
+            kwargs["custom_pipelines"] = _CustomPipelines(kwargs["custom_pipelines"])
         if self.position_embedding_type == "rotary":
             self.rope_parameters = kwargs.pop("rope_parameters", None)
         elif ignored := [key for key in ("rope_parameters", "rope_theta", "rope_scaling") if kwargs.pop(key, None)]:

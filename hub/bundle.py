@@ -4,14 +4,14 @@ transformers loads such a folder with `trust_remote_code=True` where Seqloom is 
 names the classes, and the files that they need are found through `from .file import` only. transformers' own copying
 (`register_for_auto_class`) fails on code that lives in several folders: it stops at `from ..folder.file import` and
 silently leaves out absolute imports. So this module computes the import closure of the model's files, copies them flat
-and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`; nothing else in them changes but one line.
+and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`; nothing else in them changes but the end of one.
 
     save_pretrained, Trainer's checkpoints, push_to_hub
         -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map, custom_pipelines
 
 In an environment without Seqloom transformers does the copying when such a model is saved again: the copies are flat.
-It takes the files of configuration and model and what they import, so the configuration's copy has to name the
-pipelines' file (the one line).
+It takes the files of configuration and model and what they import. So the configuration's copy ends with an import of
+the pipelines' file, and does there for the folder's classes what `import seqloom` does for the installed ones.
 """
 
 import ast
@@ -53,10 +53,12 @@ CUSTOM_PIPELINES = {
 }
 """Task -> file and class in the folder, and the Auto class of its model."""
 
-MENTION_OF_PIPELINES = """
+REGISTRATION = """
 
-if False:  # never run: transformers copies what it sees imported here when it saves this model again
-    from .pipeline_seqloom import PIPELINES  # noqa: F401
+# In a folder only, in place of `import seqloom`. Seeing the import, transformers copies the file with this one.
+from .pipeline_seqloom import make_text_generation_safe  # noqa: E402
+
+make_text_generation_safe()
 """
 """Ends the configuration's copy; in the sources the configuration knows nothing of hub."""
 
@@ -116,7 +118,7 @@ def bundle_files() -> dict[str, str]:
     sources = close_over(ENTRY_MODULES, _read_module)
     release = version("seqloom")
     files = {f"{_stem(module)}.py": flatten(module, source, release) for module, source in sources.items()}
-    files["configuration_seqloom.py"] += MENTION_OF_PIPELINES
+    files["configuration_seqloom.py"] += REGISTRATION
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     manifest = {"seqloom_version": release, "sha256": digests}
     return {**files, MANIFEST_NAME: json.dumps(manifest, indent=2, sort_keys=True) + "\n"}

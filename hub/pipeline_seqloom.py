@@ -1,4 +1,4 @@
-"""`translation`, `summarization` and `text2text-generation`: the pipelines that transformers 5 removed, as they were.
+"""`translation`, `summarization` and `text2text-generation`, gone from transformers 5, and a safe `text-generation`.
 
 Signatures, options, defaults and output keys are those of transformers 4.57:
 https://github.com/huggingface/transformers/blob/v4.57.1/src/transformers/pipelines/text2text_generation.py
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, GenerationConfig
-from transformers.pipelines import Pipeline
+from transformers import BatchEncoding, GenerationConfig, pipelines
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -275,6 +275,31 @@ PIPELINES: dict[str, type[Text2TextGenerationPipeline]] = {
 """Task -> class."""
 
 
+class TextGenerationPipeline(pipelines.TextGenerationPipeline):
+    """transformers' own, which may be handed a `SeqloomForConditionalGeneration` too.
+
+    Its `generate` returns the answer alone, and the stock pipeline would take the answer's first tokens for the prompt
+    and cut them off. So the same network is put behind its causal-LM interface. Other models are left as they are.
+    """
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model.as_causal_lm() if _is_ours(model) else model, *args, **kwargs)
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Complain of others' models only; the table of names hears of ours when AutoModelForCausalLM loads it."""
+        if not _is_ours(self.model):
+            super().check_model_type(supported_models)
+
+
+def _is_ours(model: Any) -> bool:
+    return hasattr(model, "as_causal_lm")
+
+
+def make_text_generation_safe() -> None:
+    """Let `pipeline("text-generation")` build ours; a folder's name leads to the causal-LM class by itself."""
+    PIPELINE_REGISTRY.supported_tasks["text-generation"]["impl"] = TextGenerationPipeline
+
+
 def refuse_other_models(model: Any, task: str) -> None:
     """Let pass only what returns the answer alone; a causal LM's prompt would be taken for a part of it.
 
@@ -345,4 +370,11 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-__all__ = ["PIPELINES", "ReturnType", "SummarizationPipeline", "Text2TextGenerationPipeline", "TranslationPipeline"]
+__all__ = [
+    "PIPELINES",
+    "ReturnType",
+    "SummarizationPipeline",
+    "Text2TextGenerationPipeline",
+    "TextGenerationPipeline",
+    "TranslationPipeline",
+]

@@ -10,6 +10,7 @@ shows the conventions.
     D d_model  N query heads      G key/value heads  H head dimension = D / N    F feed-forward width    V vocabulary
 """
 
+import copy
 import math
 from typing import Any
 
@@ -876,6 +877,14 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def as_causal_lm(self) -> "SeqloomForCausalLM":
+        """Return this very network, weights shared, behind the causal-LM interface."""
+        if isinstance(self, SeqloomForCausalLM):
+            return self
+        model = copy.copy(self)
+        model.__class__ = SeqloomForCausalLM
+        return model
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Return (B, T): the start token, then the labels but the last, as `DataCollatorForSeq2Seq` asks for."""

@@ -4,16 +4,15 @@
 work without `trust_remote_code`. Registration happens here and nowhere else.
 """
 
-import re
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
-from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.configuration_seqloom import LANGUAGE_PAIR_TASK, SeqloomConfig
 from seqloom.hub.bundle import write_bundle
 from seqloom.hub.model_card import write_card as write_model_card
-from seqloom.hub.pipeline_seqloom import PIPELINES
+from seqloom.hub.pipeline_seqloom import PIPELINES, make_text_generation_safe
 from seqloom.hub.push import create_repository, push_folder
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
@@ -35,7 +34,7 @@ class _TaskAliases(dict[str, str]):
     """Task -> what it is another name of; "translation_xx_to_yy" is one of "translation", as in transformers 4."""
 
     def __contains__(self, task: object) -> bool:
-        return super().__contains__(task) or re.fullmatch(r"translation_[^_]+_to_[^_]+", str(task)) is not None
+        return super().__contains__(task) or LANGUAGE_PAIR_TASK.fullmatch(str(task)) is not None
 
     def __missing__(self, task: str) -> str:
         return "translation"
@@ -47,6 +46,7 @@ def _bring_back_pipelines() -> None:
         REMOVED_TASKS.pop(task, None)
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, AutoModelForSeq2SeqLM, type="text")
     PIPELINE_REGISTRY.task_aliases = _TaskAliases(PIPELINE_REGISTRY.task_aliases)
+    make_text_generation_safe()
 
 
 _bring_back_pipelines()

@@ -247,3 +247,21 @@ def test_after_save_is_called_with_the_folder(tmp_path: Path, monkeypatch: pytes
     assert seen == [str(tmp_path)]
     assert (tmp_path / "config.json").exists()
     assert "after_save" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_folders_pipelines_know_language_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder's copy of this file nothing is plugged into `after_save`; there transformers looks tasks up."""
+    tasks = {"translation": {"impl": "a.B"}, "rhyme": {"impl": "c.D"}}
+    assert not hasattr(SeqloomConfig(custom_pipelines=tasks), "custom_pipelines")
+    monkeypatch.setattr(SeqloomConfig, "after_save", None)
+    known = SeqloomConfig(custom_pipelines=tasks).custom_pipelines
+    assert known == tasks
+    assert "translation_en_to_de" in known
+    assert known["translation_en_to_de"] is known["translation"]
+    for task in ("translation_en_de", "translation_en_to_", "summarization"):
+        assert task not in known
+        with pytest.raises(KeyError, match=task):
+            known[task]
+    alone = SeqloomConfig(custom_pipelines={"rhyme": {"impl": "c.D"}})
+    assert "translation_en_to_de" not in alone.custom_pipelines
+    assert alone.to_dict()["custom_pipelines"] == {"rhyme": {"impl": "c.D"}}

@@ -5,7 +5,7 @@ import string
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig, pipeline
+from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig, pipeline, pipelines
 from transformers.pipelines import PIPELINE_REGISTRY, check_task
 
 import seqloom
@@ -327,14 +327,38 @@ def test_pipeline_built_without_a_task_names_its_class(model, tokenizer, tiny_mo
         pipeline_seqloom.TranslationPipeline(model=tiny_model("SeqloomModel"), tokenizer=tokenizer)
 
 
-def test_stock_text_generation_says_that_it_cannot_take_the_sequence_to_sequence_class(
-    model, tokenizer, caplog, monkeypatch
-):
-    """Given as an object it would lose its answer's first tokens; transformers' own complaint names the right class."""
+# text-generation, handed an object -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["SeqloomForConditionalGeneration", "SeqloomForCausalLM"])
+def test_text_generation_takes_either_class_and_cuts_nothing(taught_model, char_tokenizer, kind, caplog, monkeypatch):
+    """transformers' own would take the first tokens of the one class's answer for the prompt."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    pipeline("text-generation", model=model, tokenizer=tokenizer)
-    assert "The model 'SeqloomForConditionalGeneration' is not supported for text-generation." in caplog.text
-    assert "'SeqloomForCausalLM'" in caplog.text
+    given, tokenizer = taught_model(kind), char_tokenizer(string.ascii_letters[:36])
+    expected = [by_hand(taught_model(), tokenizer, text, num_beams=1)[0] for text in TEXTS]
+    write = pipeline("text-generation", model=given, tokenizer=tokenizer, do_sample=False, max_new_tokens=10)
+    assert [output[0]["generated_text"] for output in write(TEXTS, return_full_text=False, batch_size=3)] == expected
+    assert [output[0]["generated_text"] for output in write(TEXTS)] == [
+        text + new for text, new in zip(TEXTS, expected, strict=True)
+    ]
+    assert write.model.state_dict().keys() == given.state_dict().keys()
+    assert write.model.lm_head.weight is given.lm_head.weight
+    assert (write.model is given) == (kind == "SeqloomForCausalLM")
+    assert "not supported" not in caplog.text
+    assert given.generate(**tokenizer("ab", return_tensors="pt"), max_new_tokens=1)[0].tolist()[0] == (
+        4 if kind == "SeqloomForCausalLM" else 1
+    ), "what was given stays what it was"
+
+
+def test_text_generation_of_other_models_is_transformers_own(tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = BartConfig(vocab_size=40, d_model=8, max_position_embeddings=32, **sizes)
+    bart = BartForConditionalGeneration(config)
+    write = pipeline("text-generation", model=bart, tokenizer=tokenizer)
+    assert write.model is bart
+    assert isinstance(write, pipelines.TextGenerationPipeline)
+    assert "The model 'BartForConditionalGeneration' is not supported for text-generation." in caplog.text
 
 
 # Registration -------------------------------------------------------------------------------------------------------
