@@ -4,7 +4,7 @@ transformers loads such a folder with `trust_remote_code=True` where Seqloom is 
 names the classes, and the files that they need are found through `from .file import` only. transformers' own copying
 (`register_for_auto_class`) fails on code that lives in several folders: it stops at `from ..folder.file import` and
 silently leaves out absolute imports. So this module computes the import closure of the model's files, copies them flat
-and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`; nothing else in them changes but the end of one.
+and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`. Nothing else changes, but the end of one.
 
     save_pretrained, Trainer's checkpoints, push_to_hub
         -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map, custom_pipelines

@@ -149,8 +149,8 @@ def test_missing_code(folder: Path) -> None:
     (folder / MODELING).unlink()
     renew_manifest(folder)
     assert problems(folder) == [(Kind.MISSING, MODELING)]
-    assert "Seqloom 0.1" in str(verify_folder(folder)[2])
-    assert "writes this file, and it is not there; get the folder" in str(verify_folder(folder)[2])
+    (line,) = (str(found) for found in verify_folder(folder) if found.is_problem)
+    assert line.startswith(f"missing   {MODELING}: Seqloom {__version__} writes this file, and it is not there; get the")
 
 
 @pytest.mark.parametrize("name", ["helper.py", "custom_generate/generate.py", "a/b/evil.so", "__pycache__/x.PYC"])
