@@ -5,8 +5,9 @@ finished run leaves (recipe.yaml, data.json, environment.json, results.json); si
 checkpoint itself. What is not recorded is left out, and a folder without `run/` gets a card without claims.
 
 Records outlive what they describe: a folder that was fine-tuned in place still holds the first run's scores. So the
-weights' SHA-256 is kept in `run/weights.json` when a finished run's card is first written, and a card for other weights
-claims nothing of the run. A README.md that somebody has edited is recognised by the digest in its last line, and kept.
+weights' SHA-256 is kept, in `run/weights.json` when a finished run's card is first written and in the card's last line,
+and a card for other weights claims nothing of the run. A README.md that somebody has edited is recognised by the digest
+of its text, in the same line, and kept.
 """
 
 import hashlib
@@ -49,7 +50,9 @@ HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
 """Those that are metrics on the Hub, and so go into the `model-index`."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_LAST_LINE = re.compile(r"<!-- Written by Seqloom \S+\. Edit freely: .* sha256:([0-9a-f]{64}) -->\n?\Z")
+_LAST_LINE = re.compile(
+    r"<!-- Written by Seqloom \S+ for the weights ([0-9a-f]{64})\. Edit freely: .* sha256:([0-9a-f]{64}) -->\n?\Z"
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class CardFacts:
     """`user/name` on the Hub, or the folder's name; what the usage code loads."""
     num_parameters: int
     """Tied weights counted once."""
+    weights: str
+    """SHA-256 of the weight files."""
     config: Mapping[str, Any]
     """config.json, defaults filled in."""
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -171,6 +176,7 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
     facts = CardFacts(
         model_id=model_id or folder.resolve().name,
         num_parameters=count_parameters(folder),
+        weights=weights_sha256(folder),
         config=SeqloomConfig.from_pretrained(folder).to_dict(),
         generation=_read_json(folder / "generation_config.json"),
     )
@@ -178,7 +184,7 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
     run = folder.parent if step else folder
     run = run.parent if run.name == "_saving" else run  # where a checkpoint grows, see training/checkpoints.py
     records = run / "run"
-    if not _describes(records, folder, is_running=step is not None):
+    if not _describes(records, facts.weights, is_running=step is not None):
         return facts
     return _with_run(facts, records, int(step[1]) if step else None, model_id)
 
@@ -192,7 +198,7 @@ def render_card(facts: CardFacts) -> str:
     text = environment.get_template(TEMPLATE).render(
         facts=facts, metadata=metadata_of(facts).to_yaml(), training=training_rows(facts), version=version("seqloom")
     )
-    return _signed(text.rstrip("\n") + "\n")
+    return _signed(text.rstrip("\n") + "\n", facts.weights)
 
 
 def metadata_of(facts: CardFacts) -> ModelCardData:
@@ -231,18 +237,19 @@ def write_card(folder: str | PathLike[str], model_id: str | None = None) -> bool
         return False
     _write(card, text)
     if (folder / "run" / "results.json").is_file() and not (folder / "run" / "weights.json").exists():
-        _write(folder / "run" / "weights.json", json.dumps(weights_sha256(folder), indent=2) + "\n")
+        _write(folder / "run" / "weights.json", json.dumps({"sha256": weights_sha256(folder)}) + "\n")
     return True
 
 
 def current_card(folder: str | PathLike[str], model_id: str | None = None) -> str:
     """Return the card a folder should have: the one there if it was edited, else one made from what is known now.
 
-    A generated card that came without its run (a downloaded folder) knows more than the folder, and stays.
+    A generated card that came without its run (a downloaded folder) knows more than the folder, and stays with its
+    weights.
     """
     folder = Path(folder)
     old = _read_text(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
-    if old is not None and (not is_generated(old) or not _is_replaceable(old, folder)):
+    if old is not None and (not is_generated(old) or _knows_more(old, folder)):
         return old
     return render_card(read_facts(folder, model_id))
 
@@ -250,7 +257,7 @@ def current_card(folder: str | PathLike[str], model_id: str | None = None) -> st
 def is_generated(text: str) -> bool:
     """Return whether a card is as Seqloom wrote it."""
     match = _LAST_LINE.search(text)
-    return match is not None and hashlib.sha256(text[: match.start()].encode()).hexdigest() == match[1]
+    return match is not None and _digest(text[: match.start()]) == match[2]
 
 
 def count_parameters(folder: str | PathLike[str]) -> int:
@@ -267,13 +274,13 @@ def count_parameters(folder: str | PathLike[str]) -> int:
     return total
 
 
-def weights_sha256(folder: str | PathLike[str]) -> dict[str, str]:
-    """Return the SHA-256 of each weight file."""
-    digests = {}
+def weights_sha256(folder: str | PathLike[str]) -> str:
+    """Return the SHA-256 of the weights; of several files, that of their digests in the order of their names."""
+    digests = []
     for path in _weight_files(Path(folder)):
         with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else _digest("".join(digests))
 
 
 def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
@@ -371,12 +378,11 @@ def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str |
     )
 
 
-def _describes(records: Path, folder: Path, *, is_running: bool) -> bool:
+def _describes(records: Path, weights: str, *, is_running: bool) -> bool:
     """Whether the run's records speak of these weights; those of a finished run were digested when its card was."""
     if not (records / "recipe.yaml").is_file():
         return False
-    digests = records / "weights.json"
-    return is_running or not digests.is_file() or _read_json(digests) == weights_sha256(folder)
+    return is_running or _read_json(records / "weights.json").get("sha256", weights) == weights
 
 
 def _data_facts(split: str, record: Mapping[str, Any]) -> DataFacts:
@@ -408,15 +414,20 @@ def _scores(results: Mapping[str, Any], splits: set[str]) -> list[Score]:
     return found
 
 
-def _is_replaceable(card: str, folder: Path) -> bool:
-    """Whether a new card would know as much as this generated one."""
-    return (folder / "run" / "recipe.yaml").is_file() or _CHECKPOINT.fullmatch(folder.name) is not None
+def _knows_more(card: str, folder: Path) -> bool:
+    """Whether this generated card says of the same weights what no record in the folder says any more."""
+    match = _LAST_LINE.search(card)
+    has_records = (folder / "run" / "recipe.yaml").is_file() or _CHECKPOINT.fullmatch(folder.name) is not None
+    return match is not None and not has_records and match[1] == weights_sha256(folder)
 
 
-def _signed(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    promise = "Edit freely: a changed card is never overwritten."
-    return f"{text}<!-- Written by Seqloom {version('seqloom')}. {promise} sha256:{digest} -->\n"
+def _signed(text: str, weights: str) -> str:
+    writer = f"Written by Seqloom {version('seqloom')} for the weights {weights}."
+    return f"{text}<!-- {writer} Edit freely: a changed card is never overwritten. sha256:{_digest(text)} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _weight_files(folder: Path) -> list[Path]:

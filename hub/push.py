@@ -33,6 +33,7 @@ LEFT_AT_HOME = (
     ("training_args.bin", "trainer_state.json", "optimizer*", "scheduler*", "scaler*", "rng_state*"),  # Trainer's
     ("checkpoint_manifest.json",),  # ours, of a running checkpoint
     ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),  # pickles run code when they are opened
+    ("_saving", "_broken-*", "checkpoint_manifest.json"),  # Seqloom's
     (".*", "__pycache__", "runs", "events.out.tfevents.*", "*.tmp"),
 )
 """Names that do not go into a repository, at any depth."""

@@ -269,6 +269,10 @@ class TestKeeping:
         shutil.rmtree(finished / "run")
         assert write_card(finished)
         assert (finished / "README.md").read_text() == card
+        weights = finished / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+        assert write_card(finished)
+        assert "31.42" not in (finished / "README.md").read_text(), "but only with its weights"
 
     def test_writing_twice_changes_nothing(self, finished):
         write_card(finished)
@@ -280,7 +284,7 @@ class TestKeeping:
 def facts(**known):
     config = {"encoder_layers": 2, "decoder_layers": 2, "d_model": 8, "encoder_attention_heads": 2, "vocab_size": 99}
     config |= {"position_embedding_type": "learned", "max_position_embeddings": 512}
-    return CardFacts(**{"model_id": "jo/m", "num_parameters": 1, "config": config, **known})
+    return CardFacts(**{"model_id": "jo/m", "num_parameters": 1, "weights": "0" * 64, "config": config, **known})
 
 
 class TestTasks:
