@@ -13,10 +13,26 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
+EXIT_STOPPED = 75
+"""Ended on request before the work was done; the same command goes on. EX_TEMPFAIL of sysexits.h: "try again"."""
 
 
 class UsageError(ValueError):
     """A command line that cannot be understood."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A command that was asked to stop and did; like Ctrl-C it passes through `except Exception`."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_STOPPED) -> None:
+        """Say what was kept and how to go on.
+
+        Args:
+            message: for the user; empty: another process says it.
+            exit_code: what the command ends with.
+        """
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -55,7 +71,8 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         debug: show the traceback of an error instead.
 
     Returns:
-        0 done, 1 failed, 2 misused, 130 interrupted, 141 the reader of stdout went away.
+        0 done, 1 failed, 2 misused, 75 stopped on request and ready to go on, 130 interrupted, 141 the reader of stdout
+        went away.
     """
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -66,6 +83,10 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while closing
         return EXIT_BROKEN_PIPE
+    except StoppedError as stop:
+        if str(stop):
+            print(f"\n{stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -88,4 +109,4 @@ def explain_error(error: Exception) -> str:
     return f"{kind}: {text or 'no message'} (unexpected; run it again with --debug to see where)"
 
 
-__all__ = ["CommandParser", "UsageError", "explain_error", "run_command"]
+__all__ = ["CommandParser", "StoppedError", "UsageError", "explain_error", "run_command"]

@@ -2,23 +2,50 @@
 
 OUTPUT/            config.json, model.safetensors, tokenizer.json, ... : the model, loadable
 OUTPUT/checkpoint-N/                                                   : whole models during training
-OUTPUT/run/        recipe.yaml, data.json, environment.json, results.json, test_outputs.jsonl
+OUTPUT/run/        recipe.yaml, tokenizer/, data.json, environment.json, results.json, test_outputs.jsonl
+OUTPUT/_saving/    what is being written; gone when nothing is
+OUTPUT/_broken-checkpoint-N/                                           : what could not be gone on from
+
+Whatever stands under its name is whole, at any moment: see `checkpoints`.
 """
 
+import contextlib
+import errno
 import json
+import logging
+import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from seqloom.configuration.recipe import Recipe, RecipeError, load_recipe
+from seqloom.training.checkpoints import (
+    STAGING,
+    checkpoints_in,
+    clear_staging,
+    discard,
+    flush,
+    last_whole_checkpoint,
+    publish,
+    put_in_place,
+    write_json,
+    write_text,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody keeps a second run out
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 # What may differ when a run goes on: how long, how fast, how watched; never what is learned from what.
 CHANGEABLE = frozenset(
@@ -26,7 +53,8 @@ CHANGEABLE = frozenset(
     | {"num_beams", "length_penalty", "max_new_tokens", "num_sample_outputs", "test", "report_to", "run_name"}
     | {"eval_steps", "eval_strategy", "save_steps", "save_strategy", "save_total_limit", "logging_steps"}
     | {"logging_strategy", "logging_dir", "disable_tqdm", "dataloader_num_workers", "per_device_eval_batch_size"}
-    | {"push_to_hub", "hub_model_id", "hub_private_repo", "load_best_model_at_end", "metric_for_best_model"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_revision", "languages", "license"}
+    | {"load_best_model_at_end", "metric_for_best_model"}
 )
 PACKAGES = ("seqloom", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "sacrebleu")
 
@@ -57,11 +85,48 @@ class RunFolder:
         return json.loads((self.records / "results.json").read_text(encoding="utf-8"))
 
     def last_checkpoint(self) -> str | None:
-        """Return the newest checkpoint whose last-written file is there, or None."""
-        if not self.path.is_dir():
-            return None
-        checkpoint = get_last_checkpoint(str(self.path))
-        return checkpoint if checkpoint and _is_whole(Path(checkpoint)) else None
+        """Return the newest whole checkpoint, or None; broken ones are named in a warning and set aside."""
+        checkpoint = last_whole_checkpoint(self.path)
+        return None if checkpoint is None else str(checkpoint)
+
+    @contextlib.contextmanager
+    def hold(self, *, is_main: bool, patience: float = 60.0) -> Iterator[None]:
+        """Keep other runs out of the folder until the end, and remove what a killed one has left half-written.
+
+        A killed run may still be dying when it is started again, so the folder is waited for.
+
+        Args:
+            is_main: whether this process speaks for the run; the others hold nothing.
+            patience: how long to wait, in seconds.
+
+        Raises:
+            RecipeError: when another run is still writing there.
+        """
+        if not is_main:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        held = [os.open(self.path, os.O_RDONLY)] if fcntl else []
+        if held:
+            os.register_at_fork(after_in_child=lambda: _let_go(held))  # data workers may outlive a killed run
+        try:
+            for handle in held:
+                self._wait_for(handle, patience)
+            clear_staging(self.path)
+            yield
+        finally:
+            _let_go(held)
+
+    def _wait_for(self, handle: int, patience: float) -> None:
+        started = time.monotonic()
+        while not _locks(handle):
+            if time.monotonic() - started > patience:
+                raise RecipeError(
+                    f"another run is still writing to {self.path}; wait for its end, stop it, or take another --output."
+                )
+            if time.monotonic() - started < 1:
+                logger.warning("Another run is still writing to %s; waiting for its end.", self.path)
+            time.sleep(1)
 
     def open(self, recipe: Recipe) -> None:
         """Make the folder ready for `recipe`: go on in it, or start over in it.
@@ -74,18 +139,55 @@ class RunFolder:
         elif self.recipe_file.is_file():
             self._refuse_other_recipe(recipe)
         self.records.mkdir(parents=True, exist_ok=True)
-        recipe.save(self.recipe_file)
+        with self.staged(self.recipe_file) as staged:
+            recipe.save(staged)
         self.write("environment.json", describe_environment())
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write one record as JSON."""
-        text = json.dumps(content, ensure_ascii=False, indent=2, default=str)
-        (self.records / name).write_text(text + "\n", encoding="utf-8")
+        """Write one record as JSON, whole or not at all."""
+        write_json(self.records / name, content)
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write one record as JSON lines."""
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (self.records / name).write_text("".join(lines), encoding="utf-8")
+        """Write one record as JSON lines, whole or not at all."""
+        write_text(self.records / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def write_data_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write what is known of the data.
+
+        Raises:
+            RecipeError: when the training text is not the one that the run was started with.
+        """
+        file = self.records / "data.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else facts
+        old, new = (each.get("train", {}).get("fingerprint") for each in (before, facts))
+        if old is not None and old != new:
+            rows = " and ".join(f"{each['train']['num_rows']:,}" for each in (before, facts))
+            raise RecipeError(
+                f"the training text has changed since the run in {self.path} was started ({rows} rows, then and now), "
+                f"so it cannot go on where it was; bring the old text back, take another --output, or --resume never."
+            )
+        self.write("data.json", facts)
+
+    @contextlib.contextmanager
+    def staged(self, final: Path) -> Iterator[Path]:
+        """Hand out a path of the same name to write to; what was written there then appears at `final` in one step."""
+        (self.path / STAGING).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path / STAGING, ignore_cleanup_errors=True) as folder:
+            yield Path(folder) / final.name
+            flush(Path(folder))
+            put_in_place(Path(folder) / final.name, final)
+
+    def publish(self, save: Callable[[str], None], *, is_main: bool) -> None:
+        """Bring a finished model to the top of the folder, from where `save` writes it.
+
+        Args:
+            save: writes the model into a folder; called on every process.
+            is_main: whether this process moves it.
+        """
+        staged = self.path / STAGING / "model"
+        save(str(staged))
+        if is_main:
+            publish(staged, self.path)
 
     def _start_over(self, recipe: Recipe) -> None:
         if self.is_finished and not recipe.overwrite:
@@ -93,8 +195,9 @@ class RunFolder:
                 f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
                 f"or add --overwrite."
             )
-        for checkpoint in self.path.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        (self.records / "results.json").unlink(missing_ok=True)  # first: what is removed by half is not finished
+        for checkpoint in checkpoints_in(self.path):
+            discard(checkpoint, self.path)
         shutil.rmtree(self.records, ignore_errors=True)
 
     def _refuse_other_recipe(self, recipe: Recipe) -> None:
@@ -122,11 +225,17 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _let_go(held: list[int]) -> None:
+    while held:
+        os.close(held.pop())
+
+
+def _locks(handle: int) -> bool:
+    """Take the lock of an open folder; a file system without locks has nobody to keep out."""
     try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError, TypeError):
-        return False
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True
 
 

@@ -1,0 +1,234 @@
+"""Checkpoints that are whole or not there: staged, sealed, moved into place, checked before they are used.
+
+A process can be killed between any two instructions, also between two files of a checkpoint. So nothing is written
+where it will be looked for. A checkpoint grows in a staging folder; when every process has written its part, a manifest
+with the size and the SHA-256 digest of each file seals it, all is flushed to the disk, and one rename makes it visible:
+
+    OUTPUT/_saving/checkpoint-N  --seal-->  + checkpoint_manifest.json  --rename-->  OUTPUT/checkpoint-N  --> rotation
+
+What a killed run leaves in the staging folder is removed at the next start. The manifest is only ours: every other file
+is what transformers writes and reads. Renames are atomic on POSIX file systems; names that begin with "_" stay out of
+pushes to the Hub.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+STAGING = "_saving"
+"""Folder below OUTPUT in which everything grows that must not be seen half-written."""
+
+MANIFEST = "checkpoint_manifest.json"
+"""The file that is written last: what a checkpoint consists of."""
+
+BROKEN = "_broken-"
+"""What a checkpoint that cannot be used is renamed to: this, then its old name."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_REPLACED = "replaced-"
+_TRAINING_STATES = ("optimizer", "pytorch_model_fsdp", "global_step")  # of one device or DDP, FSDP, DeepSpeed
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
+def update_of(checkpoint: Path) -> int:
+    """Return N of `checkpoint-N`, the number of updates it has learned."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def checkpoints_in(output: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted((path for path in output.glob("checkpoint-*") if update_of(path) >= 0), key=update_of)
+
+
+def last_whole_checkpoint(output: Path) -> Path | None:
+    """Return the newest checkpoint that can be gone on from; broken ones are named in a warning and set aside."""
+    for checkpoint in reversed(checkpoints_in(output)):
+        fault = find_fault(checkpoint)
+        if fault is None:
+            return checkpoint
+        aside = _set_aside(checkpoint)
+        logger.warning("%s is skipped: %s. It is kept as %s.", checkpoint, fault, aside.name)
+    return None
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None: every file is there, byte for byte as it was written."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        faults = (_file_fault(checkpoint / name, facts["bytes"], facts["sha256"]) for name, facts in files.items())
+        fault = next(filter(None, faults), None)
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was not saved to its end"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {MANIFEST} cannot be read ({error or type(error).__name__})"
+    if fault is None and not any(name.startswith(_TRAINING_STATES) for name in files):
+        return "it holds the weights but not the optimizer's state (save_only_model)"
+    return fault
+
+
+def _file_fault(path: Path, size: int, digest: str) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size:
+        return f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return None if _sha256(path) == digest else f"{path.name} is damaged (its SHA-256 digest is another)"
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.with_name(BROKEN + checkpoint.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    return aside
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def seal(checkpoint: Path, **facts: Any) -> None:
+    """Write the manifest of a staged checkpoint and flush everything to the disk.
+
+    Args:
+        checkpoint: a folder to which nothing will be added.
+        facts: what else the manifest should say, for people.
+    """
+    files = {
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in _files_in(checkpoint)
+        if path.name != MANIFEST
+    }
+    (checkpoint / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
+    flush(checkpoint)
+
+
+def put_in_place(staged: Path, final: Path) -> None:
+    """Make a staged file or folder visible in one step; a folder that stands there already is replaced."""
+    replaced = staged.with_name(_REPLACED + final.name)
+    if final.is_dir():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    os.replace(staged, final)
+    _flush_one(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def rotate(output: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints; the newest and the best one always stay.
+
+    Args:
+        output: the run's folder.
+        limit: how many to keep; None or 0: all.
+        best: the path of the best checkpoint, if there is one.
+    """
+    checkpoints = checkpoints_in(output)
+    kept = {path for path in checkpoints[-1:] if limit} | {path for path in checkpoints if best and path == Path(best)}
+    surplus = len(checkpoints) - max(limit, len(kept)) if limit else 0
+    for checkpoint in [path for path in checkpoints if path not in kept][: max(0, surplus)]:
+        discard(checkpoint, output)
+
+
+def discard_extra(output: Path, best: str | None) -> None:
+    """Remove checkpoints that only a stop signal had asked for: the run has gone on, and would not have saved them."""
+    for checkpoint in checkpoints_in(output):
+        if checkpoint != Path(best or "") and _facts_of(checkpoint).get("is_extra"):
+            discard(checkpoint, output)
+
+
+def _facts_of(checkpoint: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def publish(staged: Path, output: Path) -> None:
+    """Move a finished model to the top of the run's folder, `config.json` last.
+
+    Without `config.json` nothing takes the folder for a model. So whoever looks while the files are moved, or after a
+    kill in between, finds the old model gone and the new one not yet there, and never a mixture.
+
+    Args:
+        staged: the saved model, in the staging folder.
+        output: the run's folder.
+    """
+    flush(staged)
+    (output / "config.json").unlink(missing_ok=True)
+    _flush_one(output)
+    for path in sorted(staged.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+        put_in_place(path, output / path.name)
+    staged.rmdir()
+
+
+def discard(folder: Path, output: Path) -> None:
+    """Remove a folder so that it is never seen half-removed."""
+    doomed = output / STAGING / f"doomed-{folder.name}"
+    doomed.parent.mkdir(exist_ok=True)
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clear_staging(output: Path) -> None:
+    """Remove what a killed run has left behind; a checkpoint whose successor did not get into its place comes back."""
+    for replaced in (output / STAGING).glob(f"{_REPLACED}checkpoint-*"):
+        original = output / replaced.name.removeprefix(_REPLACED)
+        if not original.exists():
+            replaced.rename(original)
+    shutil.rmtree(output / STAGING, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a record that is whole or not there."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        _flush_one(temporary)
+        put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk, not only in the system's memory."""
+    for path in (*_files_in(folder), *_folders_in(folder)):
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _folders_in(folder: Path) -> Iterator[Path]:
+    yield from (path for path in sorted(folder.rglob("*"), reverse=True) if path.is_dir())
+    yield folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,272 @@
+"""ResumableTrainer: a Trainer that can be killed at any moment and ends with the same weights.
+
+transformers' Trainer restores weights, optimizer, schedule, random states and the place in the epoch. What it lacks,
+and what these hooks add (read against transformers 5.23):
+
+- its checkpoints grow where they will be looked for -> staged, sealed and renamed, see `checkpoints`
+- resumed at the last update it computes one more -> an epoch is not entered when nothing is left to learn
+- resumed after an early stop it trains on -> the stop is read from the checkpoint
+- evaluation draws random numbers, and one at the end of an epoch is lost or not, depending on when a run is killed ->
+  evaluation leaves the random states as they were, and an epoch is saved after its evaluation
+- on another number of processes it finds no random state and goes on with that of the start -> seeded by the update
+- signals, full disks, memory and broken losses end in tracebacks -> see `interruption` and `run_health`
+"""
+
+import contextlib
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, set_seed
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import TrainerState
+
+from seqloom.training.checkpoints import STAGING, discard_extra, put_in_place, rotate, seal
+from seqloom.training.interruption import StopAfterUpdate, StopSignals
+from seqloom.training.run_health import (
+    LossGuard,
+    MicroBatch,
+    TrainingError,
+    broken_weights,
+    explained_writing,
+    is_finite_without_waiting,
+    is_lost_peer,
+    is_out_of_memory,
+    lost_peer,
+    not_finite,
+    out_of_memory,
+    remedy_for_disk,
+)
+
+
+@runtime_checkable
+class CheckpointPart(Protocol):
+    """A callback with a state of its own that must survive a kill, such as a moving average of the weights."""
+
+    def save_part(self, checkpoint: Path) -> None:
+        """Write the state into a checkpoint that is still staged; called on every process."""
+
+    def load_part(self, checkpoint: Path) -> None:
+        """Read it back; called on every process, after the model has its weights."""
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer with whole checkpoints, exact resume, a clean stop on signals, and errors that say what to do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Set up a run; everything is Trainer's."""
+        super().__init__(*args, **kwargs)
+        self.stopper = StopAfterUpdate()
+        """Hears of stop signals once `listen_to` was called."""
+        self.micro_batch = MicroBatch()
+        """What memory holds at the moment."""
+        self.add_callback(self.stopper)
+        self.add_callback(LossGuard(self.model.config.vocab_size))
+        self._is_staging = False
+        self._is_done = False
+
+    def listen_to(self, signals: StopSignals) -> None:
+        """Save and stop when one of these signals arrives."""
+        self.stopper.signals = signals
+
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end, from a checkpoint if one is given.
+
+        Raises:
+            StoppedError: after a stop signal, when the checkpoint is written.
+            TrainingError: when the run cannot go on.
+        """
+        # Whatever was drawn since the trainer was set up; and no two processes drop out the same.
+        set_seed(self.args.seed + self.args.process_index)
+        self._is_done = False
+        with self._explained_failures():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Also notice when a checkpoint is the end of its run, and where its best checkpoint lies now."""
+        place = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial)
+        self._is_done = self.state.global_step >= max_steps
+        if checkpoint is not None:
+            self._is_done |= ended_early(TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)))
+            self._name_best_checkpoint()
+        return place
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Compute an epoch, unless nothing is left to learn."""
+        if self._is_done:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Note what is computed, so that running out of memory can be explained."""
+        self.micro_batch.start(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.micro_batch.finish()
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Refuse a gradient that is no number before the optimizer takes it; the norm is that of all processes."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        is_scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16 finds its scale by such updates
+        if not is_scaled and not is_finite_without_waiting(norm):
+            raise not_finite(self.args, self.state, grad_norm=float(norm), loss=self._mean_loss())
+        return norm
+
+    def _mean_loss(self) -> float:
+        """Return the mean loss since the last log entry, this process's share, the running update included."""
+        return float(self._tr_loss) / max(1, self.state.global_step + 1 - self._globalstep_last_logged)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """End the training; a stopped one ends here, before its best model would be looked for."""
+        if not self.stopper.reason:
+            return super()._finalize_training(*args, **kwargs)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self._finish_current_push()
+        raise self.stopper.error(str(self._final_folder()), self.state)
+
+    # Random states -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; how often that is done does not change what is learned."""
+        self.micro_batch.is_evaluating = True
+        with kept_random_state():
+            scores = super().evaluate(*args, **kwargs)
+        self.micro_batch.is_evaluating = False
+        return scores
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore this process's random state; one that was not there before gets a seed of its own."""
+        if checkpoint is not None and not self._rng_file(Path(checkpoint)).is_file():
+            set_seed(self.args.seed + self.args.process_index + self.args.world_size * self.state.global_step)
+        super()._load_rng_state(checkpoint)
+
+    def _rng_file(self, checkpoint: Path) -> Path:
+        return checkpoint / (
+            f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        )
+
+    # Checkpoints -------------------------------------------------------------------------------------------------
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the callbacks' parts, too."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for callback in self.callback_handler.callbacks if checkpoint else ():
+            if isinstance(callback, CheckpointPart):
+                callback.load_part(Path(checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint that is whole or not there, then remove the oldest.
+
+        Raises:
+            TrainingError: when the weights are not finite, or the disk refuses.
+        """
+        if parameter := broken_weights(model):
+            raise not_finite(self.args, self.state, **{parameter: float("nan")})
+        staged, final = self._staged_folder(), self._final_folder()
+        try:
+            with explained_writing(final, final.parent, remedy_for_disk(self.args)):
+                self._stage_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._show_checkpoint(staged, final)
+        except TrainingError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _stage_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let Trainer write its checkpoint into the staging folder; only the best one's name must not point there."""
+        best, self.state.best_global_step = self.state.best_global_step, None
+        self._is_staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_staging = False
+            self.state.best_global_step = best
+        self._name_best_checkpoint()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, CheckpointPart):
+                callback.save_part(self._staged_folder())
+        if self.args.should_save:
+            self.state.save_to_json(str(self._staged_folder() / TRAINER_STATE_NAME))
+
+    def _show_checkpoint(self, staged: Path, final: Path) -> None:
+        """Let a checkpoint appear, and remove what it makes superfluous; an extra one leaves the others alone."""
+        is_extra = self.stopper.is_extra
+        seal(staged, update=self.state.global_step, processes=self.args.world_size, is_extra=is_extra)
+        put_in_place(staged, final)
+        if not is_extra:
+            discard_extra(final.parent, self.state.best_model_checkpoint)
+            rotate(final.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Return where checkpoints are written: while one is saved, the staging folder."""
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / STAGING) if self._is_staging else folder
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint when it has its name."""
+        if not self._is_staging:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the model without the pickle of the arguments: the recipe says the same, and nobody has to trust it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _final_folder(self) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+
+    def _staged_folder(self) -> Path:
+        return Path(self.args.output_dir) / STAGING / f"checkpoint-{self.state.global_step}"
+
+    def _name_best_checkpoint(self) -> None:
+        """Point to the best checkpoint where it is, or is about to be."""
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.is_dir() or best == self._final_folder()):
+            self.state.best_model_checkpoint = str(best)
+
+    # Failures ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _explained_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                explanation = out_of_memory(self.args, self.state, self.micro_batch, str(self.args.device))
+            elif self.args.world_size > 1 and is_lost_peer(error):
+                explanation = lost_peer(self.args, self.state)
+            else:
+                raise
+            raise explanation from error
+
+
+def ended_early(saved: TrainerState) -> bool:
+    """Return whether something else than the number of updates had ended the run that saved this state."""
+    control = saved.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    return bool(control.get("should_training_stop")) and saved.global_step < saved.max_steps
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Give back the state of every random generator as it was: Python's, NumPy's, torch's on CPU and device."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

@@ -1,0 +1,357 @@
+"""What ends a run badly, said in one paragraph: a loss that is no number, a run that diverges, memory, a full disk.
+
+Each message has the value, the rule, the remedy, and the last good checkpoint. The rules:
+
+- A loss or gradient that is no finite number is an error, never filtered out of the log. On the CPU each update is
+  looked at before the optimizer takes it; elsewhere that would make the processor wait for the device, so there the
+  logged values are looked at, and the weights before every save. Weights that are not finite are never saved.
+- A run has diverged when its loss, averaged over `ENTRIES` log entries, is worse than guessing every token of the
+  vocabulary alike by a factor of two; or, averaged also over `UPDATES` updates, has risen far above the lowest level
+  that it had already reached (`RISE`). Spikes recover within a few updates and do not move such an average.
+"""
+
+import contextlib
+import logging
+import math
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from seqloom.training.checkpoints import checkpoints_in, update_of
+
+logger = logging.getLogger(__name__)
+
+ENTRIES = 4
+"""Log entries over which a loss is averaged before it is called diverged."""
+
+UPDATES = 100
+"""Updates over which it is averaged before it is compared with its own past: single updates of a small budget are
+noisy, and the lowest of thousands of noisy values is far below their level."""
+
+RISE = 0.5
+"""How far above its lowest average a loss may rise: this share of it, and at least one nat."""
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message says what happened, what was kept, and what to change."""
+
+
+# Loss ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a loss left its path."""
+
+    loss: float
+    """Average over the last entries."""
+    reference: float
+    """What it is measured against: the lowest average, or guessing."""
+    last_good_update: int
+    """The last update before the climb; 0: there was none."""
+
+
+def find_divergence(losses: Sequence[tuple[int, float]], vocab_size: int) -> Divergence | None:
+    """Look for a loss that has climbed and stays there.
+
+    Args:
+        losses: (update, mean loss since the entry before) as logged, oldest first.
+        vocab_size: a uniform guess has the loss ln(vocab_size).
+
+    Returns:
+        What is wrong with the last entries, or None.
+    """
+    guess = math.log(vocab_size)
+    above_guess = _climb(losses, ENTRIES, reference=guess, bound=2 * guess + 1)
+    if above_guess or len(losses) < 2:
+        return above_guess
+    window = max(ENTRIES, math.ceil(UPDATES / max(1, losses[-1][0] - losses[-2][0])))
+    lowest = min(_averages(losses, window), default=math.inf)
+    return _climb(losses, window, reference=lowest, bound=lowest + max(1.0, RISE * lowest))
+
+
+def _climb(losses: Sequence[tuple[int, float]], window: int, reference: float, bound: float) -> Divergence | None:
+    averages = _averages(losses, window)
+    if not averages or averages[-1] <= bound:
+        return None
+    good = [update for update, loss in losses if loss <= bound]
+    return Divergence(averages[-1], reference, good[-1] if good else 0)
+
+
+def _averages(losses: Sequence[tuple[int, float]], window: int) -> list[float]:
+    """Return the mean of every `window` entries in a row, oldest first; none if there are fewer."""
+    if len(losses) < window:
+        return []
+    return np.convolve([loss for _, loss in losses], np.full(window, 1 / window), mode="valid").tolist()
+
+
+class LossGuard(TrainerCallback):
+    """Ends a run whose logged loss is no number, or has diverged."""
+
+    def __init__(self, vocab_size: int) -> None:
+        """Remember how bad a guess is."""
+        self.vocab_size = vocab_size
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Look at an entry with a training loss.
+
+        Raises:
+            TrainingError: on every process alike; the values are those of all of them.
+        """
+        if "loss" not in logs:
+            return
+        norm = logs.get("grad_norm", 0.0)
+        if not math.isfinite(logs["loss"]) or not (math.isfinite(norm) or args.fp16):  # fp16 skips such updates itself
+            raise not_finite(args, state, loss=logs["loss"], grad_norm=norm)
+        losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        if found := find_divergence(losses, self.vocab_size):
+            raise diverged(args, state, found)
+
+
+def not_finite(args: Any, state: TrainerState, **values: float) -> TrainingError:
+    """Return the error of a loss or gradient that is no number.
+
+    Args:
+        args: the run's.
+        state: where it stands.
+        values: what was seen, by name.
+    """
+    seen = " and ".join(f"{name}={value:.4g}" for name, value in values.items())
+    precision = "in bf16 or fp32 instead of fp16, " if args.fp16 else ""
+    return TrainingError(
+        f"{seen} after {_updates(state)}: from here on nothing is learned any more. Nothing of it was saved. "
+        f"{_what_is_kept(args)} Train {precision}with a lower learning rate or a longer warm-up, for example "
+        f"{_gentler(args)} --resume never, or into another --output."
+    )
+
+
+def diverged(args: Any, state: TrainerState, found: Divergence) -> TrainingError:
+    """Return the error of a run that unlearns."""
+    return TrainingError(
+        f"the loss has climbed to {found.loss:.3g} and stays there ({_updates(state)}): far above "
+        f"{found.reference:.3g}, which is {_reference(found)}; the run has diverged. "
+        f"{_what_is_kept(args, found.last_good_update)} Train with a lower learning rate or a longer warm-up, for "
+        f"example {_gentler(args)} --resume never, or into another --output."
+    )
+
+
+def broken_weights(model: torch.nn.Module) -> str | None:
+    """Return the name of a parameter that holds something else than finite numbers, or None."""
+    for name, parameter in model.named_parameters():
+        values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if not torch.isfinite(values).all():
+            return name
+    return None
+
+
+def is_finite_without_waiting(value: Tensor | float | None) -> bool:
+    """Return whether a value is finite, or True where looking would make the processor wait for its device."""
+    if isinstance(value, Tensor):
+        return value.device.type != "cpu" or bool(torch.isfinite(value).all())
+    return value is None or math.isfinite(value)
+
+
+def _reference(found: Divergence) -> str:
+    return "the lowest it had reached" if found.last_good_update else "what guessing every token alike would give"
+
+
+def _updates(state: TrainerState) -> str:
+    return f"update {state.global_step:,} of {state.max_steps:,}"
+
+
+def _gentler(args: Any) -> str:
+    warmup = max(100, 2 * int(args.warmup_steps)) if args.warmup_steps >= 1 or not args.warmup_steps else 0
+    return f"--learning_rate {args.learning_rate / 3:.1g}" + (f" --warmup_steps {warmup}" if warmup else "")
+
+
+def _what_is_kept(args: Any, until: int | None = None) -> str:
+    """Name the last good checkpoint.
+
+    Args:
+        args: the run's.
+        until: the last update that was good; None: all that is saved is.
+    """
+    good = [path for path in checkpoints_in(Path(args.output_dir)) if until is None or update_of(path) <= until]
+    return f"The last good checkpoint, {good[-1]}, is kept." if good else "There is no checkpoint from before."
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+_NO_MEMORY = re.compile(r"(?i)can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+_LOST_PEER = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|remote process exited|socket")
+
+
+@dataclass
+class MicroBatch:
+    """The batch under work, and the largest that went well."""
+
+    rows: int = 0
+    source: int = 0
+    target: int = 0
+    largest_done: int = 0
+    """Padded source + target tokens of the largest micro-batch that memory held."""
+    activation_bytes: int = 0
+    """What that one took on top of weights and optimizer, where the device says so."""
+    base_bytes: int = 0
+    is_evaluating: bool = False
+
+    @property
+    def positions(self) -> int:
+        """Padded source + target tokens of the batch under work."""
+        return self.rows * (self.source + self.target)
+
+    def start(self, inputs: dict[str, Any]) -> None:
+        """Note a micro-batch before it is computed."""
+        (self.rows, self.source), self.target = inputs["input_ids"].shape[-2:], inputs["labels"].shape[-1]
+        if self.positions > self.largest_done and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.base_bytes = torch.cuda.memory_allocated()
+
+    def finish(self) -> None:
+        """Note that memory held it."""
+        if self.positions > self.largest_done:
+            self.largest_done = self.positions
+            if torch.cuda.is_available():
+                self.activation_bytes = torch.cuda.max_memory_allocated() - self.base_bytes
+
+    def likely_to_fit(self) -> int:
+        """Return the largest number of padded tokens that memory will probably hold."""
+        failed = self.positions
+        guess = failed // 2
+        if self.largest_done and self.activation_bytes:
+            free, _ = torch.cuda.mem_get_info()
+            room = free + torch.cuda.memory_reserved() - self.base_bytes
+            guess = int(0.9 * room / self.activation_bytes * self.largest_done)
+        elif self.largest_done:
+            guess = min(self.largest_done, failed * 3 // 4)
+        guess = max(1, min(guess, failed * 9 // 10))
+        digits = 10 ** max(0, len(str(guess)) - 2)
+        return guess // digits * digits
+
+
+def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str) -> TrainingError:
+    """Return the error of a batch that memory did not hold."""
+    kept = _what_is_kept(args)
+    if batch.is_evaluating:
+        return TrainingError(
+            f"out of memory on {device} while evaluating after {_updates(state)}, with per_device_eval_batch_size="
+            f"{args.per_device_eval_batch_size}. {kept} Start the same command with "
+            f"--per_device_eval_batch_size {max(1, args.per_device_eval_batch_size // 2)}: scores stay the same."
+        )
+    shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.positions:,} padded tokens"
+    if batch.rows <= 1:
+        remedy = (
+            "It is one example, so smaller micro-batches do not help: lower max_source_length and max_target_length, "
+            "turn on --bf16 or --gradient_checkpointing, or use a smaller preset."
+        )
+    else:
+        remedy = (
+            f"Start the same command with --tokens_per_device {batch.likely_to_fit()}: it goes on with the same "
+            f"updates, cut into more pieces; or turn on --gradient_checkpointing in a new run."
+        )
+    done = f" (the largest that it held had {batch.largest_done:,})" if batch.largest_done else ""
+    return TrainingError(
+        f"out of memory on {device} after {_updates(state)}: it did not hold a micro-batch of {shape}{done}. "
+        f"{kept} {remedy}"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on whatever device."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether another process of the run has gone, and this one waited for it."""
+    return isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)) is not None
+
+
+def lost_peer(args: Any, state: TrainerState) -> TrainingError:
+    """Return the error of a process that waits for one that has gone."""
+    return TrainingError(
+        f"another process of this run has ended ({_updates(state)}), and the others cannot go on without it; its own "
+        f"message says why. {_what_is_kept(args)} The same command started again goes on from there."
+    )
+
+
+# Disk ----------------------------------------------------------------------------------------------------------------
+
+_WRITERS = re.compile(r"(?i)PytorchStreamWriter|inline_container|iostream|unexpected pos")  # torch.save's own errors
+
+
+@contextlib.contextmanager
+def explained_writing(what: Path, output: Path, remedy: str) -> Iterator[None]:
+    """Say why something could not be written, and what is kept.
+
+    Args:
+        what: the file or folder that was asked for.
+        output: the run's folder.
+        remedy: what is lost and what to do, after the room has been made.
+
+    Raises:
+        TrainingError: for everything that a disk can refuse.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_refused_write(error):
+            raise
+        free = shutil.disk_usage(output).free
+        raise TrainingError(
+            f"{what} could not be written: {_why(error)} ({free / 1e6:,.1f} MB are free on that disk). {remedy}"
+        ) from error
+
+
+def remedy_for_disk(args: Any) -> str:
+    """Return what is kept when a checkpoint could not be saved, and what to do."""
+    return (
+        f"{_what_is_kept(args)} Make room (--save_total_limit N keeps fewer checkpoints), then start the same "
+        f"command again."
+    )
+
+
+def is_refused_write(error: BaseException) -> bool:
+    """Return whether the disk, and not the program, was the reason."""
+    from safetensors import SafetensorError
+
+    is_torchs = isinstance(error, RuntimeError) and _WRITERS.search(str(error)) is not None
+    is_systems = isinstance(error, OSError | SafetensorError) and not isinstance(error, ConnectionError)
+    return is_torchs or is_systems
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0].removeprefix("Error while serializing: ").strip()
+
+
+__all__ = [
+    "Divergence",
+    "LossGuard",
+    "MicroBatch",
+    "TrainingError",
+    "broken_weights",
+    "diverged",
+    "explained_writing",
+    "find_divergence",
+    "is_finite_without_waiting",
+    "is_lost_peer",
+    "is_out_of_memory",
+    "is_refused_write",
+    "lost_peer",
+    "not_finite",
+    "out_of_memory",
+    "remedy_for_disk",
+]
