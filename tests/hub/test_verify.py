@@ -150,7 +150,7 @@ def test_missing_code(folder: Path) -> None:
     renew_manifest(folder)
     assert problems(folder) == [(Kind.MISSING, MODELING)]
     (line,) = (str(found) for found in verify_folder(folder) if found.is_problem)
-    assert line.startswith(f"missing   {MODELING}: Seqloom {__version__} writes this file, and it is not there; get the")
+    assert line.startswith(f"missing   {MODELING}: Seqloom {__version__} writes this file, and it is not there; ")
 
 
 @pytest.mark.parametrize("name", ["helper.py", "custom_generate/generate.py", "a/b/evil.so", "__pycache__/x.PYC"])
