@@ -1,0 +1,128 @@
+"""What is printed before the first update is true, and what cannot fit is refused with what can."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Seq2SeqTrainingArguments
+
+import seqloom
+from seqloom.configuration.recipe import RecipeError
+from seqloom.training import preflight
+from seqloom.training.batching import UpdateSampler
+from seqloom.training.preflight import Memory, Plan, TimeEstimate, describe, duration, measure, survey
+from seqloom.training.tokenizer import train_tokenizer
+from seqloom.training.trainer import SeqloomTrainer
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Any:
+    return train_tokenizer(["ab"], ["ba"], kind="char", vocab_size=270, show_progress=False)
+
+
+@pytest.fixture
+def trainer(tmp_path: Any, tokenizers: Any, tiny_config: Any) -> SeqloomTrainer:
+    rows = {"input_ids": [[5, 2], [5, 6, 2], [5, 6, 7, 2]], "labels": [[5, 2]] * 3}
+    return SeqloomTrainer(
+        seqloom.SeqloomForConditionalGeneration(tiny_config(vocab_size=tokenizers.vocab_size, dropout=0.1)),
+        Seq2SeqTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True),
+        tokenizers=tokenizers,
+        tokens_per_update=100,
+        train_dataset=Dataset.from_dict(rows),
+    )
+
+
+def test_the_survey_is_that_of_the_batches() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 30, (500, 2))
+    sampler = UpdateSampler(lengths, tokens_per_update=1000, seed=1, accumulation_steps=2)
+    plan = survey(sampler)
+    shapes = [(len(rows), *lengths[rows].max(axis=0)) for rows in sampler]
+    places = [rows * (source + target) for rows, source, target in shapes]
+    assert plan.num_updates * 2 == len(shapes)
+    assert plan.num_tokens == lengths.sum()
+    assert plan.padding == pytest.approx(1 - lengths.sum() / sum(places))
+    assert plan.largest == shapes[int(np.argmax(places))]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_autograd_keeps_is_measured(trainer: SeqloomTrainer, checkpointing: bool) -> None:
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    estimated = measure(trainer, (24, 9, 11)).activations / preflight.TRANSIENT
+    kept = preflight.kept_for_backward(trainer, 24, 9, 11)
+    assert estimated == pytest.approx(kept, rel=0.02), "two probes of few rows tell what all rows need"
+    assert kept > 24 * 20 * trainer.model.config.d_model * 4
+
+
+def test_checkpointing_and_fewer_rows_need_less(trainer: SeqloomTrainer) -> None:
+    plain = measure(trainer, (24, 9, 11)).activations
+    assert measure(trainer, (6, 9, 11)).activations < plain
+    trainer.model.gradient_checkpointing_enable()
+    assert measure(trainer, (24, 9, 11)).activations < plain
+
+
+def test_a_look_ahead_changes_nothing(trainer: SeqloomTrainer) -> None:
+    before, state = {n: p.clone() for n, p in trainer.model.named_parameters()}, torch.get_rng_state()
+    measure(trainer, (4, 5, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_weights_gradients_and_adam_are_four_copies(trainer: SeqloomTrainer) -> None:
+    assert measure(trainer, (4, 5, 6)).weights == 4 * 4 * trainer.model.num_parameters()
+    trainer.args.optim = "sgd"
+    assert measure(trainer, (4, 5, 6)).weights == 2 * 4 * trainer.model.num_parameters()
+
+
+def test_what_fits_passes() -> None:
+    Memory(weights=3 * 10**9, activations=10**9, available=4 * 10**9).check(8192)
+
+
+def test_what_cannot_fit_is_refused_with_the_largest_that_does() -> None:
+    memory = Memory(weights=10**9, activations=6 * 10**9, available=4 * 10**9)
+    with pytest.raises(RecipeError, match=r"needs about 7.0 GB a device and 4.0 GB are free") as caught:
+        memory.check(8192)
+    lower = int(re.search(r"lower it to (\d+)", str(caught.value))[1])
+    assert lower == 4000
+    Memory(memory.weights, memory.activations * lower // 8192, memory.available).check(lower)
+
+
+def test_a_model_that_is_too_large_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"weights, gradients and optimizer states alone take 5.0 GB. Use a smaller"):
+        Memory(weights=5 * 10**9, activations=1, available=4 * 10**9).check(8192)
+
+
+def test_the_lines_hold_the_numbers(trainer: SeqloomTrainer) -> None:
+    plan = Plan(num_updates=10, num_tokens=12345, padding=0.0234, largest=(7, 20, 22))
+    memory = Memory(weights=10**9, activations=2 * 10**8, available=9 * 10**9)
+    lines = describe(trainer, plan, memory, {"train": 300, "validation": 20}, num_updates=25)
+    assert lines["model"].endswith(f"{trainer.model.num_parameters():,} parameters")
+    assert lines["data"] == "300 train, 20 validation examples"
+    assert lines["epoch"] == "12,345 source + target tokens, 10 updates"
+    assert lines["run"] == "25 updates = 2.5 epochs on 1 x cpu, in 1 micro-batches each"
+    assert lines["padding"] == "2.3 % of what is computed; the largest micro-batch is 7 x (20 + 22) tokens"
+    assert lines["memory"] == "about 1.2 GB a device; 9.0 GB are free"
+
+
+def test_the_time_is_said_once_after_the_first_updates(monkeypatch: Any) -> None:
+    said: list[str] = []
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(preflight.time, "perf_counter", lambda: now.seconds)
+    estimate = TimeEstimate(said.append, warm_up=2, sample=4)
+    for step in range(1, 10):
+        now.seconds += 50.0 if step < 3 else 0.5
+        state = SimpleNamespace(global_step=step, max_steps=1206, is_world_process_zero=True)
+        estimate.on_step_end(None, state, None)
+    assert said == ["time      10 min to go, evaluations not counted (0.5 s an update)"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (780, "13 min"), (7500, "2 h 05 min")])
+def test_a_time_is_said_as_people_say_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
