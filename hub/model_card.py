@@ -38,6 +38,7 @@ ANY_EXAMPLE = "Your text here."
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 SCORES = {
     "bleu": "BLEU",
+    "tokenized_bleu": "BLEU (tokenised text)",
     "chrf": "chrF",
     "exact_match": "Exact match (%)",
     "cer": "Character error rate (%)",
@@ -191,14 +192,26 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
 
 def render_card(facts: CardFacts) -> str:
     """Return the text of README.md, with the digest by which an edited one is recognised."""
+    text = (
+        card_environment()
+        .get_template(TEMPLATE)
+        .render(
+            facts=facts,
+            metadata=metadata_of(facts).to_yaml(),
+            training=training_rows(facts),
+            version=version("seqloom"),
+        )
+    )
+    return _signed(text.rstrip("\n") + "\n", facts.weights)
+
+
+def card_environment() -> Environment:
+    """Return what renders the templates of cards and Spaces; a value that a template misses is an error."""
     environment = Environment(
         loader=PackageLoader("seqloom.hub"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters |= {"cell": _cell, "thousands": "{:,}".format, "python": _python_string}
-    text = environment.get_template(TEMPLATE).render(
-        facts=facts, metadata=metadata_of(facts).to_yaml(), training=training_rows(facts), version=version("seqloom")
-    )
-    return _signed(text.rstrip("\n") + "\n", facts.weights)
+    return environment
 
 
 def metadata_of(facts: CardFacts) -> ModelCardData:
@@ -349,7 +362,7 @@ def _eval_result(facts: CardFacts, score: Score) -> EvalResult:
         dataset_type=data.hub_dataset or "text",
         dataset_name=data.name,
         dataset_split=score.split,
-        metric_type=score.metric,
+        metric_type=score.metric.removeprefix("tokenized_"),
         metric_name=score.name,
         metric_value=round(score.value, 4),
         metric_args={key: value for key, value in how.items() if value is not None} or None,

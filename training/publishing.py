@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 import seqloom
 
@@ -110,10 +110,11 @@ class PublishingTrainer(Trainer):
             logger.warning("The checkpoint at step %s was not pushed: %s", self.state.global_step, error)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a card with every checkpoint."""
+        """Save a card with every running checkpoint; the finished folder gets its own when the scores are known."""
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and any(folder.glob("model*.safetensors")):
+        is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        if self.args.should_save and is_checkpoint and any(folder.glob("model*.safetensors")):
             seqloom.write_model_card(folder, self.hub_model_id)
 
     def _token(self, token: str | None = None) -> str | None:
