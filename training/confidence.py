@@ -100,8 +100,13 @@ def _sacrebleu(metric: BLEU | CHRF, predictions: Sequence[str], references: Sequ
     )
 
 
+def _tokenized_bleu(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    return _sacrebleu(BLEU(tokenize="none"), predictions, references)
+
+
 SENTENCE_SUMS: dict[str, Callable[[Sequence[str], Sequence[str]], SentenceSums]] = {
     "bleu": _bleu,
+    "tokenized_bleu": _tokenized_bleu,
     "chrf": _chrf,
     "exact_match": _exact_match,
     "cer": _edits(list),

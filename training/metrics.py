@@ -49,6 +49,18 @@ class Bleu(SeqloomMetric):
         return {"bleu": score.score, "bleu_signature": str(bleu.get_signature())}
 
 
+class TokenizedBleu(Bleu):
+    """Corpus BLEU of text that is tokenised already, as multi-bleu.perl and fairseq compute it on Moses' tokens."""
+
+    description = "sacreBLEU's corpus BLEU on space-separated tokens, 0 to 100."
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(tokenize="none", **kwargs)
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+        return {f"tokenized_{name}": value for name, value in super()._compute(predictions, references).items()}
+
+
 class Chrf(SeqloomMetric):
     """Corpus chrF2 by sacreBLEU (Popovic 2015)."""
 
@@ -90,6 +102,7 @@ class WordErrorRate(SeqloomMetric):
 
 METRICS: dict[str, type[SeqloomMetric]] = {
     "bleu": Bleu,
+    "tokenized_bleu": TokenizedBleu,
     "chrf": Chrf,
     "exact_match": ExactMatch,
     "cer": CharacterErrorRate,

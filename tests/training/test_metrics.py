@@ -10,6 +10,7 @@ def test_identical_texts_score_perfectly():
     scores = score(texts, texts, list(METRICS))
     assert scores["bleu"] == pytest.approx(100)
     assert scores["chrf"] == pytest.approx(100)
+    assert scores["tokenized_bleu"] == pytest.approx(100)
     assert scores["exact_match"] == 100
     assert scores["cer"] == scores["wer"] == 0
 
@@ -24,6 +25,13 @@ def test_error_rates_count_edits_over_the_reference():
 def test_bleu_says_how_it_was_measured():
     assert "tok:13a" in score(["a b c d e"], ["a b c d e"], ["bleu"])["bleu_signature"]
     assert "tok:zh" in score(["今天天气很好"], ["今天天气很好"], ["bleu"])["bleu_signature"]
+
+
+def test_tokenised_text_is_scored_as_it_is():
+    output, reference = ["ein Hund , grün und groß ."], ["ein Hund, grün und groß."]
+    scores = score(output, reference, ["bleu", "tokenized_bleu"])
+    assert "tok:none" in scores["tokenized_bleu_signature"]
+    assert scores["tokenized_bleu"] < 50 < scores["bleu"] == pytest.approx(100)
 
 
 def test_chinese_is_not_one_word_a_sentence():

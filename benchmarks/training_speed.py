@@ -1,0 +1,360 @@
+"""How fast does one core train? Seqloom through its own train.py, beside what a user would pick instead.
+
+    python benchmarks/training_speed.py SOURCE TARGET [--geometry tiny] [--systems NAME ...] [--rounds 3] [-o ROWS.tsv]
+
+SOURCE and TARGET are line-aligned training files (Multi30k: train.de.gz train.en.gz). Every system gets the same joint
+10,000 BPE vocabulary, the same geometry, dropout and label smoothing, one thread, and as many target tokens an update
+on average. The unit is target tokens without padding per CPU-second, from one optimizer step to another: data, forward,
+backward and step are in it, start-up is not, and other jobs on the machine hardly are. Systems take turns, each in a
+process of its own, so that a noisy hour hits all of them.
+
+    seqloom             seqloom.training.train, fp32
+    seqloom-bf16        the same with --bf16
+    trainer             transformers' Marian class, Seq2SeqTrainer, DataCollatorForSeq2Seq: the defaults
+    trainer-grouped     the same, group_by_length
+    trainer-bf16        group_by_length, bf16, eager attention: the fastest switches where bf16 is fast
+    hand-loop           torch.nn.Transformer, batches of one length, fused AdamW: what an expert writes in an evening
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+GEOMETRIES = {
+    "tiny": {"layers": 4, "width": 128, "ffn": 256, "heads": 4},
+    "base": {"layers": 6, "width": 512, "ffn": 2048, "heads": 8},
+}
+DROPOUT, SMOOTHING, VOCABULARY, SEED = 0.1, 0.1, 10_000, 1
+SYSTEMS = ("trainer", "trainer-grouped", "trainer-bf16", "hand-loop", "seqloom", "seqloom-bf16")
+COLUMNS = (
+    "system",
+    "geometry",
+    "round",
+    "updates",
+    "target_tokens",
+    "cpu_s",
+    "target_tokens_per_cpu_s",
+    "wall_s",
+    "padding_percent",
+    "peak_rss_mb",
+    "first_update_after_s",
+)
+
+
+class Recorder:
+    """Counts tokens of every batch and reads the clocks at every optimizer step."""
+
+    def __init__(self, updates: int, warm_up: int) -> None:
+        self.updates, self.warm_up = updates, warm_up
+        self.marks: list[tuple[float, float, int, int, int]] = []
+        self.real = self.padded = self.targets = 0
+        self.started = time.perf_counter()
+
+    def count(self, mask: Any, labels: Any) -> None:
+        """Note one batch: source mask (B, S) and labels (B, T)."""
+        targets = int((labels != -100).sum())
+        self.targets += targets
+        self.real += int(mask.sum()) + targets
+        self.padded += mask.numel() + labels.numel()
+
+    def step(self, *_: Any) -> None:
+        """Note one optimizer step; after the last the process ends."""
+        self.marks.append((time.process_time(), time.perf_counter(), self.targets, self.real, self.padded))
+        if len(self.marks) > self.warm_up + self.updates:
+            print("ROW " + json.dumps(self.row()), flush=True)
+            os._exit(0)
+
+    def row(self) -> dict[str, float]:
+        """Return what was measured from the last warm-up step on."""
+        cpu, wall, targets, real, padded = (
+            last - first for first, last in zip(self.marks[self.warm_up], self.marks[-1], strict=True)
+        )
+        return {
+            "target_tokens": targets,
+            "cpu_s": round(cpu, 2),
+            "target_tokens_per_cpu_s": round(targets / cpu, 1),
+            "wall_s": round(wall, 2),
+            "padding_percent": round(100 * (1 - real / padded), 1),
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "first_update_after_s": round(self.marks[0][1] - self.started, 2),
+        }
+
+
+def record(recorder: Recorder) -> None:
+    """Let every optimizer and every Trainer of this process report to `recorder`."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+    from transformers import Trainer
+
+    collect = Trainer.get_batch_samples
+
+    def collect_and_count(self: Any, *args: Any) -> Any:
+        batches, num_items = collect(self, *args)
+        for batch in batches:
+            recorder.count(batch["attention_mask"], batch["labels"])
+        return batches, num_items
+
+    Trainer.get_batch_samples = collect_and_count
+    register_optimizer_step_post_hook(recorder.step)
+
+
+def run_seqloom(options: argparse.Namespace, recorder: Recorder, *, bf16: bool = False) -> None:
+    """Train through Seqloom's own door."""
+    from seqloom.training.train import main
+
+    shape = GEOMETRIES[options.geometry]
+    record(recorder)
+    keys = {
+        "output": options.work / options.run,
+        "preset": "base",
+        "d_model": shape["width"],
+        "dropout": DROPOUT,
+        "label_smoothing_factor": SMOOTHING,
+        "vocab_size": VOCABULARY,
+        "tokens_per_update": options.tokens_per_update,
+        "tokens_per_device": options.tokens_per_update,
+        "max_steps": 10**6,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_steps": 1000,
+        "seed": SEED,
+        "bf16": bf16,
+        "disable_tqdm": True,
+    }
+    for side in ("encoder", "decoder"):
+        keys |= {f"{side}_layers": shape["layers"], f"{side}_ffn_dim": shape["ffn"]}
+        keys[f"{side}_attention_heads"] = shape["heads"]
+    flags = [text for key, value in keys.items() for text in (f"--{key}", str(value))]
+    main(["--train", options.source, options.target, *flags])
+
+
+def run_trainer(options: argparse.Namespace, recorder: Recorder, *, grouped: bool = False, bf16: bool = False) -> None:
+    """Train transformers' Marian class with transformers' own tools."""
+    import transformers
+
+    tokenizer, rows = encoded(options)
+    shape = GEOMETRIES[options.geometry]
+    sides = {
+        f"{side}_{name}": shape[key]
+        for side in ("encoder", "decoder")
+        for name, key in (("layers", "layers"), ("ffn_dim", "ffn"), ("attention_heads", "heads"))
+    }
+    model = transformers.MarianMTModel(
+        transformers.MarianConfig(
+            vocab_size=len(tokenizer),
+            d_model=shape["width"],
+            dropout=DROPOUT,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            activation_function="relu",
+            max_position_embeddings=512,
+            scale_embedding=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.bos_token_id,
+            forced_eos_token_id=None,
+            attn_implementation="eager" if bf16 else "sdpa",
+            **sides,
+        )
+    )
+    arguments = transformers.Seq2SeqTrainingArguments(
+        output_dir=str(options.work / options.run),
+        per_device_train_batch_size=sentences_per_update(options, rows),
+        label_smoothing_factor=SMOOTHING,
+        max_steps=10**6,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=bf16,
+        disable_tqdm=True,
+        seed=SEED,
+        train_sampling_strategy="group_by_length" if grouped else "random",
+    )
+    record(recorder)
+    transformers.Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model=model),
+    ).train()
+
+
+def run_hand_loop(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Train torch.nn.Transformer with length-sorted batches."""
+    import torch
+    from torch import nn
+
+    tokenizer, rows = encoded(options)
+    shape = GEOMETRIES[options.geometry]
+    width = shape["width"]
+    torch.manual_seed(SEED)
+    table = nn.Embedding(len(tokenizer), width, padding_idx=tokenizer.pad_token_id)
+    nn.init.normal_(table.weight, std=width**-0.5)
+    layers = {"num_encoder_layers": shape["layers"], "num_decoder_layers": shape["layers"]}
+    network = nn.Transformer(
+        width, shape["heads"], **layers, dim_feedforward=shape["ffn"], dropout=DROPOUT, batch_first=True
+    )
+    dropout = nn.Dropout(DROPOUT)
+    weights = [*table.parameters(), *network.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=5e-4, betas=(0.9, 0.98), fused=True)
+    record(recorder)
+    network.train()
+
+    def embed(ids: Any) -> Any:
+        half = torch.exp(torch.arange(0, width, 2) * (-9.21034 / width))
+        angles = torch.arange(ids.shape[1])[:, None] * half
+        return dropout(table(ids) * width**0.5 + torch.cat([angles.sin(), angles.cos()], dim=1))
+
+    for source, labels in bucketed(rows, options.tokens_per_update, tokenizer.pad_token_id):
+        mask = source != tokenizer.pad_token_id
+        recorder.count(mask, labels)
+        start = torch.full_like(labels[:, :1], tokenizer.bos_token_id)
+        read = torch.cat([start, labels[:, :-1]], dim=1).masked_fill(torch.cat([start, labels[:, :-1]], 1) < 0, 0)
+        causal = nn.Transformer.generate_square_subsequent_mask(read.shape[1])
+        hidden = network(
+            embed(source),
+            embed(read),
+            tgt_mask=causal,
+            src_key_padding_mask=~mask,
+            memory_key_padding_mask=~mask,
+            tgt_is_causal=True,
+        )
+        logits = hidden @ table.weight.T
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=SMOOTHING)
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def bucketed(rows: Any, tokens: int, pad: int) -> Iterator[tuple[Any, Any]]:
+    """Yield batches of near-equal lengths under a token budget, in random order."""
+    import torch
+
+    pairs = sorted(zip(rows["input_ids"], rows["labels"], strict=True), key=lambda pair: (len(pair[1]), len(pair[0])))
+    batches: list[list[Any]] = [[]]
+    for pair in pairs:
+        if batches[-1] and sum(map(sum_of_lengths, batches[-1])) + sum_of_lengths(pair) > tokens:
+            batches.append([])
+        batches[-1].append(pair)
+    rng = random.Random(SEED)
+    while True:
+        rng.shuffle(batches)
+        for batch in batches:
+            sides = ([torch.tensor(pair[side]) for pair in batch] for side in (0, 1))
+            yield tuple(
+                torch.nn.utils.rnn.pad_sequence(side, batch_first=True, padding_value=value)
+                for side, value in zip(sides, (pad, -100), strict=True)
+            )
+
+
+def sum_of_lengths(pair: tuple[list[int], list[int]]) -> int:
+    """Return the tokens of both sides."""
+    return len(pair[0]) + len(pair[1])
+
+
+def encoded(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the vocabulary that Seqloom's run has trained, and the training pairs in it."""
+    from seqloom.training.corpus import load_corpus
+    from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
+    from seqloom.training.train import encode_batch
+
+    corpus = load_corpus([options.source, options.target]).dataset
+    home = options.work / "tokenizer"
+    if not home.is_dir():
+        train_tokenizer(corpus["source"], corpus["target"], kind="bpe", vocab_size=VOCABULARY).save(home)
+    tokenizers = SeqloomTokenizers.load(home)
+    rows = corpus.map(encode_batch, batched=True, fn_kwargs={"tokenizers": tokenizers})
+    return tokenizers.source, rows.select_columns(["input_ids", "labels"])
+
+
+def sentences_per_update(options: argparse.Namespace, rows: Any) -> int:
+    """Return how many sentences have as many tokens as an update of Seqloom."""
+    mean = statistics.fmean(len(s) + len(t) for s, t in zip(rows["input_ids"], rows["labels"], strict=True))
+    return round(options.tokens_per_update / mean)
+
+
+RUNS: dict[str, Callable[..., None]] = {
+    "seqloom": run_seqloom,
+    "seqloom-bf16": lambda *args: run_seqloom(*args, bf16=True),
+    "trainer": run_trainer,
+    "trainer-grouped": lambda *args: run_trainer(*args, grouped=True),
+    "trainer-bf16": lambda *args: run_trainer(*args, grouped=True, bf16=True),
+    "hand-loop": run_hand_loop,
+}
+
+
+def measure(options: argparse.Namespace, system: str, work: str) -> dict[str, Any] | None:
+    """Run one system in a process of its own and return its row."""
+    command = [
+        sys.executable,
+        __file__,
+        options.source,
+        options.target,
+        "--geometry",
+        options.geometry,
+        "--run",
+        system,
+    ]
+    command += ["--tokens_per_update", str(options.tokens_per_update), "--updates", str(options.updates)]
+    command += ["--work", tempfile.mkdtemp(dir=work) if system.startswith("seqloom") else work]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    rows = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    if not rows:
+        print(f"{system} failed: {(done.stderr or done.stdout)[-800:]}", file=sys.stderr)
+        return None
+    return json.loads(rows[0].removeprefix("ROW "))
+
+
+def main() -> None:
+    """Let the systems take turns; print rows as they come, then medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="tiny")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--tokens_per_update", type=int, default=4096)
+    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--run", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.source, options.target = (os.path.abspath(path) for path in (options.source, options.target))
+    if options.run:
+        RUNS[options.run](options, Recorder(options.updates, warm_up=5))
+        return
+    lines = ["\t".join(COLUMNS)]
+    rates: dict[str, list[float]] = {}
+    print(lines[0])
+    with tempfile.TemporaryDirectory() as work:
+        for number in range(options.rounds):
+            for system in options.systems:
+                row = measure(options, system, work)
+                if row is None:
+                    continue
+                row |= {"system": system, "geometry": options.geometry, "round": number, "updates": options.updates}
+                lines.append("\t".join(str(row[column]) for column in COLUMNS))
+                rates.setdefault(system, []).append(row["target_tokens_per_cpu_s"])
+                print(lines[-1], flush=True)
+    if options.output:
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    medians = {system: statistics.median(values) for system, values in rates.items()}
+    for system, median in medians.items():
+        ratios = ", ".join(f"{median / other:.2f} x {name}" for name, other in medians.items() if name != system)
+        print(f"# {system}: {median:,.0f} target tokens per CPU-second; {ratios}")
+
+
+if __name__ == "__main__":
+    main()
