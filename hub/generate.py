@@ -89,7 +89,7 @@ def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
     """
     check_folder(folder)
     # Whoever imports this module has imported seqloom, and with it registered the classes.
-    with _no_loading_bar():
+    with no_loading_bar():
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -168,7 +168,7 @@ def read_lines(input_file: str | None) -> list[str]:
 
 
 @contextmanager
-def _no_loading_bar() -> Iterator[None]:
+def no_loading_bar() -> Iterator[None]:
     """Keep transformers' bar over the weights, drawn even into log files, off the screen."""
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -242,4 +242,12 @@ def _write_rows(rows: Sequence[str], output_file: str | None) -> None:
         Path(output_file).write_bytes(gzip.compress(data) if output_file.endswith(".gz") else data)
 
 
-__all__ = ["Hypothesis", "generate_file", "generate_lines", "load_folder", "plan_batches", "read_lines"]
+__all__ = [
+    "Hypothesis",
+    "generate_file",
+    "generate_lines",
+    "load_folder",
+    "no_loading_bar",
+    "plan_batches",
+    "read_lines",
+]

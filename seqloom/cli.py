@@ -47,6 +47,7 @@ def build_parser() -> CommandParser:
     _add_train(verbs)
     _add_generate(verbs)
     _add_verify(verbs)
+    _add_serve(verbs)
     _add_push(verbs)
     return parser
 
@@ -115,6 +116,31 @@ def _run_verify(namespace: argparse.Namespace, unknown: list[str], parser: Comma
     findings = verify_folder(namespace.folder)
     print(*findings, summarize(namespace.folder, findings), sep="\n")
     return EXIT_FAILED if any(found.is_problem for found in findings) else 0
+
+
+def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "answer the OpenAI client, on transformers' own server"
+    parser = verbs.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}, until Ctrl-C.")
+    parser.add_argument("folder", metavar="FOLDER", help="a trained model; requests call it by this name")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine alone]")
+    parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
+    _add_count(parser, "--max_tokens", "longest source and longest answer [the folder's max_position_embeddings]")
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: _run_serve(namespace, unknown, parser))
+
+
+def _run_serve(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
+    parser.refuse(unknown)
+    from seqloom.hub.serve import serve_folder
+
+    serve_folder(namespace.folder, host=namespace.host, port=namespace.port, max_tokens=namespace.max_tokens)
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 65535")
+    return int(text)
 
 
 def _add_push(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

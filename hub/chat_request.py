@@ -1,0 +1,339 @@
+"""What a request to the server may ask, and what it means for `generate`: pure functions over parsed JSON.
+
+transformers' server answers a bad request with an error 500, ignores what it cannot do (`n`, `response_format`, a
+temperature for a model that searches), drops what it cannot read (images) and replaces the folder's length limit by
+1,024. Here everything is looked at before a model sees it; what changes the answer is obeyed or refused, never ignored.
+
+    body --source_of--> the text that goes to the encoder
+         --settings_of--> fields of a GenerationConfig that differ from the folder's
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CHAT, COMPLETION, RESPONSE = "chat", "completion", "response"
+"""The doors: /v1/chat/completions, /v1/completions, /v1/responses."""
+
+MAX_STOPS, MAX_STOP_LENGTH, MAX_BEAMS, MAX_TEMPERATURE, MAX_BIAS = 16, 200, 64, 10.0, 100.0
+"""What one request may cost: each is far above what makes sense and below what hurts."""
+
+MAX_SHOWN = 80
+"""Characters of a wrong value in a message."""
+
+
+class RequestError(ValueError):
+    """A request that is answered with an HTTP error; the text is for whoever wrote the request."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the served folder can take."""
+
+    max_tokens: int
+    """Longest source, end of sequence included, and longest answer, in tokens."""
+    vocab_size: int
+    """Token ids lie below it."""
+    remedy: str = "shorten it"
+    """What helps when a source is too long."""
+
+
+def error_body(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> dict[str, Any]:
+    """Return an error as OpenAI's servers write it, which is where the client looks for its text."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+# The source ----------------------------------------------------------------------------------------------------------
+
+
+def source_of(door: str, body: Mapping[str, Any]) -> str:
+    """Return the text that goes to the encoder: the last user message, or the prompt.
+
+    Args:
+        door: `CHAT`, `COMPLETION` or `RESPONSE`.
+        body: the request.
+
+    Raises:
+        RequestError: if there is none, it is blank, or it is not text alone.
+    """
+    if door == CHAT:
+        text, param = _last_user_text(body.get("messages"), "messages"), "messages"
+    elif door == COMPLETION:
+        text, param = _text(body.get("prompt"), "prompt"), "prompt"
+    else:
+        text, param = _input_text(body.get("input")), "input"
+    if not text.strip():
+        raise RequestError("The source text is empty; send a text.", param=param)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"Character {error.start + 1} of the source text is half of a surrogate pair; send whole characters.",
+            param=param,
+        ) from error
+    return text
+
+
+def check_length(num_tokens: int, limits: Limits, param: str) -> None:
+    """Refuse a source that is too long.
+
+    Args:
+        num_tokens: of the source, end of sequence included.
+        limits: of the served folder.
+        param: where the source stood.
+
+    Raises:
+        RequestError: with OpenAI's code for it.
+    """
+    if num_tokens > limits.max_tokens:
+        raise RequestError(
+            f"The source text has {num_tokens:,} tokens, and this server takes {limits.max_tokens:,}; {limits.remedy}.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _input_text(value: Any) -> str:
+    """`input` of /v1/responses: a text, the parts of one message, or messages."""
+    if isinstance(value, list) and any(isinstance(item, dict) and "role" in item for item in value):
+        return _last_user_text([item for item in value if isinstance(item, dict) and "role" in item], "input")
+    return _text(value, "input")
+
+
+def _last_user_text(messages: Any, param: str) -> str:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RequestError(
+            f'{param}={_show(messages)} must be a list of messages such as {{"role": "user", "content": "a text"}}.',
+            param=param,
+        )
+    of_user = [message for message in messages if message.get("role") == "user"]
+    if not of_user:
+        raise RequestError(
+            "The chat has no user message; the last user message is the source text, so add one.", param=param
+        )
+    return _text(of_user[-1].get("content"), param)
+
+
+def _text(value: Any, param: str) -> str:
+    """A text, or parts of type text, joined as the folder's chat template joins them: without a blank."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise RequestError(f"{param} holds {_show(value)} where the source text is expected; send a text.", param=param)
+    return "".join(_part(part, param) for part in value)
+
+
+def _part(part: Any, param: str) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type") not in _TEXT_PARTS:
+        raise RequestError(f"{param} holds {_show(part)}; this model reads text, in parts of type text.", param=param)
+    return str(part["text"])
+
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+# The settings --------------------------------------------------------------------------------------------------------
+
+
+def settings_of(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """Return what a request changes in the folder's generation config; nothing, if it asks for nothing.
+
+    `temperature` above 0 or `top_p` below 1 samples, from the whole vocabulary and without beams; temperature 0
+    searches as the folder does. `frequency_penalty` p is read as transformers' server reads it: repetition penalty
+    1 + p. `generation_config`, a JSON text as transformers' own client sends it, may hold `GENERATION_FIELDS`.
+
+    Args:
+        body: the request.
+        limits: of the served folder.
+
+    Returns:
+        Field of GenerationConfig -> value; and `seed`, if there is one.
+
+    Raises:
+        RequestError: for a value of the wrong type or out of range, and for what this server does not do.
+    """
+    _refuse_what_is_not_done(body)
+    asked = _read_generation_config(body.get("generation_config"), limits)
+    given = {name: body[name] for name in _OPENAI_FIELDS if body.get(name) not in (None, [], {})}
+    asked |= {_OPENAI_FIELDS[name]: _check(name, value, limits) for name, value in given.items()}
+    return _decide_on_sampling(asked)
+
+
+def is_stream(body: Mapping[str, Any]) -> bool:
+    """Return whether the answer is wanted piece by piece.
+
+    Raises:
+        RequestError: if `stream` is no boolean.
+    """
+    return body.get("stream") is not None and _flag("stream", body["stream"])
+
+
+def _decide_on_sampling(asked: dict[str, Any]) -> dict[str, Any]:
+    temperature, top_p = asked.get("temperature"), asked.get("top_p", 1.0)
+    if temperature == 0 or asked.get("do_sample") is False:
+        return {**{name: asked[name] for name in asked if name not in _SAMPLING_FIELDS}, "do_sample": False}
+    if asked.get("do_sample") or temperature is not None or top_p < 1:
+        return {"do_sample": True, "num_beams": 1, "top_k": 0, "top_p": 1.0, "temperature": 1.0, **asked}
+    return {name: asked[name] for name in asked if name not in _SAMPLING_FIELDS}
+
+
+_SAMPLING_FIELDS = frozenset({"temperature", "top_p", "top_k"})
+"""Without effect on a search."""
+
+
+def _read_generation_config(text: Any, limits: Limits) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        fields = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise _wrong("generation_config", text, "a JSON object as text") from error
+    if not isinstance(fields, dict):
+        raise _wrong("generation_config", text, "a JSON object as text")
+    given = {name: value for name, value in fields.items() if value is not None and name != "transformers_version"}
+    for name in given.keys() - GENERATION_FIELDS:
+        raise RequestError(
+            f"generation_config holds {name}; this server takes {', '.join(sorted(GENERATION_FIELDS))}.",
+            param="generation_config",
+        )
+    return {name: _check(name, value, limits) for name, value in given.items()}
+
+
+def _check(name: str, value: Any, limits: Limits) -> Any:
+    """Return a setting's value in the type that `generate` wants."""
+    if name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"):
+        return _whole(name, value, 1, limits.max_tokens)
+    if name in _WHOLE:
+        return _whole(name, value, *_WHOLE[name])
+    if name == "frequency_penalty":
+        return 1.0 + _number(name, value, -0.99, 2.0)
+    if name in _NUMBERS:
+        return _number(name, value, *_NUMBERS[name])
+    if name == "do_sample":
+        return _flag(name, value)
+    if name == "stop":
+        return _stops(value)
+    return _biases(value, limits.vocab_size)
+
+
+_OPENAI_FIELDS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",  # the newer name wins
+    "max_output_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "frequency_penalty": "repetition_penalty",
+    "logit_bias": "sequence_bias",
+    "stop": "stop_strings",
+    "seed": "seed",
+}
+"""Field of a request -> field of GenerationConfig."""
+
+_NUMBERS = {
+    "temperature": (0.0, MAX_TEMPERATURE),
+    "top_p": (1e-6, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "length_penalty": (-100.0, 100.0),
+}
+_WHOLE = {
+    "seed": (-(2**63), 2**63 - 1),
+    "num_beams": (1, MAX_BEAMS),
+    "top_k": (0, 2**31 - 1),
+    "no_repeat_ngram_size": (0, 2**31 - 1),
+}
+"""Field -> smallest and largest value."""
+
+GENERATION_FIELDS = frozenset(
+    {"do_sample", "length_penalty", "max_new_tokens", "no_repeat_ngram_size"}
+    | {"num_beams", "repetition_penalty", "temperature", "top_k", "top_p"}
+)
+"""What `generation_config` in a request may hold."""
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        raise _wrong(name, value, f"a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _wrong(name, value, f"a whole number from {low:,} to {high:,}")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    return value
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    is_right = isinstance(stops, list) and len(stops) <= MAX_STOPS
+    if not is_right or not all(isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_LENGTH for stop in stops):
+        raise _wrong("stop", value, f"a text of 1 to {MAX_STOP_LENGTH} characters, or a list of up to {MAX_STOPS}")
+    return list(stops)
+
+
+def _biases(value: Any, vocab_size: int) -> dict[tuple[int], float]:
+    rule = f"an object of token ids below {vocab_size:,} and numbers"
+    if not isinstance(value, dict) or not all(_is_token(key, vocab_size) for key in value):
+        raise _wrong("logit_bias", value, rule)
+    return {(int(key),): _number(f"logit_bias.{key}", bias, -MAX_BIAS, MAX_BIAS) for key, bias in value.items()}
+
+
+def _is_token(key: str, vocab_size: int) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) <= len(str(vocab_size)) and int(key) < vocab_size
+
+
+def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
+    for name, (neutral, advice) in NOT_DONE.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            raise RequestError(f"{name}={_show(body[name])} is not something this server does; {advice}.", param=name)
+
+
+NOT_DONE: dict[str, tuple[Sequence[Any], str]] = {
+    "n": ([1], "it gives one answer a request, so send several"),
+    "best_of": ([1], "it gives one answer a request"),
+    "echo": ([False], "the answer never holds the source"),
+    "suffix": ([""], "leave it out"),
+    "logprobs": ([False], "leave it out, or use return_scores of Seqloom's pipelines"),
+    "top_logprobs": ([0], "leave it out"),
+    "presence_penalty": ([0], "use frequency_penalty"),
+    "response_format": ([{"type": "text"}], "the model writes plain text"),
+    "text": ([{}, {"format": {"type": "text"}}], "the model writes plain text"),
+    "tools": ([[]], "the model calls no tools"),
+    "functions": ([[]], "the model calls no functions"),
+    "modalities": ([["text"]], "the model writes text only"),
+    "audio": ([], "the model writes text only"),
+    "chat_template_kwargs": ([{}], "the chat template takes none"),
+    "previous_response_id": ([], "nothing is kept between requests; the model reads one text"),
+    "conversation": ([], "nothing is kept between requests; the model reads one text"),
+    "background": ([False], "wait for the answer"),
+}
+"""Field -> values that ask for nothing, and advice for all others."""
+
+
+def _wrong(name: str, value: Any, rule: str) -> RequestError:
+    return RequestError(f"{name}={_show(value)} must be {rule}.", param=name)
+
+
+def _show(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError):
+        text = ascii(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+__all__ = ["Limits", "RequestError", "check_length", "error_body", "is_stream", "settings_of", "source_of"]

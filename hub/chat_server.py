@@ -1,0 +1,368 @@
+"""transformers' own server around one Seqloom folder: its routes and handlers, told what differs for such a folder.
+
+`transformers serve` looks a class up by its name in `transformers` and so refuses every class from outside; it lists
+and loads whatever the Hub's cache holds. Its parts take what they are given, so they are given our model here:
+`build_server` and the handlers do the work, and their hooks are overridden where a single folder answers differently.
+Source: https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers/cli/serving, the same in 5.21.
+Importing this file needs the extra `serving`.
+
+    POST /v1/chat/completions   messages -> FolderHandler._validate_request -> chat template -> ids (1, S)
+    POST /v1/completions        prompt                                      -> tokenizer     -> ids (1, S)
+    POST /v1/responses          input                                       -> chat template -> ids (1, S)
+         -> ServedModel.generate on the server's one inference thread -> ids (1, S + T) -> text, whole or streamed
+
+    S source length    T answer length
+"""
+
+import copy
+import json
+import logging
+import threading
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState
+from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.chat_request import (
+    CHAT,
+    COMPLETION,
+    RESPONSE,
+    Limits,
+    RequestError,
+    check_length,
+    error_body,
+    is_stream,
+    settings_of,
+    source_of,
+)
+from seqloom.hub.stop_strings import UntilStop, cut_at_stop
+from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
+
+logger = logging.getLogger(__name__)
+
+ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"})
+"""What is kept of transformers' routes; others load any folder or model, unload ours, or want sound."""
+
+MAX_BODY_BYTES = 4 << 20
+"""Largest request; a text of 100,000 Chinese characters has 600,000 bytes when JSON escapes them."""
+
+PLAIN_CHAT_TEMPLATE = "{{- messages[-1]['content'] -}}"
+"""For a tokenizer that has none; the last message is the source by then."""
+
+
+class ServerStopping(RuntimeError):  # noqa: N818
+    """The server was told to end, and with it the answer that was being written."""
+
+
+class ServedModel(SeqloomForCausalLM, GenerationMixin):
+    """The causal-LM door with what a server needs: beams that stream, seeds that hold, and an end on request."""
+
+    def __init__(self, config: SeqloomConfig) -> None:
+        super().__init__(config)
+        self.stopping = threading.Event()
+        """Set, it makes the running and all later calls of `generate` fail at their next token."""
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        streamer: BaseStreamer | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue one prompt; see `SeqloomForCausalLM.generate`.
+
+        Beams know their answer only at the end: a streamer gets its tokens then, one by one. A generation config with
+        the attribute `seed` seeds here, where no other request can come between seed and sampling.
+
+        Raises:
+            ServerStopping: if `stopping` is set meanwhile.
+        """
+        generation_config = self.generation_config if generation_config is None else generation_config
+        seed = vars(generation_config).pop("seed", None)
+        if seed is not None:
+            torch.manual_seed(seed)
+        kwargs["stopping_criteria"] = StoppingCriteriaList([_EndOfServer(self.stopping)])
+        if (generation_config.num_beams or 1) == 1:
+            return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
+        # A beam that meets a stop string would end there and compete with whole answers; the text is cut later anyway.
+        generation_config = copy.copy(generation_config)
+        generation_config.stop_strings = None
+        sequences = super().generate(inputs, generation_config, *args, **kwargs)
+        if streamer is not None:
+            _replay(streamer, kwargs["input_ids"] if inputs is None else inputs, sequences)
+        return sequences
+
+
+def _replay(streamer: Any, prompt: Tensor, sequences: Tensor) -> None:
+    streamer.put(prompt.cpu())
+    for token in sequences[0, prompt.shape[1] :].cpu():
+        streamer.put(token[None])
+    streamer.end()
+
+
+class _EndOfServer(StoppingCriteria):
+    def __init__(self, stopping: threading.Event) -> None:
+        self.stopping = stopping
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.stopping.is_set():
+            raise ServerStopping("The server is shutting down; ask again when it is back.")
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+class OneThread(GenerationState):
+    """One inference thread for all doors: requests wait for each other, and answers are as they would be alone."""
+
+    def __init__(self) -> None:
+        super().__init__(continuous_batching=False)
+        self.manager = FolderGenerateManager()
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> GenerateManager:
+        """Return the one manager."""
+        return self.manager
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread has nothing to do, but no longer than that; torch must not run when Python ends."""
+        with suppress(TimeoutError):
+            self.manager.submit(lambda: None).result(timeout=seconds)
+
+
+class FolderGenerateManager(GenerateManager):
+    """Calls `generate` on the inference thread, and leaves stop strings out of what it wrote."""
+
+    def generate_streaming(
+        self,
+        model: Any,
+        processor: Any,
+        inputs: Any,
+        gen_config: GenerationConfig,
+        request_id: str,
+        response_parser: Any = None,
+    ) -> tuple[Any, Any]:
+        """Start an answer; return the queue of its pieces and its streamer."""
+        queue, streamer = super().generate_streaming(
+            _ForEvents(model), processor, inputs, gen_config, request_id, response_parser
+        )
+        return UntilStop(queue, gen_config.stop_strings) if gen_config.stop_strings else queue, streamer
+
+    async def generate_non_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: GenerationConfig, request_id: str
+    ) -> tuple[str, int, Tensor]:
+        """Return the answer, the prompt's tokens and the new ids."""
+        text, length, ids = await super().generate_non_streaming(model, processor, inputs, gen_config, request_id)
+        return cut_at_stop(text, gen_config.stop_strings or []), length, ids
+
+
+class _ForEvents:
+    """A model whose errors can be written into an event: the handlers put their text between two quotes, by hand."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self.model = model
+
+    def generate(self, **kwargs: Any) -> Any:
+        try:
+            return self.model.generate(**kwargs)
+        except (RuntimeError, ValueError) as error:
+            if not isinstance(error, ServerStopping):
+                logger.exception("An answer could not be streamed to its end.")
+            raise RuntimeError(json.dumps(str(error))[1:-1]) from error
+
+
+class FolderManager(ModelManager):
+    """Serves one model, loaded already, where transformers' manager loads what a request names."""
+
+    def __init__(
+        self, model: ServedModel, tokenizer: Any, *, names: tuple[str, ...], created: int, limits: Limits
+    ) -> None:
+        """Take what is served.
+
+        Args:
+            model: in eval mode, on its device.
+            tokenizer: of the same folder.
+            names: what a request may call the model; the first is what the server calls it.
+            created: when the folder was made, in seconds since 1970.
+            limits: what it can take.
+        """
+        super().__init__()
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        self.model, self.tokenizer, self.names, self.created, self.limits = model, tokenizer, names, created, limits
+
+    def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[ServedModel, Any]:
+        """Return the one model and its tokenizer, whatever is asked for."""
+        return self.model, self.tokenizer
+
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
+        """Return what /v1/models lists: this model, and not the Hub's cache."""
+        return [{"id": self.names[0], "object": "model", "created": self.created, "owned_by": "seqloom"}]
+
+    def check_name(self, name: Any) -> None:
+        """Refuse a request for another model; none named is this one.
+
+        Raises:
+            RequestError: 404, as OpenAI's servers answer.
+        """
+        if name is not None and name not in self.names:
+            shown = name if isinstance(name, str) else json.dumps(name)
+            raise RequestError(
+                f"The model {shown[:200]!r} is not served here; use {self.names[0]!r}.",
+                param="model",
+                code="model_not_found",
+                status=404,
+            )
+
+    def count_tokens(self, source: str) -> int:
+        """Return a source's tokens, end of sequence included."""
+        return len(self.tokenizer(source).input_ids)
+
+
+class FolderHandler(BaseHandler):
+    """The hooks that transformers' handlers call, as a single Seqloom folder answers them."""
+
+    door: str
+    source_field: str
+
+    def _validate_request(self, body: dict[str, Any]) -> None:
+        """Refuse what cannot be answered, and leave in the body the source alone."""
+        super()._validate_request(body)
+        manager = self.model_manager
+        manager.check_name(body.get("model"))
+        source = source_of(self.door, body)
+        check_length(manager.count_tokens(source), manager.limits, self.source_field)
+        settings_of(body, manager.limits)
+        body["stream"] = is_stream(body)  # transformers streams /v1/responses unless told not to
+        body[self.source_field] = [{"role": "user", "content": source}] if self.door == CHAT else source
+        body.pop("instructions", None)
+
+    def _resolve_model(self, body: dict[str, Any]) -> tuple[str, ServedModel, Any]:
+        """Return the name for the answer, the model and the tokenizer."""
+        return self.model_manager.names[0], *self.model_manager.load_model_and_processor()
+
+    def _build_generation_config(
+        self, body: dict[str, Any], model_generation_config: GenerationConfig, use_cb: bool = False
+    ) -> GenerationConfig:
+        """Change in the folder's own settings what the request asks for, and nothing else."""
+        settings = settings_of(body, self.model_manager.limits)
+        seed = settings.pop("seed", None)
+        generation_config = copy.deepcopy(model_generation_config)
+        generation_config.update(**settings)
+        generation_config.seed = seed
+        return generation_config
+
+
+class ChatHandler(FolderHandler, ChatCompletionHandler):
+    """/v1/chat/completions."""
+
+    door, source_field = CHAT, "messages"
+
+
+class PromptHandler(FolderHandler, CompletionHandler):
+    """/v1/completions."""
+
+    door, source_field = COMPLETION, "prompt"
+
+
+class InputHandler(FolderHandler, ResponseHandler):
+    """/v1/responses."""
+
+    door, source_field = RESPONSE, "input"
+
+
+# The application -----------------------------------------------------------------------------------------------------
+
+
+def build_app(manager: FolderManager, state: GenerationState) -> Any:
+    """Return transformers' application for one folder, with errors as OpenAI's servers write them.
+
+    Args:
+        manager: holds the model.
+        state: holds the inference thread.
+    """
+    app = build_server(
+        manager,
+        ChatHandler(manager, state),
+        completion_handler=PromptHandler(manager, state),
+        response_handler=InputHandler(manager, state),
+        transcription_handler=None,
+        systemone_handler=None,
+        generation_state=state,
+    )
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
+    app.add_middleware(BodyLimit)
+    _add_error_handlers(app)
+    return app
+
+
+class BodyLimit:
+    """Refuses a request before its body is read, if that is too long or of unknown length."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Answer 411 or 413, or pass the request on."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+            if not length.isdecimal():
+                await _answer(411, "A request needs the header Content-Length.")(scope, receive, send)
+                return
+            if int(length) > MAX_BODY_BYTES:
+                text = f"The request has {int(length):,} bytes, and this server takes {MAX_BODY_BYTES:,}; shorten it."
+                await _answer(413, text)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _add_error_handlers(app: Any) -> None:
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    async def refused(request: Any, error: RequestError) -> Any:
+        return _answer(error.status, str(error), param=error.param, code=error.code)
+
+    async def known(request: Any, error: HTTPException) -> Any:
+        return _answer(error.status_code, _sentence(error.detail))
+
+    async def misshapen(request: Any, error: RequestValidationError) -> Any:
+        return _answer(400, f"The request is no JSON object: {_sentence(error.errors()[0].get('msg', ''))}")
+
+    async def stopping(request: Any, error: ServerStopping) -> Any:
+        return _answer(503, str(error))
+
+    async def unknown(request: Any, error: Exception) -> Any:  # the server prints the traceback
+        return _answer(500, f"{type(error).__name__} while answering; the server's own output says more.")
+
+    for kind, handler in (
+        (RequestError, refused),
+        (HTTPException, known),
+        (RequestValidationError, misshapen),
+        (ServerStopping, stopping),
+        (Exception, unknown),
+    ):
+        app.add_exception_handler(kind, handler)
+
+
+def _answer(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Any:
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(error_body(message, param=param, code=code, status=status), status_code=status)
+
+
+def _sentence(detail: Any) -> str:
+    text = str(detail).rstrip(".")
+    return f"{text}."
+
+
+__all__ = ["FolderManager", "ServedModel", "ServerStopping", "build_app"]

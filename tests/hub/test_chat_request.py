@@ -1,0 +1,213 @@
+"""What a request may ask: every wrong value gets a sentence, every setting its meaning."""
+
+import json
+
+import pytest
+
+from seqloom.hub.chat_request import (
+    CHAT,
+    COMPLETION,
+    NOT_DONE,
+    RESPONSE,
+    Limits,
+    RequestError,
+    check_length,
+    error_body,
+    is_stream,
+    settings_of,
+    source_of,
+)
+
+LIMITS = Limits(max_tokens=100, vocab_size=40)
+SAMPLES = {"do_sample": True, "num_beams": 1, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+@pytest.mark.parametrize(
+    ("door", "body"),
+    [
+        (CHAT, {"messages": [user("今天 ")]}),
+        (CHAT, {"messages": [{"role": "system", "content": "x"}, user("no"), {"role": "assistant"}, user("今天 ")]}),
+        (CHAT, {"messages": [user([{"type": "text", "text": "今"}, {"type": "text", "text": "天 "}])]}),
+        (COMPLETION, {"prompt": "今天 "}),
+        (RESPONSE, {"input": "今天 "}),
+        (RESPONSE, {"input": [{"type": "input_text", "text": "今天 "}]}),
+        (RESPONSE, {"input": [user("no"), {"type": "reasoning"}, user([{"type": "input_text", "text": "今天 "}])]}),
+    ],
+)
+def test_the_source_is_the_last_user_message_to_the_letter(door, body):
+    assert source_of(door, body) == "今天 "
+
+
+@pytest.mark.parametrize(
+    ("door", "body", "sentence"),
+    [
+        (CHAT, {}, "messages=null must be a list of messages such as"),
+        (CHAT, {"messages": "hello"}, 'messages="hello" must be a list of messages such as {"role": "user", "content"'),
+        (CHAT, {"messages": ["hello"]}, 'messages=["hello"] must be a list of messages'),
+        (CHAT, {"messages": []}, "The chat has no user message; the last user message is the source text, so add one."),
+        (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, "The chat has no user message"),
+        (CHAT, {"messages": [{"role": ["user"], "content": "a"}]}, "The chat has no user message"),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages holds null where the source text is expected; send a text."),
+        (CHAT, {"messages": [user(7)]}, "messages holds 7 where the source text is expected"),
+        (CHAT, {"messages": [user([])]}, "messages holds [] where the source text is expected"),
+        (CHAT, {"messages": [user("")]}, "The source text is empty; send a text."),
+        (CHAT, {"messages": [user(" \n\u3000")]}, "The source text is empty; send a text."),
+        (
+            CHAT,
+            {"messages": [user([{"type": "image_url", "image_url": {"url": "x" * 99}}])]},
+            "this model reads text, in parts of type text.",
+        ),
+        (CHAT, {"messages": [user(["a"])]}, 'messages holds "a"; this model reads text'),
+        (CHAT, {"messages": [user([{"type": "text", "text": None}])]}, "this model reads text"),
+        (CHAT, {"messages": [user([{"type": ["text"], "text": "a"}])]}, "this model reads text"),
+        (
+            CHAT,
+            {"messages": [user("ab\ud83d")]},
+            "Character 3 of the source text is half of a surrogate pair; send who",
+        ),
+        (COMPLETION, {}, "prompt holds null where the source text is expected"),
+        (COMPLETION, {"prompt": ["a", "b"]}, 'prompt holds "a"; this model reads text'),
+        (COMPLETION, {"prompt": [[1, 2]]}, "prompt holds [1, 2]; this model reads text"),
+        (COMPLETION, {"prompt": ""}, "The source text is empty"),
+        (RESPONSE, {}, "input holds null where the source text is expected"),
+        (RESPONSE, {"input": []}, "input holds [] where the source text is expected"),
+        (RESPONSE, {"input": [{"role": "system", "content": "a"}]}, "The chat has no user message"),
+    ],
+)
+def test_no_text_is_refused(door, body, sentence):
+    with pytest.raises(RequestError) as raised:
+        source_of(door, body)
+    assert sentence in str(raised.value)
+    assert len(str(raised.value)) < 250
+    assert raised.value.status == 400
+    assert raised.value.param == {CHAT: "messages", COMPLETION: "prompt", RESPONSE: "input"}[door]
+
+
+def test_a_long_source_is_refused_with_openais_code():
+    check_length(100, LIMITS, "messages")
+    with pytest.raises(
+        RequestError, match="The source text has 1,001 tokens, and this server takes 100; shor"
+    ) as raised:
+        check_length(1001, LIMITS, "messages")
+    assert raised.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, {}),
+        ({"model": "m", "messages": [], "user": "me", "metadata": {}, "store": True}, {}),
+        ({"temperature": None, "top_p": None, "stop": None, "n": None, "tools": None, "max_tokens": None}, {}),
+        ({"stop": [], "logit_bias": {}}, {}),
+        ({"n": 1, "tools": [], "logprobs": False, "response_format": {"type": "text"}, "modalities": ["text"]}, {}),
+        ({"max_tokens": 7}, {"max_new_tokens": 7}),
+        ({"max_tokens": 7, "max_completion_tokens": 8}, {"max_new_tokens": 8}),
+        ({"max_output_tokens": 100}, {"max_new_tokens": 100}),
+        ({"stop": "。"}, {"stop_strings": ["。"]}),
+        ({"stop": ["。", "\n"]}, {"stop_strings": ["。", "\n"]}),
+        ({"seed": 3}, {"seed": 3}),
+        ({"frequency_penalty": 0.5}, {"repetition_penalty": 1.5}),
+        ({"logit_bias": {"39": -100, "4": 2}}, {"sequence_bias": {(39,): -100.0, (4,): 2.0}}),
+        ({"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 0, "top_p": 0.5}, {"do_sample": False}),
+        ({"temperature": 0.3}, {**SAMPLES, "temperature": 0.3}),
+        ({"temperature": 1, "top_p": 1}, SAMPLES),
+        ({"top_p": 0.5}, {**SAMPLES, "top_p": 0.5}),
+        ({"top_p": 1}, {}),
+    ],
+)
+def test_settings_are_what_differs_from_the_folder(body, expected):
+    assert settings_of(body, LIMITS) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "expected"),
+    [
+        ({"num_beams": 4, "length_penalty": 0.5}, {}, {"num_beams": 4, "length_penalty": 0.5}),
+        # `transformers chat` sends this
+        (
+            {"do_sample": True, "max_new_tokens": 50, "transformers_version": "5.23.0", "eos_token_id": None},
+            {},
+            {**SAMPLES, "max_new_tokens": 50},
+        ),
+        ({"do_sample": True, "num_beams": 3, "top_k": 5}, {}, {**SAMPLES, "num_beams": 3, "top_k": 5}),
+        ({"do_sample": False, "temperature": 0.7}, {}, {"do_sample": False}),
+        ({"max_new_tokens": 50}, {"max_tokens": 9}, {"max_new_tokens": 9}),
+        ({"repetition_penalty": 3}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.5}),
+    ],
+)
+def test_a_generation_config_is_taken_on_top_of_the_folders(fields, more, expected):
+    assert settings_of({"generation_config": json.dumps(fields), **more}, LIMITS) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"temperature": "hot"}, 'temperature="hot" must be a number from 0 to 10.'),
+        ({"temperature": True}, "temperature=true must be a number from 0 to 10."),
+        ({"temperature": -1}, "temperature=-1 must be a number from 0 to 10."),
+        ({"temperature": float("nan")}, "temperature=NaN must be a number"),
+        ({"temperature": [1]}, "temperature=[1] must be a number"),
+        ({"top_p": 0}, "top_p=0 must be a number from 1e-06 to 1."),
+        ({"frequency_penalty": -1}, "frequency_penalty=-1 must be a number from -0.99 to 2."),
+        ({"max_tokens": 0}, "max_tokens=0 must be a whole number from 1 to 100."),
+        ({"max_tokens": 101}, "max_tokens=101 must be a whole number from 1 to 100."),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens=1.5 must be a whole number"),
+        ({"max_tokens": "9"}, 'max_tokens="9" must be a whole number'),
+        ({"seed": 2**63}, "seed=9223372036854775808 must be a whole number"),
+        ({"stop": ""}, 'stop="" must be a text of 1 to 200 characters, or a list of up to 16.'),
+        ({"stop": [1]}, "stop=[1] must be a text"),
+        ({"stop": ["a"] * 17}, "must be a text of 1 to 200 characters, or a list of up to 16."),
+        ({"logit_bias": [1]}, "logit_bias=[1] must be an object of token ids below 40 and numbers."),
+        ({"logit_bias": {"40": 1}}, "must be an object of token ids below 40 and numbers."),
+        ({"logit_bias": {"-1": 1}}, "must be an object of token ids below 40 and numbers."),
+        ({"logit_bias": {"9" * 5000: 1}}, "must be an object of token ids below 40 and numbers."),
+        ({"logit_bias": {"4": "x"}}, 'logit_bias.4="x" must be a number from -100 to 100.'),
+        ({"n": 2}, "n=2 is not something this server does; it gives one answer a request, so send several."),
+        ({"logprobs": True}, "logprobs=true is not something this server does; "),
+        ({"tools": [{}]}, "tools=[{}] is not something this server does; the model calls no tools."),
+        ({"response_format": {"type": "json_object"}}, "the model writes plain text."),
+        ({"generation_config": "{"}, 'generation_config="{" must be a JSON object as text.'),
+        ({"generation_config": {}}, "generation_config={} must be a JSON object as text."),
+        ({"generation_config": "[]"}, "must be a JSON object as text."),
+        ({"generation_config": '{"num_beams": 65}'}, "num_beams=65 must be a whole number from 1 to 64."),
+        ({"generation_config": '{"do_sample": 1}'}, "do_sample=1 must be true or false."),
+        (
+            {"generation_config": '{"return_dict_in_generate": true}'},
+            "generation_config holds return_dict_in_generate; this server takes do_sample, length_penalty, max_new_to",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(body, sentence):
+    with pytest.raises(RequestError) as raised:
+        settings_of(body, LIMITS)
+    assert sentence in str(raised.value)
+    assert raised.value.param.split(".")[0] in {*body, "num_beams", "do_sample"}
+    assert len(str(raised.value)) < 250
+
+
+def test_everything_that_is_not_done_is_refused_and_may_be_switched_off():
+    for name, (neutral, _) in NOT_DONE.items():
+        assert settings_of({name: None}, LIMITS) == {}
+        for value in neutral:
+            assert settings_of({name: value}, LIMITS) == {}
+        with pytest.raises(RequestError, match=f"{name}="):
+            settings_of({name: ["x"]}, LIMITS)
+
+
+def test_stream_is_a_boolean():
+    assert is_stream({"stream": True}) is True
+    assert is_stream({"stream": None}) is is_stream({}) is is_stream({"stream": False}) is False
+    with pytest.raises(RequestError, match='stream="yes" must be true or false'):
+        is_stream({"stream": "yes"})
+
+
+def test_errors_look_like_openais():
+    assert error_body("No.", param="n", code="c", status=400) == {
+        "error": {"message": "No.", "type": "invalid_request_error", "param": "n", "code": "c"}
+    }
+    assert error_body("Oh.", status=500)["error"]["type"] == "server_error"

@@ -1,0 +1,344 @@
+"""The application behind `seqloom serve`, called in this process: the text of `generate`, and no way to bring it down.
+
+The real process and the real client are in tests/system/test_server.py.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from transformers import AutoTokenizer
+
+import seqloom
+from seqloom.hub import chat_server
+from seqloom.hub.serve import limits_of, load_manager, read_config
+from seqloom.training.tokenizer import CHAT_TEMPLATE, train_tokenizer
+
+CHARACTERS = "abcdefghijklmnop今天气很ABCDEFGHIJKLMNOP"
+SOURCES = ["abc", "hgfedcba", "今天", "a</s>b", " mm ", "ponmlkjihgfedcba"]
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+BEAMS = {"greedy": 1, "束 beams": 4}
+
+
+def serve(folder, max_tokens=None):
+    """Return a served folder: its client, manager and thread, and the model and tokenizer as users load them."""
+    manager = load_manager(folder, limits_of(read_config(folder), folder, max_tokens))
+    state = chat_server.OneThread()
+    app = chat_server.build_app(manager, state)
+    return SimpleNamespace(
+        client=TestClient(app, raise_server_exceptions=False),
+        manager=manager,
+        state=state,
+        model=seqloom.SeqloomForConditionalGeneration.from_pretrained(folder).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, taught_model, char_tokenizer):
+    root = tmp_path_factory.mktemp("served")
+    tokenizer = char_tokenizer(CHARACTERS)
+    tokenizer.chat_template, tokenizer.split_special_tokens = CHAT_TEMPLATE, True
+    for name, beams in BEAMS.items():
+        model = taught_model()
+        model.generation_config.update(num_beams=beams, max_new_tokens=6, do_sample=False)
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def greedy(folders):
+    return serve(folders / "greedy")
+
+
+@pytest.fixture(scope="module")
+def beams(folders):
+    return serve(folders / "束 beams")
+
+
+@pytest.fixture(params=BEAMS)
+def server(request, greedy, beams):
+    return {"greedy": greedy, "束 beams": beams}[request.param]
+
+
+def written(server, source, **options):
+    """What `model.generate` of the local class writes."""
+    tokens = server.model.generate(**server.tokenizer(source, return_tensors="pt"), **options)
+    return server.tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+
+def messages(source):
+    return [{"role": "user", "content": source}]
+
+
+def ask(server, source, **options):
+    response = server.client.post(CHAT, json={"messages": messages(source), **options})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def text_of(answer):
+    return answer["choices"][0]["message"]["content"]
+
+
+def events(server, route, body):
+    """Return the events of a streamed answer."""
+    response = server.client.post(route, json={**body, "stream": True})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n") if event]
+
+
+def pieces(server, source, **options):
+    chunks = events(server, CHAT, {"messages": messages(source), **options})
+    return [piece for chunk in chunks if (piece := chunk["choices"][0]["delta"].get("content"))], chunks
+
+
+# The same text -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_door_writes_what_generate_writes(server, source):
+    expected = written(server, source)
+    assert text_of(ask(server, source)) == expected
+    assert "".join(pieces(server, source)[0]) == expected
+
+    answer = server.client.post(COMPLETIONS, json={"prompt": source}).json()
+    assert answer["choices"][0]["text"] == expected
+    chunks = events(server, COMPLETIONS, {"prompt": source})
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == expected
+
+    answer = server.client.post(RESPONSES, json={"input": source, "instructions": "not read"}).json()
+    assert answer["output"][0]["content"][0]["text"] == expected
+    chunks = events(server, RESPONSES, {"input": source})
+    assert "".join(chunk["delta"] for chunk in chunks if chunk["type"] == "response.output_text.delta") == expected
+    assert chunks[-1]["response"]["output"][0]["content"][0]["text"] == expected
+
+
+def test_the_two_folders_differ(greedy, beams):
+    assert len({text_of(ask(greedy, source)) for source in SOURCES}) > 3
+    assert [text_of(ask(greedy, source)) for source in SOURCES] != [text_of(ask(beams, source)) for source in SOURCES]
+
+
+def test_an_answer_comes_in_pieces_and_is_counted(server):
+    answer = ask(server, "abc")
+    found, chunks = pieces(server, "abc")
+    assert len(found) == len(text_of(answer)) > 1
+    new = len(server.tokenizer(text_of(answer)).input_ids)  # the end of sequence is written as well
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": new, "total_tokens": 3 + new}
+    assert chunks[-1]["usage"] == answer["usage"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_folders_length_holds_until_the_request_names_another(server):
+    """transformers' server would allow 1,024 tokens."""
+    source = "ponmlkjihgfedcba"
+    assert server.model.generation_config.max_new_tokens == 6
+    short, cut, long = ask(server, source), ask(server, source, max_tokens=2), ask(server, source, max_tokens=40)
+    assert short["choices"][0]["finish_reason"] == cut["choices"][0]["finish_reason"] == "length"
+    assert (short["usage"]["completion_tokens"], cut["usage"]["completion_tokens"]) == (6, 2)
+    assert text_of(long) == written(server, source, max_new_tokens=40)
+    assert len(text_of(long)) > 6
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "word"])
+def test_blanks_and_characters_of_several_tokens_stream_whole(kind, tmp_path, tiny_model, monkeypatch):
+    """The answer is dictated, for a random model writes no whole characters; 🙂 is four bytes to each tokenizer."""
+    answer = "the mat 天气🙂 cat, on on"
+    tokenizer = train_tokenizer(["the cat sat on the mat 今天的天气很好"] * 20, kind=kind, vocab_size=300).source
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    server = serve(tmp_path)
+    new = tokenizer(answer, return_tensors="pt").input_ids
+
+    def dictate(*, input_ids, streamer=None, **kwargs):
+        for tokens in [input_ids, *new[0].split(1)] if streamer else []:
+            streamer.put(tokens)
+        if streamer:
+            streamer.end()
+        return torch.cat([input_ids, new], dim=1)
+
+    monkeypatch.setattr(server.manager.model, "generate", dictate)
+    assert text_of(ask(server, "the cat 天气")) == answer
+    found, chunks = pieces(server, "the cat 天气")
+    assert "".join(found) == answer
+    assert "\ufffd" not in found
+    assert chunks[-1]["usage"]["completion_tokens"] == new.shape[1]
+    assert "".join(pieces(server, "the cat 天气", stop=["🙂 c"])[0]) == "the mat 天气"
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+def test_temperature_samples_and_a_seed_repeats_it(server):
+    drawn = {text_of(ask(server, "abcdefg", temperature=1.5, seed=seed)) for seed in range(8)}
+    assert len(drawn) > 3
+    first = text_of(ask(server, "abcdefg", temperature=1.5, seed=7))
+    assert first == text_of(ask(server, "abcdefg", temperature=1.5, seed=7)) in drawn
+    assert "".join(pieces(server, "abcdefg", temperature=1.5, seed=7)[0]) == first
+    for searching in ({"temperature": 0}, {"top_p": 1}, {"seed": 7}):
+        assert text_of(ask(server, "abcdefg", **searching)) == written(server, "abcdefg")
+
+
+def test_seeds_hold_when_requests_come_together(greedy):
+    def draw(seed):
+        return text_of(ask(greedy, "abcdefg", temperature=1.5, seed=seed))
+
+    alone = [draw(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(draw, range(6))) == alone
+
+
+def test_an_answer_ends_before_a_stop_string(server):
+    whole = text_of(ask(server, "hgfedcba", max_tokens=20))
+    stop = whole[2:4]
+    expected = whole[: whole.find(stop)]
+    assert text_of(ask(server, "hgfedcba", max_tokens=20, stop=[stop, "今"])) == expected
+    assert "".join(pieces(server, "hgfedcba", max_tokens=20, stop=stop)[0]) == expected
+
+
+def test_a_generation_config_changes_the_search(greedy, beams):
+    options = {"generation_config": json.dumps({"num_beams": 4})}
+    assert [text_of(ask(greedy, source, **options)) for source in SOURCES] == [written(beams, each) for each in SOURCES]
+
+
+def test_biases_reach_the_model(greedy):
+    letter = text_of(ask(greedy, "abc"))[0]
+    number = str(greedy.tokenizer.convert_tokens_to_ids(letter))
+    assert letter not in text_of(ask(greedy, "abc", logit_bias={number: -100}))
+
+
+def test_a_tokenizer_without_a_chat_template_reads_the_message(folders, tmp_path, taught_model, char_tokenizer):
+    taught_model().save_pretrained(tmp_path)
+    char_tokenizer(CHARACTERS).save_pretrained(tmp_path)
+    server = serve(tmp_path)
+    assert text_of(ask(server, "abc")) == written(server, "abc", max_new_tokens=20)
+
+
+# Wrong requests ------------------------------------------------------------------------------------------------------
+
+BODIES = {
+    "unknown model": (
+        404,
+        CHAT,
+        {"model": "gpt", "messages": messages("a")},
+        "The model 'gpt' is not served here; use ",
+    ),
+    "no name": (404, CHAT, {"model": 3, "messages": messages("a")}, "The model '3' is not served here"),
+    "no messages": (400, CHAT, {}, "messages=null must be a list of messages"),
+    "empty": (400, CHAT, {"messages": messages("")}, "The source text is empty; send a text."),
+    "too long": (
+        400,
+        CHAT,
+        {"messages": messages("a" * 64)},
+        "The source text has 65 tokens, and this server takes 64; shorten it, or start the server with a larger --m",
+    ),
+    "setting": (400, CHAT, {"messages": messages("a"), "temperature": "x"}, 'temperature="x" must be a number'),
+    "streamed": (400, CHAT, {"messages": messages("a"), "n": 2, "stream": True}, "n=2 is not something this server do"),
+    "stream": (400, CHAT, {"messages": messages("a"), "stream": 1}, "stream=1 must be true or false."),
+    "field": (422, CHAT, {"messages": messages("a"), "colour": 1}, "Unexpected fields in the request: {'colour'}."),
+    "list": (400, CHAT, [1], "The request is no JSON object: Input should be a valid dictionary."),
+    "prompt": (400, COMPLETIONS, {"prompt": ["a"]}, 'prompt holds "a"; this model reads text'),
+    "input": (400, RESPONSES, {"input": {}}, "input holds {} where the source text is expected"),
+    "no such route": (404, "/v1/chat", {}, "Not Found."),
+    "loading": (404, "/load_model", {"model": "/"}, "Not Found."),
+    "unloading": (404, "/reset", {}, "Not Found."),
+    "sound": (404, "/v1/audio/transcriptions", {}, "Not Found."),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_bad_request_is_answered_in_openais_words(greedy, name):
+    status, route, body, sentence = BODIES[name]
+    response = greedy.client.post(route, json=body)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["message"].startswith(sentence)
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == {"unknown model": "model_not_found", "no name": "model_not_found"}.get(
+        name, "context_length_exceeded" if name == "too long" else None
+    )
+    assert text_of(ask(greedy, "abc")) == written(greedy, "abc")
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "sentence"),
+    [
+        (b"{", 400, "The request is no JSON object: JSON decode error."),
+        (b"", 400, "The request is no JSON object: "),
+        (b"\xff\xfe", 400, "The request is no JSON object: "),
+        (b"[" * 100_000, 400, "There was an error parsing the body."),
+        (
+            b'{"messages": [{"role": "user", "content": "a\\ud83d"}]}',
+            400,
+            "Character 2 of the source text is half of a",
+        ),
+        (b" " * 5_000_000, 413, "The request has 5,000,000 bytes, and this server takes 4,194,304; shorten it."),
+        (iter([b"{}"]), 411, "A request needs the header Content-Length."),
+    ],
+    ids=lambda value: repr(value)[:12] if isinstance(value, bytes) else None,
+)
+def test_bytes_that_are_no_request_are_refused(greedy, content, status, sentence):
+    response = greedy.client.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["message"][: len(sentence)]) == (status, sentence)
+
+
+def test_learned_positions_end_where_they_end(tmp_path, tiny_model, char_tokenizer):
+    tiny_model(position_embedding_type="learned", max_position_embeddings=9).save_pretrained(tmp_path)
+    char_tokenizer(CHARACTERS).save_pretrained(tmp_path)
+    server = serve(tmp_path)
+    assert ask(server, "a" * 8, max_tokens=9)["usage"]["prompt_tokens"] == 8
+    response = server.client.post(CHAT, json={"messages": messages("a" * 9)})
+    assert response.json()["error"]["message"].endswith("has 10 tokens, and this server takes 9; shorten it.")
+    response = server.client.post(CHAT, json={"messages": messages("a"), "max_tokens": 10})
+    assert response.json()["error"]["message"] == "max_tokens=10 must be a whole number from 1 to 9."
+
+
+def test_models_lists_the_folder_and_every_name_of_it_works(beams, folders):
+    (entry,) = beams.client.get("/v1/models").json()["data"]
+    assert (entry["id"], entry["object"], entry["owned_by"]) == ("束 beams", "model", "seqloom")
+    for name in ("束 beams", str(folders / "束 beams")):
+        assert ask(beams, "abc", model=name)["model"] == "束 beams"
+    assert beams.client.get("/health").json() == {"status": "ok"}
+
+
+# When something breaks -----------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_the_model_is_a_500_and_a_readable_event(greedy, monkeypatch, caplog):
+    def fail(**kwargs):
+        raise RuntimeError('no "memory"\nleft')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(greedy.manager.model, "generate", fail)
+        response = greedy.client.post(CHAT, json={"messages": messages("abc")})
+        assert response.status_code == 500
+        assert response.json()["error"]["message"] == "RuntimeError while answering; the server's own output says more."
+        last = events(greedy, CHAT, {"messages": messages("abc")})[-1]
+        assert last == {"error": 'no "memory"\nleft'}
+    assert "An answer could not be streamed to its end." in caplog.text
+    assert text_of(ask(greedy, "abc")) == written(greedy, "abc")
+
+
+def test_an_answer_in_work_ends_when_the_server_does(server):
+    server.manager.model.stopping.set()
+    try:
+        response = server.client.post(CHAT, json={"messages": messages("abc")})
+        assert response.status_code == 503
+        assert response.json()["error"]["message"] == "The server is shutting down; ask again when it is back."
+        last = events(server, CHAT, {"messages": messages("abc")})[-1]
+        assert last == {"error": "The server is shutting down; ask again when it is back."}
+        server.state.wait(60)
+    finally:
+        server.manager.model.stopping.clear()
+    assert text_of(ask(server, "abc")) == written(server, "abc")
+
+
+def test_generate_of_the_served_model_is_that_of_the_causal_lm(beams):
+    ids = beams.tokenizer(SOURCES[0], return_tensors="pt")
+    expected = beams.model.generate(**ids)[0, 1:]
+    assert torch.equal(beams.manager.model.generate(**ids)[0, ids.input_ids.shape[1] :], expected)

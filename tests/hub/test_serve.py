@@ -1,0 +1,187 @@
+"""`seqloom serve` before it serves: every way not to start says so in a sentence, and nothing is loaded for it."""
+
+import json
+import shutil
+import socket
+
+import pytest
+from transformers import GenerationConfig
+
+from seqloom import cli
+from seqloom.hub import serve
+from seqloom.hub.serve import answer_length, limits_of, load_manager, names_of, open_socket, read_config, serve_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model, char_tokenizer):
+    path = tmp_path_factory.mktemp("folder") / "模型"
+    tiny_model().save_pretrained(path)
+    char_tokenizer("abc").save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Fail if weights are read or a server starts."""
+    monkeypatch.setattr(serve, "load_manager", pytest.fail)
+    monkeypatch.setattr(serve, "_run", pytest.fail)
+
+
+def fails(line, capsys):
+    """Return what a command line that cannot work says."""
+    assert cli.main(line) in (1, 2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_command_hands_over_its_flags(monkeypatch):
+    calls = []
+    monkeypatch.setattr(serve, "serve_folder", lambda folder, **options: calls.append((folder, options)))
+    assert cli.main(["serve", "dir/"]) == 0
+    assert cli.main("serve dir --host ::1 --port 0 --max-tokens 9".split()) == 0
+    assert calls == [
+        ("dir/", {"host": "127.0.0.1", "port": 8000, "max_tokens": None}),
+        ("dir", {"host": "::1", "port": 0, "max_tokens": 9}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("serve", "the following arguments are required: FOLDER; "),
+        ("serve dir --port 65536", "argument --port: '65536' must be a whole number from 0 to 65535; "),
+        ("serve dir --port x", "argument --port: 'x' must be a whole number from 0 to 65535; "),
+        ("serve dir --max_tokens 0", "argument --max_tokens/--max-tokens: '0' must be a whole number of at least 1; "),
+        ("serve dir --prot 1", "--prot is not an argument of seqloom serve; did you mean --port?"),
+        ("serve nowhere", "nowhere holds no config.json; name "),
+    ],
+)
+def test_a_wrong_command_is_one_line(line, sentence, capsys, unloaded):
+    assert fails(line.split(), capsys).startswith(sentence)
+
+
+def test_the_missing_extra_is_named(folder, monkeypatch, capsys, unloaded):
+    monkeypatch.setattr(serve, "is_serve_available", lambda: False)
+    expected = (
+        'seqloom serve needs fastapi, uvicorn, pydantic and openai; pip install "seqloom[serving]" brings them.\n'
+    )
+    assert fails(["serve", str(folder)], capsys) == expected
+
+
+def test_a_folder_that_is_none_of_ours_is_refused(copy, capsys, unloaded):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "marian"}))
+    assert "holds a model of type marian, not seqloom; transformers serve serves those." in fails(
+        ["serve", str(copy)], capsys
+    )
+    (copy / "config.json").write_text("{")
+    assert "config.json" in fails(["serve", str(copy)], capsys)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(copy, capsys, unloaded):
+    (copy / "tokenizer.json").unlink()
+    assert f"{copy} holds no tokenizer.json; name the folder that" in fails(["serve", str(copy)], capsys)
+
+
+def test_a_dangerous_folder_is_refused(copy, capsys, unloaded):
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    assert "pytorch_model.bin" in fails(["serve", str(copy)], capsys)
+
+
+def test_missing_weights_are_an_error_before_the_server_starts(copy, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "_run", pytest.fail)
+    (copy / "model.safetensors").unlink()
+    assert "model.safetensors" in fails(["serve", str(copy), "--port", "0"], capsys)
+
+
+def test_a_port_in_use_is_found_before_anything_is_loaded(folder, capsys, unloaded):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        expected = (
+            f"Port {port} of 127.0.0.1 is in use; choose another one with --port N, or any free one with --port 0.\n"
+        )
+        assert fails(["serve", str(folder), "--port", port], capsys) == expected
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
+def test_a_foreign_address_is_refused(host):
+    with pytest.raises(ValueError, match=f"--host {host} is no address of this machine .*; use 127.0.0.1, or 0.0.0.0 "):
+        open_socket(host, 0)
+
+
+def test_a_reserved_port_is_named(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(
+        ValueError, match=r"Port 80 of 127.0.0.1 is reserved for the system; choose one above 1023 with"
+    ):
+        open_socket("127.0.0.1", 80)
+
+
+def test_only_an_open_address_is_warned_about(capsys):
+    for host in ("127.0.0.1", "localhost"):
+        with open_socket(host, 0) as listener:
+            serve._announce("name", listener)
+            captured = capsys.readouterr()
+            assert captured.err == ""
+            assert captured.out == f"Serving name at http://127.0.0.1:{listener.getsockname()[1]}/v1; Ctrl-C ends it.\n"
+    with open_socket("0.0.0.0", 0) as listener:
+        serve._announce("name", listener)
+        assert (
+            capsys.readouterr().err == "Whoever reaches 0.0.0.0 can use the model: the server asks for no password.\n"
+        )
+
+
+def test_a_folder_goes_by_its_name_and_by_every_path_to_it(tmp_path, monkeypatch):
+    (tmp_path / "模型 a@b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for typed in ("模型 a@b", "模型 a@b/", "./模型 a@b", str(tmp_path / "模型 a@b"), f"{tmp_path}/模型 a@b//"):
+        names = names_of(typed)
+        assert names[0] == "模型 a@b"
+        assert {typed, typed.rstrip("/"), str(tmp_path / "模型 a@b")} <= set(names)
+    monkeypatch.chdir("模型 a@b")
+    assert names_of(".") == ("模型 a@b", ".", str(tmp_path / "模型 a@b"))
+
+
+def test_limits_come_from_positions_answers_and_the_user(folder, tiny_config):
+    assert limits_of(tiny_config(), folder, 9).max_tokens == 9
+    assert limits_of(tiny_config(), folder, None).max_tokens == 256  # the fallback for answers, above 64 positions
+    assert limits_of(tiny_config(max_position_embeddings=1024), folder, None).max_tokens == 1024
+    learned = tiny_config(position_embedding_type="learned")
+    assert limits_of(learned, folder, None).max_tokens == 64
+    assert "--max_tokens" in limits_of(tiny_config(), folder, None).remedy
+    assert "--max_tokens" not in limits_of(learned, folder, None).remedy
+    with pytest.raises(ValueError, match=r"--max_tokens 65 is more than the 64 positions that .* has learned; use 64"):
+        limits_of(learned, folder, 65)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({"max_new_tokens": 7}, 7), ({"max_length": 7}, 6), ({"max_length": 7, "max_new_tokens": 9}, 9), ({}, 256)],
+)
+def test_answers_are_as_long_as_the_folder_says(fields, expected):
+    assert answer_length(GenerationConfig(**fields)) == expected
+
+
+def test_the_folders_settings_stay_and_its_length_fits_the_limit(copy):
+    GenerationConfig(max_length=40, num_beams=3, suppress_tokens=[3]).save_pretrained(copy)
+    config = read_config(copy)
+    manager = load_manager(copy, limits_of(config, copy, None))
+    generation = manager.model.generation_config
+    assert (generation.max_new_tokens, generation.max_length) == (39, None)
+    assert (generation.num_beams, generation.suppress_tokens) == (3, [3])
+    assert load_manager(copy, limits_of(config, copy, 20)).model.generation_config.max_new_tokens == 20
+
+
+def test_serve_folder_raises_for_python_callers_too(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        serve_folder(tmp_path)
