@@ -1,16 +1,10 @@
 """A saved folder, opened where Seqloom cannot be imported: the same numbers, to the bit, as with the local classes.
 
-"Outside" is a Python process in which `import seqloom` fails, with module caches of its own and without a network. What
-it runs stands here as functions whose source is handed over; they see nothing of this file.
+What runs outside stands here as a function whose source is handed over (see tests/outside.py).
 """
 
-import inspect
 import json
 import logging
-import os
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +20,7 @@ from transformers import (
 )
 
 import seqloom
+from tests.outside import run_outside
 
 CHARACTERS = "今天的天气很好abcdefghij"
 PROMPTS = ["今天的天气很", "a", "bc", "defghij", "今天", "天气很好abcdefghij", "很好", "jj", "的", "好天气"]
@@ -46,42 +41,10 @@ VARIANTS = {
         "num_key_value_heads": 2,
     },
 }
-WITHOUT_SEQLOOM = """
-import json, sys
-
-class NoSeqloom:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "seqloom":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NoSeqloom())
-"""
 
 
 def config_of(folder):
     return json.loads((folder / "config.json").read_text())
-
-
-def run_outside(function, cache, **arguments):
-    """Run a function of this file outside; return its JSON result and what it printed to stderr."""
-    call = f"json.dump({function.__name__}(**json.load(sys.stdin)), open(sys.argv[1], 'w'))"
-    code = "\n".join([WITHOUT_SEQLOOM, textwrap.dedent(inspect.getsource(function)), call])
-    settings = {
-        "HF_HOME": str(cache),
-        "HF_MODULES_CACHE": str(cache / "modules"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUTF8": "1",
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(cache / "result.json")],
-        input=json.dumps(arguments),
-        env={**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, **settings},
-        cwd=cache,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads((cache / "result.json").read_text()), process.stderr
 
 
 # Run outside --------------------------------------------------------------------------------------------------------
@@ -173,11 +136,12 @@ def open_every_door(folders, expected, prompts, tasks, fine_tuned, twins):
     load(AutoModelForCausalLM, fine_tuned).generate(ids, attention_mask=mask, max_new_tokens=2)
     pipeline("translation", model=fine_tuned, tokenizer=first, trust_remote_code=True)(prompts[0], max_new_tokens=2)
 
-    # Two folders of one name, each with code of its own
-    result["twins"] = [
-        [load(AutoModel, twin).origin, AutoConfig.from_pretrained(twin, trust_remote_code=True).origin]
-        for twin in twins
-    ]
+    # Folders of one name, each with code and weights of its own
+    result["twins"] = []
+    for twin in twins:
+        model = load(AutoModel, twin)
+        origin = AutoConfig.from_pretrained(twin, trust_remote_code=True).origin
+        result["twins"].append([model.origin, origin, score(model).sum().item()])
     try:
         importlib.import_module("seqloom")
     except ModuleNotFoundError:
@@ -227,12 +191,12 @@ def outside(saved, tmp_path_factory, tiny_model):
     for name, folder in saved.items():
         expected |= {f"{name} {key}": tensor.contiguous() for key, tensor in expect(folder).items()}
     save_file(expected, root / "expected.safetensors")
-    twins = [root / parent / "twin" for parent in "ab"]
-    for twin in twins:
-        tiny_model("SeqloomModel").save_pretrained(twin)
+    twins = [root / parent / "twin" for parent in ("a", "b", "a again")]
+    for seed, twin in enumerate(twins):
+        tiny_model("SeqloomModel", seed=seed).save_pretrained(twin)
         for name, cls in (("configuration", "SeqloomConfig"), ("modeling", "SeqloomModel")):
             with (twin / f"{name}_seqloom.py").open("a") as code:
-                code.write(f"\n{cls}.origin = {twin.parent.name!r}\n")
+                code.write(f"\n{cls}.origin = {twin.parent.name[0]!r}\n")
     result, printed = run_outside(
         open_every_door,
         root,
@@ -243,7 +207,7 @@ def outside(saved, tmp_path_factory, tiny_model):
         fine_tuned=str(root / "微调 fine-tuned"),
         twins=[str(twin) for twin in twins],
     )
-    return SimpleNamespace(result=result, printed=printed, fine_tuned=root / "微调 fine-tuned")
+    return SimpleNamespace(result=result, printed=printed, twins=twins, fine_tuned=root / "微调 fine-tuned")
 
 
 # Outside ------------------------------------------------------------------------------------------------------------
@@ -309,8 +273,15 @@ def test_fine_tuned_outside_it_is_complete_again(outside, saved, tmp_path):
     assert code_and_maps(tmp_path) == code_and_maps(saved["模型 sinusoidal"])
 
 
-def test_folders_of_one_name_get_their_own_code(outside):
-    assert outside.result["twins"] == [["a", "a"], ["b", "b"]]
+def test_folders_of_one_name_get_their_own_code_and_weights(outside):
+    expected = []
+    for origin, twin in zip("aba", outside.twins, strict=True):
+        with torch.no_grad():
+            model = seqloom.SeqloomModel.from_pretrained(twin).eval()
+            total = model(IDS, attention_mask=MASK, decoder_input_ids=TARGET)[0].sum().item()
+        expected.append([origin, origin, total])
+    assert outside.result["twins"] == expected
+    assert len({total for _, _, total in expected}) == 3
 
 
 # Inside: with `import seqloom` ---------------------------------------------------------------------------------------
