@@ -129,6 +129,8 @@ def plan_size(lengths: np.ndarray, tokens_per_update: int, num_updates: int | No
     brim, above = _spare_room(falling, num_strata, tokens_per_update)
     wanted = num_updates or -(-(int(total[-1]) + above) // (tokens_per_update - brim))
     runs = _halve_longest(runs, wanted - len(runs))
+    while num_updates and len(runs) < num_updates and runs.max() > 1:
+        runs = _halve_longest(runs, num_updates - len(runs))
     if num_updates not in (None, len(runs)):
         raise ValueError(
             f"{len(sizes)} examples with {int(total[-1])} tokens do not make {num_updates} updates of at most "

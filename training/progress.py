@@ -91,13 +91,13 @@ def brief(logs: dict[str, Any]) -> dict[str, str]:
 
 
 UNSEEN = ("total_flos", "epoch")
-"""Of a reading, what a person does not look for; `epoch` comes first."""
+"""Of a reading, what a person does not look for; `epoch` comes first, and groups such as gradient_norm/ are long."""
 
 
 def describe(logs: dict[str, Any]) -> str:
     """Return one reading as a line: "epoch 1.25  loss 3.214  tokens_per_second 12,345"."""
     parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
-    parts += [f"{name} {_shown(value)}" for name, value in logs.items() if name not in UNSEEN]
+    parts += [f"{name} {_shown(value)}" for name, value in logs.items() if name not in UNSEEN and "/" not in name]
     return "  ".join(parts)
 
 

@@ -218,18 +218,27 @@ def normalize_text(text: str, normalization: str) -> str:
 def set_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
     """Let a bpe tokenizer skip each merge with this probability (BPE-dropout, arXiv:1910.13267); 0 turns it off.
 
-    For training only. The setting is part of what `save_pretrained` writes, so turn it off before saving.
+    For looking at it: the library draws from a source that cannot be seeded, so training makes the merges itself
+    (`training/bpe_dropout.py`). The setting is part of what `save_pretrained` writes, so turn it off before saving.
+
+    Raises:
+        TokenizerError: If the tokenizer has no merges or the probability is not in [0, 1).
+    """
+    check_bpe_dropout(tokenizer, dropout)
+    tokenizer.backend_tokenizer.model.dropout = dropout or None
+
+
+def check_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
+    """Refuse a tokenizer without merges, and what is no probability.
 
     Raises:
         TokenizerError: If the tokenizer has no merges or the probability is not in [0, 1).
     """
     if not 0 <= dropout < 1:
         raise TokenizerError(f"bpe_dropout={dropout} is not a probability; use 0 (off) up to, but not including, 1.")
-    model = tokenizer.backend_tokenizer.model
     kind = tokenizer.init_kwargs.get(_SETTINGS_KEY, {}).get("kind", "bpe")
-    if not isinstance(model, models.BPE) or kind != "bpe":
+    if not isinstance(tokenizer.backend_tokenizer.model, models.BPE) or kind != "bpe":
         raise TokenizerError(f"bpe_dropout={dropout} needs merges to skip; a tokenizer of the kind {kind!r} has none.")
-    model.dropout = dropout or None
 
 
 # ----------------------------------------------------------------------------------------------------- options and text

@@ -9,32 +9,49 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 from transformers import GenerationConfig, Seq2SeqTrainingArguments, set_seed
 
-import seqloom  # noqa: F401  (registers the classes and the bundler that every checkpoint is written with)
+import seqloom  # registers the classes and the bundler that every checkpoint is written with
 from seqloom.configuration.command import CommandParser, run_command
-from seqloom.configuration.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
+from seqloom.configuration.recipe import (
+    Recipe,
+    RecipeError,
+    add_recipe_arguments,
+    fit_recipe,
+    recipe_from_arguments,
+)
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
-from seqloom.training.batching import accumulation_steps
+from seqloom.training.averaging import KeepBestCheckpoints, average_run, describe_average
+from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, accumulation_steps
+from seqloom.training.bpe_dropout import EpochEncodings, LengthLimits
+from seqloom.training.confidence import confidence_intervals
 from seqloom.training.corpus import load_corpus
 from seqloom.training.demo import DEMO_EXAMPLES, build_demo
+from seqloom.training.gradient_flow import can_draw
+from seqloom.training.interruption import StopSignals
 from seqloom.training.metrics import get_metrics
 from seqloom.training.run_folder import RunFolder
+from seqloom.training.run_health import explained_writing, remedy_for_disk
+from seqloom.training.selection import EarlyStopping, selection_settings
 from seqloom.training.tasks import get_task
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 from seqloom.training.trainer import EvaluationPlan, SampleOutputs, SeqloomTrainer, lengths_of
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEFAULT_METRICS = {"pairs": ("bleu", "chrf", "exact_match", "cer"), "continuation": ()}
 
@@ -51,51 +68,106 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Raises:
         ValueError: for anything wrong with recipe or data, before training starts.
     """
-    metrics = tuple(recipe.metrics or DEFAULT_METRICS[recipe.task])
-    get_metrics(metrics)
+    get_metrics(metrics_of(recipe))
     folder = RunFolder(Path(recipe.output))
+    arguments = training_arguments(recipe)
+    with StopSignals() as signals, folder.hold(is_main=arguments.process_index == 0):
+        PartialState().wait_for_everyone()
+        return train_in(folder, recipe, arguments, signals)
+
+
+def train_in(
+    folder: RunFolder, recipe: Recipe, arguments: Seq2SeqTrainingArguments, signals: StopSignals
+) -> dict[str, Any]:
+    """Train in a folder that is ours; see `train`.
+
+    Args:
+        folder: held by this run.
+        recipe: the resolved recipe.
+        arguments: transformers' own, of this recipe.
+        signals: what may ask for a stop.
+    """
     if folder.is_finished and recipe.resume == "auto":
         say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
+        if recipe.training_arguments.get("push_to_hub"):
+            push_finished(folder, recipe)
         return folder.results()
-    arguments = training_arguments(recipe)
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing data and vocabulary"):
+        corpus, facts = read_corpus(recipe)
+        recipe, choice = fit_recipe(recipe, len(corpus["train"]))
         if arguments.process_index == 0:
             folder.open(recipe)
-        corpus, facts = read_corpus(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
         data = DatasetDict({name: encode(split, tokenizers, recipe, name) for name, split in corpus.items()})
+        facts["train"]["num_too_long"] = len(corpus["train"]) - len(data["train"])
     if arguments.process_index == 0:
-        folder.write("data.json", facts)
+        folder.write_data_facts(facts)
+    if choice:
+        arguments = training_arguments(recipe)
+        if arguments.process_index == 0:
+            say(f"auto      {choice}")
+    encodings = epoch_encodings(data["train"], tokenizers, recipe, arguments) if recipe.bpe_dropout else None
+    num_passes = 2 if recipe.rdrop_alpha else 1  # both lie in memory at once
+    tokens_per_device = recipe.tokens_per_device // num_passes
     arguments.gradient_accumulation_steps = accumulation_steps(
-        recipe.tokens_per_update, recipe.tokens_per_device, arguments.world_size
+        encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"]),
+        tokens_per_update=recipe.tokens_per_update,
+        tokens_per_device=tokens_per_device,
+        world_size=arguments.world_size,
+        overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
     )
 
+    set_seed(arguments.seed)  # training a vocabulary and reading it back must not lead to different weights
     model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size))
     model.generation_config = generation_config(recipe, tokenizers)
+    if arguments.bf16 and arguments.device.type == "cpu":
+        model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG 2026-11-23)
     trainer = SeqloomTrainer(
         model,
         arguments,
         tokenizers=tokenizers,
         tokens_per_update=recipe.tokens_per_update,
-        evaluation=EvaluationPlan(metrics, max_new_tokens=recipe.max_new_tokens),
+        tokens_per_device=tokens_per_device,
+        evaluation=EvaluationPlan(metrics_of(recipe), max_new_tokens=recipe.max_new_tokens),
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
+        encodings=encodings,
+        rdrop_alpha=recipe.rdrop_alpha,
+        ema_decay=recipe.ema_decay,
     )
+    add_quality_tools(trainer, recipe, folder)
+    trainer.listen_to(signals)
     if recipe.num_sample_outputs and "validation" in data:
         trainer.add_callback(sample_outputs(trainer, data["validation"], recipe))
     check_before_training(trainer, data, recipe)
 
     started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=folder.last_checkpoint())
+    checkpoint = from_main_process(folder.last_checkpoint)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
+    trainer.use_moving_average()
+    averaging = average(trainer, recipe) if recipe.average_checkpoints else {}
     save(trainer, folder)
     results = {"seconds": round(seconds, 1), "updates": outcome.global_step, "train_loss": outcome.training_loss}
+    results |= training_facts(trainer, data, checkpoint)
+    results |= averaging
     results |= final_scores(trainer, data, recipe, folder)
+    prompts = example_prompts(data, recipe)
+    outputs = trainer.write_texts(prompts)
     if trainer.is_world_process_zero():
         folder.write("results.json", results)
-        say_how_to_use(trainer, data, recipe, results)
+        trainer.create_model_card()
+        say_how_to_use(recipe, results, prompts, outputs)
+    if arguments.push_to_hub:
+        trainer.publish("End of training")
     return results
+
+
+def from_main_process(compute: Callable[[], T]) -> T:
+    """Return what the first process finds, on every process."""
+    found = [compute() if PartialState().is_main_process else None]
+    return broadcast_object_list(found)[0]
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -141,7 +213,8 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             character_coverage=recipe.character_coverage,
             split_digits=recipe.split_digits,
         )
-        tokenizers.save(home)
+        with folder.staged(home) as staged:
+            tokenizers.save(staged)
     return SeqloomTokenizers.load(home)
 
 
@@ -187,6 +260,25 @@ def encode_batch(batch: dict[str, list[str]], tokenizers: SeqloomTokenizers) -> 
     }
 
 
+def epoch_encodings(
+    pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, arguments: Seq2SeqTrainingArguments
+) -> EpochEncodings:
+    """Return the training pairs as BPE-dropout cuts them, anew in each epoch."""
+    limits = LengthLimits(
+        recipe.max_source_length or np.inf,
+        recipe.max_target_length or np.inf,
+        min(recipe.tokens_per_update, recipe.tokens_per_device // (2 if recipe.rdrop_alpha else 1)),
+    )
+    return EpochEncodings(
+        pairs,
+        tokenizers,
+        dropout=recipe.bpe_dropout,
+        seed=arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        limits=limits,
+        num_proc=recipe.num_proc,
+    )
+
+
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,14 +287,24 @@ def seed_of(recipe: Recipe) -> int:
     return int(recipe.training_arguments.get("seed", 42))
 
 
+def metrics_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the scores that are computed from decoded text."""
+    return tuple(recipe.metrics or DEFAULT_METRICS[recipe.task])
+
+
 def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     """Return transformers' arguments: the recipe's, and those that the recipe leaves to us."""
-    chosen = dict(recipe.training_arguments)
+    chosen = recipe.training_arguments | selection_settings(recipe, metrics_of(recipe))
     if recipe.is_demo or recipe.valid:
         chosen.setdefault("eval_strategy", "steps")
     chosen.setdefault("per_device_eval_batch_size", 64)
     chosen.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     chosen.setdefault("ddp_find_unused_parameters", False)
+    chosen.setdefault("hub_strategy", "end")  # a half-trained model is nobody's business unless it is asked for
+    chosen["logging_nan_inf_filter"] = False  # a loss that is no number ends the run, see run_health
+    chosen["restore_callback_states_from_checkpoint"] = True  # early stopping goes on counting
+    if chosen.pop("enable_jit_checkpoint", False):
+        logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
     chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
     return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
 
@@ -221,6 +323,28 @@ def generation_config(recipe: Recipe, tokenizers: SeqloomTokenizers) -> Generati
         decoder_start_token_id=tokenizer.bos_token_id,
         suppress_tokens=[tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id],
     )
+
+
+def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder) -> None:
+    """Hang early stopping, the choice of checkpoints and the gradients' log into the trainer.
+
+    Raises:
+        RecipeError: where weights are to be averaged and no process has all of them.
+    """
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if is_sharded and (recipe.ema_decay or recipe.average_checkpoints):
+        key = "ema_decay" if recipe.ema_decay else "average_checkpoints"
+        raise RecipeError(f"{key} averages whole weights, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
+    arguments = trainer.args
+    if recipe.early_stopping_patience:
+        trainer.add_callback(EarlyStopping(recipe.early_stopping_patience))
+    if recipe.average_by == "best":
+        metric, higher = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
+        trainer.add_callback(KeepBestCheckpoints(recipe.average_checkpoints, metric, higher=higher))
+    if recipe.log_gradient_flow:
+        trainer.watch_gradients(folder.records)
+        if not can_draw() and trainer.is_world_process_zero():
+            logger.warning("log_gradient_flow draws with matplotlib, which is missing: pip install 'seqloom[plots]'.")
 
 
 # What a person sees --------------------------------------------------------------------------------------------------
@@ -251,7 +375,13 @@ def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Re
     trainer.add_callback(preflight.TimeEstimate(say))
 
 
-def say_how_to_use(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, results: dict[str, Any]) -> None:
+def example_prompts(data: DatasetDict, recipe: Recipe) -> list[str]:
+    """Return three sources that the end of a run shows with what the model writes."""
+    last = data["test"] if "test" in data else data.get("validation", data["train"])
+    return list(DEMO_EXAMPLES) if recipe.is_demo else last[:3]["source"]
+
+
+def say_how_to_use(recipe: Recipe, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str]) -> None:
     """Print scores, three outputs, and the exact lines that use the folder."""
     say(f"\n{recipe.output}: {results['updates']:,} updates in {results['seconds']:.0f} s")
     for split in ("validation", "test"):
@@ -259,9 +389,7 @@ def say_how_to_use(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, r
         if shown:
             say(f"{split:12}" + ", ".join(f"{name} {value:.2f}" for name, value in shown.items()))
     say("")
-    last = data["test"] if "test" in data else data.get("validation", data["train"])
-    prompts = list(DEMO_EXAMPLES) if recipe.is_demo else last[:3]["source"]
-    for prompt, output in zip(prompts, trainer.write_texts(prompts), strict=True):
+    for prompt, output in zip(prompts, outputs, strict=True):
         say(f"  {prompt}  ->  {output}")
     say(USAGE.format(folder=recipe.output, prompt=prompts[0]))
 
@@ -285,10 +413,21 @@ def is_score(name: str, value: Any) -> bool:
 
 
 def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
-    """Leave the model at the top of the folder, without the pickle that Trainer adds."""
-    trainer.save_model(str(folder.path))
+    """Leave the model at the top of the folder: all of it, or nothing that looks like a model."""
+    with explained_writing(folder.path, folder.path, remedy_for_disk(trainer.args)):
+        folder.publish(
+            lambda staged: trainer.save_model(staged, _internal_call=True),  # pushed later, with its scores in the card
+            is_main=trainer.is_world_process_zero(),
+        )
+    trainer.accelerator.wait_for_everyone()
+
+
+def average(trainer: SeqloomTrainer, recipe: Recipe) -> dict[str, Any]:
+    """Average the checkpoints into the model, and say what that did."""
+    results = average_run(trainer, recipe.average_checkpoints, recipe.average_by)
     if trainer.is_world_process_zero():
-        (folder.path / "training_args.bin").unlink(missing_ok=True)
+        say(f"average   {describe_average(results)}")
+    return results
 
 
 def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -304,7 +443,36 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, fol
         texts = data["test"].select_columns(["source", "target"])
         rows = ({**text, "output": output} for text, output in zip(texts, trainer.outputs, strict=True))
         folder.write_lines("test_outputs.jsonl", rows)
+        intervals = confidence_intervals(trainer.outputs, data["test"]["target"][:], trainer.evaluation.metrics)
+        results |= {f"test_{name}": bounds for name, bounds in intervals.items()}
     return results
+
+
+def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
+    """Return what a model card says of the training beyond the recipe."""
+    source, target = lengths_of(data["train"]).sum(axis=0).tolist()
+    resumed = {"resumed_at": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
+    return {
+        "epochs": trainer.state.epoch,
+        "train_source_tokens": source,
+        "train_target_tokens": target,
+        "processes": trainer.args.world_size,
+        **resumed,
+    }
+
+
+def push_finished(folder: RunFolder, recipe: Recipe) -> None:
+    """Send a finished run's folder; what an earlier start could not send is sent now."""
+    arguments = training_arguments(recipe)
+    if arguments.process_index == 0:
+        seqloom.push_folder(
+            folder.path,
+            arguments.hub_model_id or folder.path.absolute().name,
+            private=arguments.hub_private_repo is not False,
+            token=arguments.hub_token,
+            revision=arguments.hub_revision,
+            message="End of training",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

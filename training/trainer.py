@@ -5,26 +5,42 @@ tokens divided once by their number, over all processes and accumulation steps; 
 (`num_items_in_batch`), the model divides.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, ProgressCallback, Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from transformers import EvalPrediction, ProgressCallback, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import seed_worker
 
-from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+from seqloom.modeling.modeling_seqloom import (
+    SeqloomAttention,
+    SeqloomForConditionalGeneration,
+    SeqloomSelfAttention,
+)
 from seqloom.training import metrics as scoring
+from seqloom.training import rdrop
 from seqloom.training.batching import UpdateLoader, UpdateSampler
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
+from seqloom.training.gradient_flow import GradientFlow
+from seqloom.training.interruption import ignore_stop_signals
+from seqloom.training.moving_average import MovingAverage
 from seqloom.training.progress import TokenMeter, TrainingProgress
+from seqloom.training.publishing import PublishingTrainer
+from seqloom.training.resumable import ResumableTrainer
 from seqloom.training.tokenizer import SeqloomTokenizers
+
+if TYPE_CHECKING:
+    from seqloom.training.bpe_dropout import EpochEncodings
 
 MODEL_COLUMNS = ("input_ids", "labels")
 
@@ -41,7 +57,7 @@ class EvaluationPlan:
     """Longest output in tokens."""
 
 
-class SeqloomTrainer(Trainer):
+class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
     """Trains a Seqloom model on encoded pairs (columns `input_ids`, `labels`; to be scored also `source`, `target`)."""
 
     model: SeqloomForConditionalGeneration
@@ -54,9 +70,13 @@ class SeqloomTrainer(Trainer):
         *,
         tokenizers: SeqloomTokenizers,
         tokens_per_update: int,
+        tokens_per_device: int | None = None,
         evaluation: EvaluationPlan | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
+        encodings: "EpochEncodings | None" = None,
+        rdrop_alpha: float = 0.0,
+        ema_decay: float = 0.0,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Set up a run.
@@ -67,11 +87,16 @@ class SeqloomTrainer(Trainer):
                 share of an update, `per_device_train_batch_size` is not read.
             tokenizers: saved with every checkpoint, and decode what the model writes.
             tokens_per_update: most source + target tokens that one optimizer step learns from.
+            tokens_per_device: most places of a micro-batch, padding included; None: as many as it takes.
             evaluation: what to compute on validation and test sets.
             train_dataset: encoded pairs.
             eval_dataset: encoded pairs with their texts.
+            encodings: the training pairs as each epoch cuts them anew (BPE-dropout); None: as `train_dataset` has them.
+            rdrop_alpha: weight of R-Drop's disagreement term; 0: one pass, no such term.
+            ema_decay: decay of the moving average that is evaluated in the weights' place; 0: none.
             callbacks: Trainer's.
         """
+        freeze_inert_parameters(model)
         super().__init__(
             model=model,
             args=args,
@@ -85,6 +110,7 @@ class SeqloomTrainer(Trainer):
         self.label_smoother = None  # Trainer's divides by the micro-batch's tokens; the model smooths, see compute_loss
         self.tokenizers = tokenizers
         self.tokens_per_update = tokens_per_update
+        self.tokens_per_device = tokens_per_device
         self.evaluation = evaluation or EvaluationPlan()
         self.scored_dataset = Dataset.from_dict({})
         """The set under evaluation, longest first."""
@@ -92,6 +118,15 @@ class SeqloomTrainer(Trainer):
         """What the model wrote for each example of the set evaluated last; empty if nothing was decoded."""
         self.signatures: dict[str, str] = {}
         """How the scores were measured, e.g. `bleu_signature`."""
+        self.encodings = encodings
+        self.rdrop_alpha = rdrop_alpha
+        self.gradient_flow: GradientFlow | None = None
+        """Measures each layer's gradient, once `watch_gradients` was called."""
+        self.moving_average = MovingAverage(model, ema_decay) if ema_decay else None
+        """The weights that are evaluated and kept, until `use_moving_average` has put them into the model."""
+        if self.moving_average:
+            self.add_callback(self.moving_average)
+        self.add_callback(LogLastUpdates())
         self.meter = TokenMeter(args.world_size)
         self.add_callback(self.meter)
         if self.pop_callback(ProgressCallback):
@@ -102,27 +137,31 @@ class SeqloomTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches; they are rank-aware already, so accelerate must not shard them again."""
         return UpdateLoader(
-            self.train_dataset.select_columns(list(MODEL_COLUMNS)),
+            self.encodings or self.train_dataset.select_columns(list(MODEL_COLUMNS)),
             batch_sampler=self.train_sampler(),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers,
+            persistent_workers=self.args.dataloader_persistent_workers and not self.encodings,  # they know one epoch
             worker_init_fn=self._seed_worker if self.args.dataloader_num_workers else None,
         )
 
     def train_sampler(self) -> UpdateSampler:
         """Return the plan of this process: which examples make its micro-batches, in which order."""
-        return UpdateSampler(
-            lengths_of(self.train_dataset),
-            tokens_per_update=self.tokens_per_update,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            accumulation_steps=self.args.gradient_accumulation_steps,
-            world_size=self.args.world_size,
-            rank=self.args.process_index,
-        )
+        plan = {
+            "tokens_per_update": self.tokens_per_update,
+            "tokens_per_device": self.tokens_per_device,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "accumulation_steps": self.args.gradient_accumulation_steps,
+            "world_size": self.args.world_size,
+            "rank": self.args.process_index,
+        }
+        if self.encodings:
+            return self.encodings.sampler(**plan)
+        return UpdateSampler(lengths_of(self.train_dataset), **plan)
 
     def _seed_worker(self, worker_id: int) -> None:
+        ignore_stop_signals()
         seed_worker(worker_id, self.args.dataloader_num_workers, self.args.process_index)
 
     def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
@@ -140,7 +179,46 @@ class SeqloomTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Let the model smooth the labels, so that smoothing too is summed and divided once; logits are not needed."""
         inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": not return_outputs}
+        if self.rdrop_alpha and model.training:
+            return self._loss_of_two_passes(model, inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _loss_of_two_passes(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
+        """Return R-Drop's loss, divided by the update's targets in all its parts; see `rdrop`."""
+        labels = inputs["labels"]
+        num_items = (labels != IGNORED_LABEL).sum() if num_items is None else num_items
+        both = {**rdrop.twice(inputs), "skip_logits": False}
+        loss, outputs = super().compute_loss(model, both, return_outputs=True, num_items_in_batch=2 * num_items)
+        # Trainer multiplies its loss by the processes, for their gradients are averaged and not summed
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss + self.rdrop_alpha / 2 * scale * rdrop.disagreement(outputs.logits, labels) / num_items
+
+    # Gradients and weights ---------------------------------------------------------------------------------------
+
+    def watch_gradients(self, folder: Path) -> None:
+        """Measure the gradient of each layer from now on, and keep the readings in `folder`."""
+        self.gradient_flow = GradientFlow(self.model, folder)
+        self.add_callback(self.gradient_flow)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Also take the norm of each layer: Trainer calls this for every update, after clipping."""
+        total = super()._get_grad_norm(model, grad_norm)
+        if self.gradient_flow and total is not None:
+            self.gradient_flow.measure(total, self.args.max_grad_norm)
+        return total
+
+    def use_moving_average(self) -> None:
+        """Give the model the averaged weights for good, if there are any; training is over then."""
+        if self.moving_average:
+            self.moving_average.take_over()
+            self.remove_callback(self.moving_average)
+            self.moving_average = None
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint's moving average too: its score was that of the average."""
+        super()._load_best_model()
+        if self.moving_average:
+            self.moving_average.load_part(Path(str(self.state.best_model_checkpoint)))
 
     # What is seen ------------------------------------------------------------------------------------------------
 
@@ -153,8 +231,10 @@ class SeqloomTrainer(Trainer):
         return batches, num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the speed in tokens and the padding to each reading of the loss."""
-        super().log({**logs, **self.meter.read()} if "loss" in logs else logs, start_time)
+        """Add the speed in tokens, the padding and the layers' gradients to each reading of the loss."""
+        if "loss" in logs:
+            logs = {**logs, **self.meter.read(), **(self.gradient_flow.read() if self.gradient_flow else {})}
+        super().log(logs, start_time)
 
     # Evaluation --------------------------------------------------------------------------------------------------
 
@@ -175,7 +255,8 @@ class SeqloomTrainer(Trainer):
             Scores by name, each with the prefix.
         """
         self.scored_dataset = longest_first(self.eval_dataset if eval_dataset is None else eval_dataset)
-        return super().evaluate(self.scored_dataset, ignore_keys, metric_key_prefix)
+        with self.moving_average.in_use() if self.moving_average else contextlib.nullcontext():
+            return super().evaluate(self.scored_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(
         self,
@@ -202,7 +283,13 @@ class SeqloomTrainer(Trainer):
                 attention_mask=inputs["attention_mask"],
                 num_beams=self.evaluation.num_beams,
                 max_new_tokens=self.evaluation.max_new_tokens,
+                synced_gpus=self.is_sharded and self.args.world_size > 1,  # one that is done helps the others on
             )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a forward pass needs all processes, because each holds a part of every weight."""
+        return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
     def score(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Turn what `prediction_step` gathered into scores, token-weighted over the whole set."""
@@ -230,7 +317,7 @@ class SeqloomTrainer(Trainer):
 
     @torch.no_grad()
     def write_texts(self, sources: Sequence[str]) -> list[str]:
-        """Return what the model writes for a few sources, on this process alone."""
+        """Return what the model writes for a few sources; to be called on every process, for weights may be sharded."""
         self.model.eval()
         encoded = self.tokenizers.source(list(sources), padding=True, return_tensors="pt").to(self.args.device)
         return self.to_texts(self.decode(encoded).cpu().numpy())
@@ -263,14 +350,39 @@ class SampleOutputs(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print source, output and reference of each example."""
+        outputs = self.write(self.examples["source"][:])  # on every process
         if not state.is_world_process_zero:
             return
         lines = [f"step {state.global_step}"]
-        outputs = self.write(self.examples["source"][:])
         for source, output, reference in zip(self.examples["source"], outputs, self.examples["target"], strict=True):
             mark = "=" if output == reference else "x"
             lines += [f"    source     {source}", f"  {mark} output     {output}", f"    reference  {reference}"]
         self.print_text("\n".join(lines))
+
+
+class LogLastUpdates(TrainerCallback):
+    """Logs what was learned since the last reading when training stops.
+
+    Trainer adds up each process's own loss and averages over the processes where it logs. What was left at the end it
+    would add to `train_loss` as it stands on one process.
+    """
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a last reading; Trainer ends the epoch in which it stops, whatever the reason."""
+        if control.should_training_stop:
+            control.should_log = True
+
+
+def freeze_inert_parameters(model: SeqloomForConditionalGeneration) -> None:
+    """Leave out of training what cannot change the output: biases of keys that no rotation sets apart.
+
+    Such a bias moves all scores of a query alike, and softmax forgets it. Its gradient is zero but for rounding, which
+    Adam would blow up to full steps, other ones for every way to cut an update.
+    """
+    rotates = model.config.position_embedding_type == "rotary"
+    for module in model.modules():
+        if isinstance(module, SeqloomAttention) and not (rotates and isinstance(module, SeqloomSelfAttention)):
+            module.k_proj.bias.requires_grad_(False)
 
 
 def forced_sums(logits: Tensor, labels: Tensor) -> Tensor:
@@ -298,7 +410,7 @@ def _list_lengths(dataset: Dataset, column: str) -> np.ndarray:
     import pyarrow.compute as pc
 
     flat = dataset.flatten_indices() if dataset._indices is not None else dataset
-    return pc.list_value_length(flat.data.column(column)).to_numpy().astype(np.int64)
+    return pc.list_value_length(flat.data.column(column)).to_numpy().astype(np.int32)
 
 
 def longest_first(dataset: Dataset) -> Dataset:

@@ -1,0 +1,187 @@
+"""The quality tools in whole runs, from recipe keys to the folder: each does what it says, and after a resume too."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seqloom.configuration.recipe import load_recipe, resolve_recipe
+from seqloom.training.train import main, train
+
+SMALL = {"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+QUICK = {"vocab_size": 300, "tokens_per_update": 1024, "max_new_tokens": 12, "num_beams": 1, "num_sample_outputs": 0}
+SCHEDULE = {"max_steps": 8, "eval_steps": 2, "save_steps": 2, "logging_steps": 2, "warmup_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Words and their reversals, as line-aligned files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for split, count in (("train", 120), ("valid", 6)):
+        words = ["".join(rng.choices("abcde", k=rng.randint(3, 9))) for _ in range(count)]
+        (folder / f"{split}.src").write_text("".join(word + "\n" for word in words))
+        (folder / f"{split}.tgt").write_text("".join(word[::-1] + "\n" for word in words))
+    return folder
+
+
+@pytest.fixture
+def files(corpus):
+    return {split: [str(corpus / f"{split}.{side}") for side in ("src", "tgt")] for split in ("train", "valid")}
+
+
+@pytest.fixture
+def recipe(files, tmp_path):
+    def build(output="run", **overrides):
+        keys = {**files, **SMALL, "tokenizer": "char", "dropout": 0.1, **QUICK, **SCHEDULE, "disable_tqdm": True}
+        return resolve_recipe(None, {**keys, "output": str(tmp_path / output), **overrides})
+
+    return build
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def history(folder, update):
+    return json.loads((folder / f"checkpoint-{update}" / "trainer_state.json").read_text())["log_history"]
+
+
+def forget_the_end(folder):
+    """Leave a run as it was before its last checkpoints, as if it had been killed there."""
+    import shutil
+
+    (folder / "run" / "results.json").unlink()
+    for update in (6, 8):
+        shutil.rmtree(folder / f"checkpoint-{update}", ignore_errors=True)
+
+
+# Schedules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("inverse_sqrt", [0.5, 1, (3 / 2) ** -0.5, 2**-0.5, (5 / 2) ** -0.5]),
+        ("cosine", [0.5, 1, 0.9330127, 0.75, 0.5]),
+        ("linear", [0.5, 1, 5 / 6, 4 / 6, 3 / 6]),
+    ],
+)
+def test_schedules_from_the_command_line(files, tmp_path, name, rates):
+    """Half of the rate after one of two warm-up updates, all of it after both, then each schedule's own formula."""
+    flags = [f"--{key}={value}" for key, value in {**SMALL, **QUICK, **SCHEDULE}.items()]
+    flags += ["--tokenizer=char", f"--lr_scheduler_type={name}", "--learning_rate=0.01", "--logging_steps=1"]
+    flags += ["--eval_strategy=no", "--save_steps=8", f"--output={tmp_path / 'run'}", "--train", *files["train"]]
+    assert main(flags) == 0
+    scheduler = torch.load(tmp_path / "run" / "checkpoint-8" / "scheduler.pt", weights_only=True)
+    assert scheduler["last_epoch"] == 8
+    logged = [row["learning_rate"] for row in history(tmp_path / "run", 8) if "loss" in row]
+    expected = [0.0, *(0.01 * rate for rate in rates)]  # what an update was made with is the rate after the one before
+    assert logged[:6] == pytest.approx(expected, rel=1e-5)
+
+
+# Defaults that depend on the data ------------------------------------------------------------------------------------
+
+
+def test_without_a_preset_the_data_decides_and_a_resume_agrees(recipe, files, tmp_path, capsys):
+    keys = {**files, "output": str(tmp_path / "run"), "max_steps": 4, "save_steps": 2, "disable_tqdm": True}
+    keys |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "eval_strategy": "no", "max_new_tokens": 4}
+    train(resolve_recipe(None, keys))
+    printed = capsys.readouterr().out
+    assert "auto      preset tiny for 120 examples, little data wants a small model" in printed
+    assert "vocabulary 4,000, dropout 0.3, learning rate 0.0025, 4,096 tokens an update" in printed
+    kept = load_recipe(tmp_path / "run" / "run" / "recipe.yaml")
+    assert (kept.preset, kept.vocab_size, kept.tokens_per_update) == ("tiny", 4000, 4096)
+    assert kept.training_arguments["learning_rate"] == 0.0025
+    assert (kept.model["dropout"], kept.model["d_model"], kept.model["encoder_layers"]) == (0.3, 16, 4)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["dropout"], config["encoder_layers"]) == (0.3, 4)
+
+    (tmp_path / "run" / "run" / "results.json").unlink()
+    assert train(resolve_recipe(None, {**keys, "max_steps": 6}))["updates"] == 6
+    assert load_recipe(tmp_path / "run" / "run" / "recipe.yaml").preset == "tiny"
+
+
+# Averaging -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_the_mean_of_the_last_checkpoints(recipe, tmp_path, capsys):
+    results = train(recipe(average_checkpoints=3))
+    folder = tmp_path / "run"
+    assert results["averaged_updates"] == [4, 6, 8]
+    files = [weights(folder / f"checkpoint-{update}") for update in (4, 6, 8)]
+    final = weights(folder)
+    assert final.keys() == files[0].keys()
+    for name, weight in final.items():
+        assert torch.equal(weight, (sum(file[name].double() for file in files) / 3).float()), name
+    assert results["validation_loss"] == pytest.approx(results["averaged_loss"], rel=1e-6)
+    assert {"single_bleu", "averaged_bleu", "single_loss"} <= set(results)
+    assert "average   3 checkpoints averaged, updates 4, 6, 8; against update 8 alone: loss" in capsys.readouterr().out
+
+
+def test_the_best_checkpoints_are_kept_and_averaged_after_a_resume_too(recipe, tmp_path):
+    keys = {"average_checkpoints": 2, "average_by": "best", "metric_for_best_model": "loss", "learning_rate": 1e-3}
+    whole = train(recipe("whole", **keys))
+    scores = {row["step"]: row["eval_loss"] for row in history(tmp_path / "whole", 8) if "eval_loss" in row}
+    assert whole["averaged_updates"] == sorted(sorted(scores, key=scores.get)[:2])
+    assert len(list((tmp_path / "whole").glob("checkpoint-*"))) <= 3
+    train(recipe("parts", **keys, max_steps=4))
+    (tmp_path / "parts" / "run" / "results.json").unlink()
+    parts = train(recipe("parts", **keys))
+    assert parts["averaged_updates"] == whole["averaged_updates"]
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# EMA -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_the_moving_average_and_checkpoints_hold_both(recipe, tmp_path):
+    results = train(recipe(ema_decay=0.9))
+    folder = tmp_path / "run"
+    average, raw = load_file(folder / "checkpoint-8" / "moving_average.safetensors"), weights(folder / "checkpoint-8")
+    assert average.pop("num_updates").item() == 8
+    final = weights(folder)
+    assert all(torch.equal(final[name], average[name]) for name in final)
+    assert not any(torch.equal(final[name], raw[name]) for name in final if name.endswith("fc1.weight"))
+    last = next(row for row in history(folder, 8) if row["step"] == 8 and "eval_loss" in row)
+    assert results["validation_loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
+
+
+def test_a_stopped_run_with_every_tool_goes_on_to_the_same_weights(recipe, tmp_path):
+    keys = {"ema_decay": 0.9, "rdrop_alpha": 2.0, "tokenizer": "bpe", "bpe_dropout": 0.2, "log_gradient_flow": True}
+    train(recipe("whole", **keys))
+    train(recipe("parts", **keys))
+    forget_the_end(tmp_path / "parts")
+    train(recipe("parts", **keys))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    tables = [(tmp_path / name / "run" / "gradient_flow.jsonl").read_text() for name in ("whole", "parts")]
+    assert tables[0] == tables[1]
+    assert [json.loads(line)["update"] for line in tables[0].splitlines()] == [2, 4, 6, 8]
+    assert (tmp_path / "whole" / "run" / "gradient_flow.png").is_file()
+
+
+# Early stopping ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_stops_when_the_decoded_score_no_longer_improves_and_keeps_the_best(recipe, tmp_path):
+    results = train(recipe(early_stopping_patience=2, metric_for_best_model="cer", learning_rate=0.0, max_steps=40))
+    assert results["updates"] == 6  # the first score, and two that are no better
+    folder = tmp_path / "run"
+    best, final = weights(folder / "checkpoint-2"), weights(folder)
+    assert all(torch.equal(best[name], final[name]) for name in final)
+
+
+def test_patience_is_not_forgotten_in_a_resume(recipe, tmp_path):
+    keys = {"early_stopping_patience": 3, "metric_for_best_model": "exact_match", "learning_rate": 0.0}
+    train(recipe(**keys, max_steps=4))
+    (tmp_path / "run" / "run" / "results.json").unlink()
+    assert train(recipe(**keys, max_steps=40))["updates"] == 8
+
+
+def test_an_unknown_metric_is_refused_before_data_is_read(recipe):
+    with pytest.raises(ValueError, match="metric_for_best_model=beu is not among the scores of this run; did you mean"):
+        train(recipe(early_stopping_patience=2, metric_for_best_model="beu", train=["nowhere.a", "nowhere.b"]))

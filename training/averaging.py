@@ -1,0 +1,173 @@
+"""Checkpoint averaging: the mean of several checkpoints' weights, often better than any of them.
+
+Late in training the weights wander around a good place; their mean is closer to it (Vaswani et al. 2017, section 6.1,
+average the last 5 or 20; Wu et al. 2021 the last 10). The mean is taken in float64, tied weights stand in a checkpoint
+once and are averaged once. Whether it helped is measured: the run reports the single model's scores beside the mean's.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from seqloom.training.selection import best_updates, scores_by_update
+from seqloom.training.trainer import SeqloomTrainer
+
+WEIGHTS = "model.safetensors"
+
+
+def saved_updates(folder: Path) -> list[int]:
+    """Return the updates of which `folder` holds a checkpoint with weights, in order."""
+    matches = (re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob(f"checkpoint-*/{WEIGHTS}"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def updates_to_average(
+    folder: Path, state: TrainerState, count: int, *, by: str, metric: str = "loss", higher: bool = False
+) -> list[int]:
+    """Choose the checkpoints to average.
+
+    Args:
+        folder: holds `checkpoint-N`.
+        state: of the finished training; its history has the scores.
+        count: how many are wanted; there may be fewer.
+        by: "last" or "best".
+        metric: for "best", a score of the evaluations during training.
+        higher: whether that score is better when it is high.
+
+    Returns:
+        Their updates, in order.
+
+    Raises:
+        ValueError: when there is no checkpoint to average.
+    """
+    updates = [update for update in saved_updates(folder) if update <= state.global_step]
+    if by == "best":
+        scores = scores_by_update(state.log_history, metric)
+        updates = sorted(best_updates({u: scores[u] for u in updates if u in scores}, count, higher=higher))
+    if not updates:
+        raise ValueError(
+            f"{folder} holds no {'scored ' if by == 'best' else ''}checkpoint to average; lower save_steps and "
+            f"eval_steps, or leave average_checkpoints out."
+        )
+    return updates[-count:]
+
+
+def average_weights(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """Return the mean of the checkpoints' weights by name, computed in float64 and returned in their own type.
+
+    Args:
+        checkpoints: folders with a model.safetensors each; one tensor of each is in memory at a time.
+
+    Raises:
+        ValueError: when they are not checkpoints of one model.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path / WEIGHTS, framework="pt")) for path in checkpoints]
+        for path, file in zip(checkpoints, files, strict=True):
+            if set(file.keys()) != set(files[0].keys()):
+                raise ValueError(f"{path} and {checkpoints[0]} hold different weights; average checkpoints of one run.")
+        return {name: _mean([file.get_tensor(name) for file in files]) for name in files[0].keys()}  # noqa: SIM118
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    for tensor in tensors:
+        total += tensor
+    return (total / len(tensors)).to(tensors[0].dtype)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights into a model whose tied ones stand in `weights` once; with several processes rank 0's win.
+
+    Raises:
+        ValueError: when they are another model's.
+    """
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    loaded = {parameter.data_ptr() for name, parameter in model.named_parameters() if name in weights}
+    missing = [name for name in missing if model.get_parameter(name).data_ptr() not in loaded]
+    if missing or unexpected:
+        raise ValueError(
+            f"the averaged weights do not fit the model (missing: {', '.join(missing) or 'none'}; unexpected: "
+            f"{', '.join(unexpected) or 'none'}); average checkpoints of the same run."
+        )
+
+
+def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
+    """Put the mean of a finished training's checkpoints into its model, and measure whether that helped.
+
+    Args:
+        trainer: when `train` has ended; its folder holds the checkpoints.
+        count: how many are wanted.
+        by: "last" or "best", the latter by the trainer's `metric_for_best_model`.
+
+    Returns:
+        `averaged_updates`, and, where there is a validation set, the scores during training of the model that would
+        have been kept alone (`single_...`) and those of the mean (`averaged_...`), both decoded alike.
+    """
+    args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
+    metric, higher = str(args.metric_for_best_model), bool(args.greater_is_better)
+    updates = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher)
+    if trainer.is_world_process_zero():
+        load_weights(trainer.model, average_weights([folder / f"checkpoint-{update}" for update in updates]))
+    if args.world_size > 1:
+        for parameter in trainer.model.parameters():
+            torch.distributed.broadcast(parameter.data, src=0)
+    results: dict[str, Any] = {"averaged_updates": updates}
+    if trainer.eval_dataset is not None:
+        alone = state.best_global_step if by == "best" or args.load_best_model_at_end else updates[-1]
+        history = [row for row in state.log_history if row.get("step") == alone]
+        results |= {f"single_{name}": value for row in history for name, value in _scores(row, "eval_").items()}
+        results["single_update"] = alone
+        averaged = trainer.evaluate(metric_key_prefix="averaged")
+        results |= {f"averaged_{name}": value for name, value in _scores(averaged, "averaged_").items()}
+    return results
+
+
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def _scores(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    named = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    return {name: value for name, value in named.items() if name not in TIMINGS and isinstance(value, (int, float))}
+
+
+def describe_average(results: Mapping[str, Any]) -> str:
+    """Say what was averaged, and what it did to the scores: "loss 1.82 -> 1.79"."""
+    updates = results["averaged_updates"]
+    names = [name.removeprefix("single_") for name in results if name.startswith("single_") and name != "single_update"]
+    changes = [f"{name} {results[f'single_{name}']:.4g} -> {results[f'averaged_{name}']:.4g}" for name in names]
+    compared = f"; against update {results['single_update']:,} alone: {', '.join(changes)}" if changes else ""
+    return f"{len(updates)} checkpoints averaged, updates {', '.join(f'{u:,}' for u in updates)}{compared}"
+
+
+class KeepBestCheckpoints(TrainerCallback):
+    """Deletes all checkpoints but the best ones and the newest, which a resume needs."""
+
+    def __init__(self, count: int, metric: str, *, higher: bool) -> None:
+        """Keep `count` of the best by `metric`, a score of the evaluations during training."""
+        self.count = count
+        self.metric = metric
+        self.higher = higher
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look through the folder after each checkpoint."""
+        if not args.should_save:
+            return
+        folder = Path(args.output_dir)
+        updates = saved_updates(folder)
+        scores = scores_by_update(state.log_history, self.metric)
+        best = best_updates({u: scores[u] for u in updates if u in scores}, self.count, higher=self.higher)
+        for update in set(updates) - set(best) - {state.global_step, max(updates, default=0)}:
+            shutil.rmtree(folder / f"checkpoint-{update}", ignore_errors=True)
+
+
+__all__ = ["KeepBestCheckpoints", "average_run", "average_weights", "describe_average", "load_weights"]

@@ -1,0 +1,231 @@
+"""BPE-dropout: in every epoch the same sentence is cut into other pieces.
+
+Provilkov et al. 2020, arXiv:1910.13267. A merge that could be applied is skipped with a given chance, so that a word is
+seen whole, in syllables and in letters, and rare pieces are trained. Evaluation and use always take all merges.
+
+The `tokenizers` library has it too, but draws from a random source that cannot be seeded (tokenizers issue 668), and a
+resumed run has to see the pieces that the interrupted one would have seen. So the merges are made here, from the
+library's own table: what an example becomes depends on (seed, epoch, example) alone, on any number of processes.
+
+Pieces change lengths, and lengths are what updates are planned from. An epoch is therefore encoded as a whole at its
+start and planned from its real lengths: budgets hold as without dropout. Estimated lengths would save the pause, and
+would break the promise of `tokens_per_update` in every update. The number of updates an epoch is fixed by epoch 0, for
+Trainer counts on it; it leaves room for epochs whose total comes out a little larger (`share_planned`).
+"""
+
+import itertools
+import json
+import math
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from seqloom.training.batching import UpdateSampler, plan_size, plan_updates
+from seqloom.training.tokenizer import BYTE_TOKENS, SeqloomTokenizers, check_bpe_dropout
+from seqloom.training.trainer import lengths_of
+
+
+def share_planned(num_examples: int) -> float:
+    """Return the share of an update's budget that the number of updates is counted with.
+
+    The rest is for epochs that come out longer: an epoch's total varies by some 0.15 / sqrt(examples); room is
+    left for more than six times that, and half a percent.
+    """
+    return 0.995 - 1 / math.sqrt(max(num_examples, 4))
+
+
+class MergeDropout:
+    """Cuts text with the merges of a bpe tokenizer, each skipped with a given chance."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
+        """Take the merges out of a tokenizer.
+
+        Args:
+            tokenizer: of the kind bpe.
+            dropout: chance that a merge is skipped, in [0, 1).
+
+        Raises:
+            TokenizerError: for another kind, or another chance.
+        """
+        check_bpe_dropout(tokenizer, dropout)
+        backend = tokenizer.backend_tokenizer
+        model = json.loads(backend.to_str())["model"]
+        self.dropout = dropout
+        self.vocab: dict[str, int] = model["vocab"]
+        self.ranks = {(left, right): rank for rank, (left, right) in enumerate(model["merges"])}
+        self.normalizer = backend.normalizer
+        self.pre_tokenizer = backend.pre_tokenizer
+        self.end = tokenizer.eos_token_id
+
+    def encode(self, text: str, *key: Any) -> list[int]:
+        """Return the ids of a text, ending in the end of sequence.
+
+        Args:
+            text: as it comes from the corpus.
+            *key: what the random choices depend on, and nothing else.
+        """
+        rng = random.Random(repr(key))  # from text Python seeds alike on every machine and in every version
+        if self.normalizer is not None:
+            text = self.normalizer.normalize_str(text)
+        words = (word for word, _ in self.pre_tokenizer.pre_tokenize_str(text))
+        return [self.vocab[piece] for word in words for piece in self._merge(word, rng)] + [self.end]
+
+    def _merge(self, word: str, rng: random.Random) -> list[str]:
+        """Join pairs, the most frequent one first; at each step every possible merge may be skipped."""
+        pieces = [piece for character in word for piece in self._spell(character)]
+        while True:
+            ranked = ((self.ranks.get(pair), i) for i, pair in enumerate(itertools.pairwise(pieces)))
+            merges = [(rank, i) for rank, i in ranked if rank is not None and rng.random() >= self.dropout]
+            if not merges:
+                return pieces
+            _, i = min(merges)
+            pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+    def _spell(self, character: str) -> Sequence[str]:
+        """Return a character, or its bytes where it has no entry of its own."""
+        return (character,) if character in self.vocab else [BYTE_TOKENS[byte] for byte in character.encode()]
+
+
+@dataclass(frozen=True)
+class LengthLimits:
+    """What an example may have at most, in tokens; one that grows beyond keeps its plain pieces."""
+
+    source: float
+    """Of the source."""
+    target: float
+    """Of the target."""
+    both: float
+    """Of both together."""
+
+    def fit(self, source: Sequence[int], target: Sequence[int]) -> bool:
+        """Return whether an example is within the limits."""
+        sizes = len(source), len(target)
+        return sizes[0] <= self.source and sizes[1] <= self.target and sum(sizes) <= self.both
+
+
+class EpochEncodings(torch.utils.data.Dataset[dict[str, list[int]]]):
+    """Training pairs as the current epoch cuts them; rows of `input_ids` and `labels`."""
+
+    def __init__(
+        self,
+        pairs: Dataset,
+        tokenizers: SeqloomTokenizers,
+        *,
+        dropout: float,
+        seed: int,
+        limits: LengthLimits,
+        num_proc: int | None = None,
+    ) -> None:
+        """Remember what to cut; `set_epoch` cuts it.
+
+        Args:
+            pairs: columns `source`, `target`, and their plain pieces as `input_ids`, `labels`.
+            tokenizers: of the kind bpe.
+            dropout: chance that a merge is skipped.
+            seed: of the run.
+            limits: most tokens of an example.
+            num_proc: processes that cut; None: this one.
+        """
+        self.pairs = pairs
+        self.sides = [MergeDropout(tokenizer, dropout) for tokenizer in (tokenizers.source, tokenizers.target)]
+        self.seed = seed
+        self.limits = limits
+        self.num_proc = num_proc
+        self.epoch: int | None = None
+        self._files = tempfile.TemporaryDirectory(prefix="seqloom-bpe-dropout-")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Cut all examples as this epoch does, into a file that replaces the last epoch's."""
+        if epoch == self.epoch:
+            return
+        folder = Path(self._files.name)
+        stale = list(folder.iterdir())
+        columns = ("input_ids", "labels")
+        self.rows = self.pairs.map(
+            _cut_batch,
+            batched=True,
+            with_indices=True,
+            remove_columns=[name for name in self.pairs.column_names if name not in columns],
+            fn_kwargs={"sides": self.sides, "limits": self.limits, "key": (self.seed, epoch)},
+            num_proc=self.num_proc,
+            cache_file_name=str(folder / f"epoch-{epoch}.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint=f"bpe-dropout-{self.seed}-{epoch}",
+            desc=f"Cutting words for epoch {epoch + 1}",
+        )
+        self.epoch = epoch
+        for file in stale:
+            file.unlink(missing_ok=True)
+
+    def lengths_of_epoch(self, epoch: int) -> np.ndarray:
+        """Return (examples, 2) source and target lengths of an epoch, which is then the current one."""
+        self.set_epoch(epoch)
+        return lengths_of(self.rows)
+
+    def sampler(self, **plan: int) -> "EpochSampler":
+        """Return the sampler that plans each epoch from its own lengths; arguments as for `UpdateSampler`."""
+        return EpochSampler(self, **plan)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, list[int]]]:
+        return self.rows.__getitems__(indices)
+
+
+def _cut_batch(
+    batch: dict[str, list[Any]],
+    indices: Sequence[int],
+    *,
+    sides: Sequence[MergeDropout],
+    limits: LengthLimits,
+    key: tuple[int, int],
+) -> dict[str, list[list[int]]]:
+    rows = zip(indices, batch["source"], batch["target"], batch["input_ids"], batch["labels"], strict=True)
+    encoded = []
+    for index, source, target, *plain in rows:
+        cut = [side.encode(text, *key, index, n) for n, (side, text) in enumerate(zip(sides, (source, target)))]
+        encoded.append(cut if limits.fit(*cut) else plain)
+    return {"input_ids": [source for source, _ in encoded], "labels": [target for _, target in encoded]}
+
+
+class EpochSampler(UpdateSampler):
+    """An UpdateSampler whose lengths are those of the epoch; every epoch has as many updates as epoch 0."""
+
+    def __init__(self, encodings: EpochEncodings, *, tokens_per_update: int, **others: Any) -> None:
+        """Plan for one process; arguments as for `UpdateSampler`, with the encodings in the lengths' place."""
+        self.encodings = encodings
+        lengths = encodings.lengths_of_epoch(0)
+        budget = max(int(share_planned(len(lengths)) * tokens_per_update), int(lengths.sum(axis=1).max()))
+        num_updates = plan_size(lengths, budget).num_updates
+        super().__init__(lengths, tokens_per_update=tokens_per_update, num_updates=num_updates, **others)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Cut the examples anew, before the loader's workers are started."""
+        super().set_epoch(epoch)
+        self.encodings.set_epoch(epoch)
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Return the updates of an epoch, planned from its own lengths."""
+        self.lengths = self.encodings.lengths_of_epoch(epoch)
+        return plan_updates(
+            self.lengths,
+            tokens_per_update=self.tokens_per_update,
+            seed=self.seed,
+            epoch=epoch,
+            num_updates=self.num_updates,
+        )
+
+
+__all__ = ["EpochEncodings", "EpochSampler", "LengthLimits", "MergeDropout"]

@@ -1,0 +1,95 @@
+"""Which model of a run is the best: by which score, in which direction, and when to stop looking for a better one.
+
+transformers takes every score but the loss for one that should be high. Ours know their direction, and error rates and
+perplexity are better when they are low.
+"""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import EarlyStoppingCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.training.metrics import LOWER_IS_BETTER
+
+FORCED_SCORES = ("loss", "perplexity", "token_accuracy")
+"""What every evaluation computes, without decoding."""
+
+
+def selection_settings(recipe: Recipe, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the training arguments that say which model is the best; empty where nobody asks.
+
+    Args:
+        recipe: early stopping, `load_best_model_at_end` and `average_by=best` ask.
+        metrics: names of the scores that evaluation computes from decoded text; the first is taken where the recipe
+            names no `metric_for_best_model`.
+
+    Raises:
+        RecipeError: for a metric that no evaluation computes.
+    """
+    named = recipe.training_arguments.get("metric_for_best_model")
+    asks = recipe.early_stopping_patience or recipe.average_by == "best"
+    if not (named or asks or recipe.training_arguments.get("load_best_model_at_end")):
+        return {}
+    metric = str(named or (*metrics, "loss")[0]).removeprefix("eval_")
+    _check_metric(metric, metrics)
+    higher = recipe.training_arguments.get("greater_is_better")
+    settings = {
+        "metric_for_best_model": metric,
+        "greater_is_better": metric not in LOWER_IS_BETTER if higher is None else higher,
+    }
+    if recipe.early_stopping_patience:
+        settings["load_best_model_at_end"] = recipe.training_arguments.get("load_best_model_at_end", True)
+    if recipe.average_by == "best":
+        settings["save_total_limit"] = None  # `KeepBestCheckpoints` deletes, not Trainer: it would keep the newest
+    return settings
+
+
+def _check_metric(metric: str, metrics: Sequence[str]) -> None:
+    known = (*FORCED_SCORES, *metrics)
+    if metric in known:
+        return
+    near = get_close_matches(metric, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RecipeError(
+        f"metric_for_best_model={metric} is not among the scores of this run; {hint}use one of {', '.join(known)}, or "
+        f"add it to metrics."
+    )
+
+
+def scores_by_update(log_history: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    """Return what each evaluation during training scored, by update; the history survives in every checkpoint."""
+    name = f"eval_{metric}"
+    return {int(row["step"]): float(row[name]) for row in log_history if name in row}
+
+
+def best_updates(scores: Mapping[int, float], count: int, *, higher: bool) -> list[int]:
+    """Return the updates of the `count` best scores, best first; of equal ones the later."""
+    return sorted(scores, key=lambda update: (scores[update] if higher else -scores[update], update))[::-1][:count]
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Stops when the score has not improved for `patience` evaluations; a resumed run counts on where it stood."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the evaluations since the best one from the history: transformers would start again at 0."""
+        super().on_train_begin(args, state, control, **kwargs)
+        scores = list(scores_by_update(state.log_history, _metric_of(args)).values())
+        best = (max if args.greater_is_better else min)(scores, default=None)
+        self.early_stopping_patience_counter = 0 if best is None else len(scores) - 1 - scores.index(best)
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Look at evaluations of the run; the passes after its end have other names and do not count."""
+        if f"eval_{_metric_of(args)}" in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+def _metric_of(args: Any) -> str:
+    return str(args.metric_for_best_model).removeprefix("eval_")
+
+
+__all__ = ["EarlyStopping", "best_updates", "scores_by_update", "selection_settings"]
