@@ -17,6 +17,7 @@ from seqloom.hub import verify
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.generate import load_folder
 from seqloom.hub.verify import RELEASES, FolderError, Kind, check_folder, release_digests, summarize, verify_folder
+from tests.exploit import Exploit
 
 CODE = sorted(set(bundle_files()) - {MANIFEST_NAME})
 MODELING = "modeling_seqloom.py"
@@ -344,16 +345,6 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
-
-
-class Exploit:
-    """A pickle that leaves a trace when it is loaded."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
 
 
 def test_verify_says_what_it_finds_and_exits_with_1_unless_all_is_released(
