@@ -43,6 +43,10 @@ TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "
 """Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
 and Trainer does so with weights_only=True."""
 
+RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
+"""What a run keeps beside its model: checkpoints, which are folders of their own, and what a killed one leaves. Loading
+the model reads nothing of them; `_code_references` that lead there are refused."""
+
 TRAINING_ARGUMENTS = "training_args.bin"
 """A pickle that Trainer writes beside every model, and that neither it nor anything here ever reads."""
 
@@ -123,7 +127,7 @@ def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
 def check_folder(folder: str | PathLike[str]) -> None:
     """Refuse a folder that is dangerous to open, even for those who run no code of it.
 
-    Its `checkpoint-N` are folders of their own and not looked into.
+    `RUN_FOLDERS` in it are not looked into.
 
     Args:
         folder: a checkpoint folder.
@@ -144,7 +148,7 @@ def summarize(folder: str | PathLike[str], findings: Iterable[Finding]) -> str:
     problems = sum(found.is_problem for found in findings)
     if problems:
         lines = "1 line above speaks" if problems == 1 else f"{problems} lines above speak"
-        return f"{folder}: NOT the released code, {lines} against it; do not load it with trust_remote_code=True."
+        return f"{folder}: NOT only the released code, {lines} against it; do not load it with trust_remote_code=True."
     return f"{folder}: the released code and nothing else."
 
 
@@ -370,19 +374,18 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _names_in(folder: Path, *, with_links: bool = False) -> list[str]:
-    """Return every file below a folder, with "/" between its parts; `checkpoint-N` and what links lead to left out.
+    """Return every file below a folder, with "/" between its parts; `RUN_FOLDERS` and what links lead to left out.
 
     Args:
         folder: where to look.
         with_links: name links to folders as well.
     """
-    checkpoints = {path.name for path in _checkpoints(folder)}
     names: list[str] = []
     for place, folders, files in os.walk(folder):
         here = Path(place).relative_to(folder)
-        if here == Path():
-            folders[:] = [name for name in folders if name not in checkpoints]
         links = [name for name in folders if with_links and (Path(place) / name).is_symlink()]
+        if here == Path():
+            folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in RUN_FOLDERS)]
         names += [(here / name).as_posix() for name in [*files, *links]]
     return sorted(names)
 

@@ -105,6 +105,16 @@ def test_checkpoints_are_verified_with_trainers_state_in_them(folder: Path, save
     check_folder(folder)  # which is loaded without its checkpoints
 
 
+@pytest.mark.parametrize("place", ["_saving/checkpoint-4", "_broken-checkpoint-4"])
+def test_what_a_killed_run_leaves_is_nobodys_model(folder: Path, place: str) -> None:
+    (folder / place).mkdir(parents=True)
+    torch.save({}, folder / place / "optimizer.pt")
+    assert problems(folder) == []
+    check_folder(folder)
+    edit(folder / "config.json", auto_map={"AutoModel": f"{place}/evil.Model"})
+    assert problems(folder) == [(Kind.OUTSIDE, "config.json")]
+
+
 def test_trainers_state_belongs_in_checkpoints(folder: Path) -> None:
     torch.save({}, folder / "optimizer.pt")
     assert problems(folder) == [(Kind.PICKLE, "optimizer.pt")]
@@ -141,7 +151,7 @@ def test_changed_code_is_found_although_the_manifest_was_renewed(folder: Path) -
         f"{__version__}; get the folder from its author anew, or save the model again with save_pretrained."
     )
     assert summarize(folder, verify_folder(folder)) == (
-        f"{folder}: NOT the released code, 1 line above speaks against it; do not load it with trust_remote_code=True."
+        f"{folder}: NOT only the released code, 1 line above speaks against it; do not load it with trust_remote_code=True."
     )
     check_folder(folder)  # nobody here runs it
 
@@ -305,7 +315,7 @@ def test_kernels_from_the_hub(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "assets"])
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "assets", "checkpoint-1"])
 def test_links_out_of_the_folder(folder: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / "elsewhere"
     target.mkdir()
@@ -356,7 +366,7 @@ def test_verify_says_what_it_finds_and_exits_with_1_unless_all_is_released(
     assert lines[-1] == f"{folder}: the released code and nothing else."
     (folder / "evil.py").write_text("")
     assert cli.main(["verify", str(folder)]) == 1
-    assert "NOT the released code, 1 line above speaks against it" in capsys.readouterr().out
+    assert "NOT only the released code, 1 line above speaks against it" in capsys.readouterr().out
     assert cli.main(["verify", str(folder), "--deep"]) == 2
     assert cli.main(["verify", str(folder / "no")]) == 1
 
