@@ -180,7 +180,7 @@ class TestContent:
         card = render_card(facts)
         assert row(card, "Parameters") == [f"{model.num_parameters():,}"]
         assert row(card, "Width") == [str(model.config.d_model)]
-        assert "decodes with 2 beams and at most 9 new tokens" in card
+        assert "decodes with 2 beams, at most 9 new tokens" in card
 
     def test_licence(self, finished):
         assert "The model: `cc-by-4.0`." in section(current_card(finished), "Licence")

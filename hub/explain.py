@@ -1,0 +1,150 @@
+"""What a model looked at and what else it considered while it wrote: plain data for a page, a notebook or a test.
+
+    text -> generate (or a target that is given) -> forced pass over the same tokens -> Explanation
+
+The forced pass reads the finished output once more and asks at every position for the whole distribution and for the
+weights of cross attention. Only the eager kernel returns weights, so the model runs on it for this one pass; what is
+explained was written with the model's own kernel.
+
+This file imports torch and transformers only: `seqloom space` copies it into the folder of a Space.
+
+    S source length    T target length    L decoder layers    N heads    V vocabulary    K candidates
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that could have come next."""
+
+    token: str
+    probability: float
+    """Under the model itself: before beams, suppressed tokens and other rules of the search."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of the output."""
+
+    token: str
+    probability: float
+    candidates: list[Candidate]
+    """The K most probable tokens at this place, best first; the token that was written need not be among them."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An output and how it came about."""
+
+    source: str
+    output: str
+    source_tokens: list[str]
+    """S tokens that the encoder read, the end of the sequence included."""
+    steps: list[Step]
+    """T tokens that were written, the end of the sequence included if it was."""
+    cross_attention: list[list[list[list[float]]]]
+    """(L, N, T, S): how much each output token took from each source token; each row of S sums to 1."""
+
+    def mean_attention(self) -> list[list[float]]:
+        """Return (T, S), the mean over layers and heads."""
+        return torch.tensor(self.cross_attention).mean(dim=(0, 1)).tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as lists, dictionaries, texts and numbers, as JSON takes them."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def explain(
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    *,
+    target: str | None = None,
+    target_tokenizer: Any | None = None,
+    num_candidates: int = 5,
+    **generate_options: Any,
+) -> Explanation:
+    """Write an output for a text, or take a given one, and explain it token by token.
+
+    Args:
+        model: an encoder-decoder with `generate`, in eval mode.
+        tokenizer: of the same folder.
+        text: the source.
+        target: explain this output instead of the one that the model writes.
+        target_tokenizer: for `target`, where the two sides have vocabularies of their own; None: `tokenizer`.
+        num_candidates: K.
+        generate_options: for `generate`, e.g. `num_beams`.
+
+    Raises:
+        ValueError: for fewer than one candidate.
+    """
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates={num_candidates} leaves nothing to show; use 1 or more.")
+    source = tokenizer([text], return_tensors="pt").to(model.device)
+    inputs = {"input_ids": source["input_ids"], "attention_mask": source["attention_mask"]}
+    if target is None:
+        written = model.generate(**inputs, **generate_options)[:1]
+    else:
+        written = _forced(model, (target_tokenizer or tokenizer)([target], return_tensors="pt")["input_ids"])
+    written = _up_to_end(written, model.generation_config.eos_token_id)  # (1, 1 + T)
+    with _eager_attention(model):
+        outputs = model(**inputs, decoder_input_ids=written[:, :-1], output_attentions=True, use_cache=False)
+    return Explanation(
+        source=text,
+        output=tokenizer.decode(written[0], skip_special_tokens=True),
+        source_tokens=tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist()),
+        steps=_steps(tokenizer, outputs.logits[0], written[0, 1:], num_candidates),
+        cross_attention=torch.stack(outputs.cross_attentions)[:, 0].float().tolist(),
+    )
+
+
+def _forced(model: Any, target_ids: Tensor) -> Tensor:
+    """(1, T) -> (1, 1 + T), the decoder's start token in front."""
+    start = torch.full((1, 1), model.generation_config.decoder_start_token_id)
+    return torch.cat([start, target_ids], dim=1).to(model.device)
+
+
+def _up_to_end(written: Tensor, end_ids: int | list[int] | None) -> Tensor:
+    """Cut what follows the first end of the sequence: padding of a batch of beams."""
+    ends = torch.isin(written[0, 1:], torch.as_tensor([] if end_ids is None else end_ids, device=written.device))
+    return written[:, : int(ends.int().argmax()) + 2] if ends.any() else written
+
+
+def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int) -> list[Step]:
+    """Read each position's distribution.
+
+    Args:
+        tokenizer: names the tokens.
+        logits: (T, V).
+        targets: (T,) ids that were written.
+        num_candidates: K.
+    """
+    probabilities = logits.float().softmax(-1)  # (T, V)
+    best = probabilities.topk(min(num_candidates, probabilities.shape[-1]))  # (T, K)
+    chosen = probabilities.gather(1, targets[:, None])[:, 0]
+    names = tokenizer.convert_ids_to_tokens(targets.tolist())
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    candidates = [list(map(Candidate, tokenizer.convert_ids_to_tokens(ids), values)) for ids, values in rows]
+    return list(map(Step, names, chosen.tolist(), candidates))
+
+
+@contextmanager
+def _eager_attention(model: Any) -> Iterator[None]:
+    """Run a model on the kernel that returns its weights, then on its own again."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+__all__ = ["Candidate", "Explanation", "Step", "explain"]

@@ -1,0 +1,115 @@
+"""Writes the folder of a Hugging Face Space: a Gradio page that serves a model and shows what it looked at.
+
+    DIR/app.py                          the page, from a template
+    DIR/explain.py, explain_tables.py   copies of hub/explain.py and hub/explain_tables.py
+    DIR/requirements.txt, README.md     what a Space is told: packages, SDK and its version
+    DIR/model/                          the model itself, unless the page loads it from a repository
+
+The folder needs Gradio, torch and transformers, and no Seqloom; it runs on any machine as it does on the Hub.
+"""
+
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+
+from seqloom.hub import explain, explain_tables
+from seqloom.hub.model_card import CardFacts, card_environment, read_facts
+from seqloom.hub.push import PushFile, check_repo_name, plan_push
+
+GRADIO_VERSION = "6.31.0"
+"""The page was seen on this one."""
+
+REQUIREMENTS = f"""gradio>={GRADIO_VERSION},<{int(GRADIO_VERSION.split(".")[0]) + 1}
+torch>=2.6
+transformers>=5.21,<6
+"""
+
+HEADING = """# {name}
+{parameters:,} parameters in {encoder_layers} + {decoder_layers} layers. It can be wrong; check what matters."""
+
+
+def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, repo: str | None = None) -> list[str]:
+    """Write a Space for a model.
+
+    Args:
+        folder: the model.
+        output: the folder to write; it must not exist, or be empty.
+        repo: `owner/name` of the model on the Hub, which the page then loads; None: the model is copied into the Space.
+
+    Returns:
+        The files that were written, relative to `output`.
+
+    Raises:
+        ValueError: if `folder` is no model, `output` holds something, or `repo` is no name.
+    """
+    output = Path(output)
+    if repo is not None:
+        check_repo_name(repo)
+    files = plan_push(folder, repo or Path(folder).resolve().name)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} holds something already; name a folder that does not exist, or empty this one.")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in space_files(read_facts(folder, repo), repo).items():
+        (output / name).write_text(text, encoding="utf-8", newline="\n")
+    if repo is None:
+        _copy(files, output / "model")
+    return sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+
+
+def space_files(facts: CardFacts, repo: str | None = None) -> dict[str, str]:
+    """Return file name -> text of what is not the model.
+
+    Args:
+        facts: of the model.
+        repo: where the page loads it from; None: from `model/`.
+    """
+    environment = card_environment()
+    heading = HEADING.format(name=facts.name, parameters=facts.num_parameters, **facts.config)
+    known = {"name": facts.name, "heading": heading, "example": facts.example if facts.is_demo else "", "repo": repo}
+    known |= {"license": facts.license, "gradio_version": GRADIO_VERSION}
+    templates = {"app.py": "space_app.py.jinja", "README.md": "space_readme.md.jinja"}
+    files = {name: environment.get_template(template).render(known) for name, template in templates.items()}
+    files |= {f"{_stem(module.__name__)}.py": _copy_of(module.__name__, module.__file__) for module in _COPIED}
+    return {name: text.rstrip("\n") + "\n" for name, text in files.items()} | {"requirements.txt": REQUIREMENTS}
+
+
+def describe_space(output: str | PathLike[str], files: Iterable[str]) -> str:
+    """Return what a person does next: look at the page here, then send it.
+
+    Args:
+        output: the folder of the Space.
+        files: what was written.
+    """
+    return (
+        f"{output}: {len(list(files))} files.\n"
+        f"Look at it here:  pip install -r {output}/requirements.txt && python {output}/app.py\n"
+        f"Send it:          hf repos create OWNER/NAME --repo-type space --space-sdk gradio --private\n"
+        f"                  hf upload OWNER/NAME {output} . --repo-type space"
+    )
+
+
+_COPIED = (explain, explain_tables)
+
+
+def _copy_of(module: str, path: str | None) -> str:
+    header = f"# Seqloom {version('seqloom')}, hub/{_stem(module)}.py: a copy.\n# SPDX-License-Identifier: Apache-2.0\n"
+    return header + Path(str(path)).read_text(encoding="utf-8")
+
+
+def _stem(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _copy(files: Iterable[PushFile], folder: Path) -> None:
+    for file in files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file.content, bytes):
+            target.write_bytes(file.content)
+        else:
+            shutil.copyfile(file.content, target)
+
+
+__all__ = ["describe_space", "space_files", "write_space"]

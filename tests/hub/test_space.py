@@ -1,0 +1,162 @@
+"""The Space: a folder that works without Seqloom, and a page that says what the model says."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seqloom import cli
+from seqloom.hub.bundle import ALLOWED_PACKAGES
+from seqloom.hub.space import GRADIO_VERSION, write_space
+from tests.test_package import imports_of
+
+WORDS = "abcdefghijklmnop"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, taught_model, char_tokenizer):
+    path = tmp_path_factory.mktemp("space") / "capitals"
+    model = taught_model()
+    model.generation_config.update(max_new_tokens=9)
+    model.save_pretrained(path)
+    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
+    return path
+
+
+def head_of(readme):
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", readme, re.DOTALL)[1])
+
+
+def test_the_folder_has_all_that_a_space_needs(folder, tmp_path, capsys):
+    assert cli.main(["space", str(folder), "-o", str(tmp_path / "page")]) == 0
+    page = tmp_path / "page"
+    top = {path.name for path in page.iterdir()}
+    assert top == {"app.py", "explain.py", "explain_tables.py", "requirements.txt", "README.md", "model"}
+    assert (page / "model" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (page / "model" / "README.md").is_file()
+    head = head_of((page / "README.md").read_text())
+    assert (head["sdk"], head["sdk_version"], head["app_file"]) == ("gradio", GRADIO_VERSION, "app.py")
+    assert head["title"] == "capitals"
+    assert "models" not in head
+    assert {re.split(r"[<>=]", line)[0] for line in (page / "requirements.txt").read_text().split()} == {
+        "gradio",
+        "torch",
+        "transformers",
+    }
+    said = capsys.readouterr().out
+    assert f"pip install -r {page}/requirements.txt && python {page}/app.py" in said
+    assert f"hf upload OWNER/NAME {page} . --repo-type space" in said
+
+
+def test_it_imports_nothing_of_seqloom(folder, tmp_path):
+    write_space(folder, tmp_path / "page")
+    for name in ("app.py", "explain.py", "explain_tables.py"):
+        packages = {module.split(".")[0] for module, _, _ in imports_of(tmp_path / "page" / name)}
+        assert packages <= ALLOWED_PACKAGES | {"gradio", "explain", "explain_tables"}
+
+
+def test_a_model_on_the_hub_is_named_and_not_copied(folder, tmp_path):
+    files = write_space(folder, tmp_path / "page", repo="alice/capitals")
+    assert files == ["README.md", "app.py", "explain.py", "explain_tables.py", "requirements.txt"]
+    assert 'MODEL = "alice/capitals"' in (tmp_path / "page" / "app.py").read_text()
+    assert head_of((tmp_path / "page" / "README.md").read_text())["models"] == ["alice/capitals"]
+
+
+def test_wrong_calls(folder, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for arguments, text in (
+        (
+            [str(folder), "-o", str(tmp_path / "full")],
+            "full holds something already; name a folder that does not exist",
+        ),
+        ([str(tmp_path / "nowhere"), "-o", str(tmp_path / "page")], "nowhere holds no config.json; name the folder"),
+        ([str(folder), "-o", str(tmp_path / "page"), "--repo", "a b"], "'a b' is not the name of a repository"),
+    ):
+        assert cli.main(["space", *arguments]) == 1
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+ASK = """
+import sys
+from unittest.mock import MagicMock
+sys.modules["gradio"] = MagicMock()  # the page's widgets; what it answers is computed for real
+sys.path.insert(0, sys.argv[1])
+import app
+output, attention, candidates = app.answer("abc")
+assert app.answer("  ") == ("", "", "")
+assert "seqloom" not in sys.modules
+print(output, attention.count("<tr>"), candidates.count("<tr>"))
+"""
+
+
+@pytest.mark.slow
+def test_the_page_answers_as_the_model_does(folder, tmp_path):
+    write_space(folder, tmp_path / "page")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", ASK, str(tmp_path / "page")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = AutoModelForSeq2SeqLM.from_pretrained(folder).generate(**tokenizer(["abc"], return_tensors="pt"))[0]
+    num_rows = 1 + len(ids) - 1
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert run.stdout.split() == [text, str(num_rows), str(num_rows)]
+
+
+@pytest.mark.slow
+def test_the_page_stands_on_real_gradio(folder, tmp_path):
+    """Starts the server and asks it as gradio's own client does, through its HTTP API."""
+    gradio_client = pytest.importorskip("gradio_client", reason="gradio is no dependency of Seqloom")
+    write_space(folder, tmp_path / "page")
+    port = _free_port()
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    environment |= {"GRADIO_ANALYTICS_ENABLED": "False"}
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=tmp_path / "page", env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_for(port, server, log)
+        client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
+        output, attention, candidates = client.predict("abc", api_name="/write")
+        assert output.isupper()
+        assert "<table>" in attention
+        assert "<table>" in candidates
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(1200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
