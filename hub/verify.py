@@ -183,7 +183,8 @@ def _compare_file(folder: Path, name: str, digest: str, release: str) -> Finding
     found = _digest(path.read_bytes())
     if found == digest:
         return Finding(Kind.OK, name, f"the code of Seqloom {release}.")
-    rule = f"SHA-256 {found[:12]}... is not {digest[:12]}..., that of Seqloom {release}"
+    since = " as it is installed here (a development version may have changed since)" if ".dev" in release else ""
+    rule = f"SHA-256 {found[:12]}... is not {digest[:12]}..., that of Seqloom {release}{since}"
     return Finding(Kind.CHANGED, name, f"{rule}; {remedy}")
 
 
