@@ -164,6 +164,12 @@ class ResumableTrainer(Trainer):
             if isinstance(callback, CheckpointPart):
                 callback.load_part(Path(checkpoint))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of missing weights, but not of those that are another's second name and never saved."""
+        tied = set(self.model.all_tied_weights_keys)
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint that is whole or not there, then remove the oldest.
 

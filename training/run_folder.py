@@ -114,6 +114,7 @@ class RunFolder:
                 self._wait_for(handle, patience)
             clear_staging(self.path)
             yield
+            clear_staging(self.path)
         finally:
             _let_go(held)
 

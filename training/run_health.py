@@ -5,9 +5,9 @@ Each message has the value, the rule, the remedy, and the last good checkpoint. 
 - A loss or gradient that is no finite number is an error, never filtered out of the log. On the CPU each update is
   looked at before the optimizer takes it; elsewhere that would make the processor wait for the device, so there the
   logged values are looked at, and the weights before every save. Weights that are not finite are never saved.
-- A run has diverged when its loss, averaged over `ENTRIES` log entries, is worse than guessing every token of the
-  vocabulary alike by a factor of two; or, averaged also over `UPDATES` updates, has risen far above the lowest level
-  that it had already reached (`RISE`). Spikes recover within a few updates and do not move such an average.
+- A run has diverged when its loss, the median of `ENTRIES` log entries, is worse than guessing every token of the
+  vocabulary alike by a factor of two; or when the median over at least `UPDATES` updates has risen far above the lowest
+  that it had already reached (`RISE`). Spikes recover within a few updates and do not move a median.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ from seqloom.training.checkpoints import checkpoints_in, update_of
 logger = logging.getLogger(__name__)
 
 ENTRIES = 4
-"""Log entries over which a loss is averaged before it is called diverged."""
+"""Log entries that a loss must be bad for before it is called diverged."""
 
 UPDATES = 100
-"""Updates over which it is averaged before it is compared with its own past: single updates of a small budget are
+"""Updates that are looked at together when a loss is compared with its own past: single updates of a small budget are
 noisy, and the lowest of thousands of noisy values is far below their level."""
 
 RISE = 0.5
-"""How far above its lowest average a loss may rise: this share of it, and at least one nat."""
+"""How far above its lowest level a loss may rise: this share of it, and at least one nat."""
 
 
 class TrainingError(ValueError):
@@ -53,45 +53,53 @@ class Divergence:
     """Where a loss left its path."""
 
     loss: float
-    """Average over the last entries."""
+    """Median of the last entries."""
     reference: float
-    """What it is measured against: the lowest average, or guessing."""
+    """What it is measured against: the lowest level, or guessing."""
     last_good_update: int
     """The last update before the climb; 0: there was none."""
 
 
-def find_divergence(losses: Sequence[tuple[int, float]], vocab_size: int) -> Divergence | None:
-    """Look for a loss that has climbed and stays there.
+class LossWatch:
+    """Looks for a loss that has climbed and stays there."""
 
-    Args:
-        losses: (update, mean loss since the entry before) as logged, oldest first.
-        vocab_size: a uniform guess has the loss ln(vocab_size).
+    def __init__(self, vocab_size: int) -> None:
+        """Start without a past; a uniform guess has the loss ln(vocab_size)."""
+        self.guess = math.log(vocab_size)
+        self.lowest = math.inf
+        """The lowest level so far: the least median over a window."""
+        self.losses: list[tuple[int, float]] = []
+        """(update, mean loss since the entry before), oldest first."""
 
-    Returns:
-        What is wrong with the last entries, or None.
-    """
-    guess = math.log(vocab_size)
-    above_guess = _climb(losses, ENTRIES, reference=guess, bound=2 * guess + 1)
-    if above_guess or len(losses) < 2:
-        return above_guess
-    window = max(ENTRIES, math.ceil(UPDATES / max(1, losses[-1][0] - losses[-2][0])))
-    lowest = min(_averages(losses, window), default=math.inf)
-    return _climb(losses, window, reference=lowest, bound=lowest + max(1.0, RISE * lowest))
+    def add(self, update: int, loss: float) -> Divergence | None:
+        """Take a log entry.
 
+        Args:
+            update: at which it was logged.
+            loss: mean over the updates since the entry before.
 
-def _climb(losses: Sequence[tuple[int, float]], window: int, reference: float, bound: float) -> Divergence | None:
-    averages = _averages(losses, window)
-    if not averages or averages[-1] <= bound:
-        return None
-    good = [update for update, loss in losses if loss <= bound]
-    return Divergence(averages[-1], reference, good[-1] if good else 0)
+        Returns:
+            What is wrong with the last entries, or None.
+        """
+        self.losses.append((update, loss))
+        if found := self._climb(ENTRIES, reference=self.guess, bound=2 * self.guess + 1):
+            return found
+        interval = update - self.losses[-2][0] if len(self.losses) > 1 else 1
+        window = max(ENTRIES, math.ceil(UPDATES / max(1, interval)))
+        self.lowest = min(self.lowest, self._level(window))
+        return self._climb(window, reference=self.lowest, bound=self.lowest + max(1.0, RISE * self.lowest))
 
+    def _climb(self, window: int, reference: float, bound: float) -> Divergence | None:
+        level = self._level(window)
+        if math.isinf(level) or level <= bound:
+            return None
+        good = [update for update, loss in self.losses if loss <= bound]
+        return Divergence(level, reference, good[-1] if good else 0)
 
-def _averages(losses: Sequence[tuple[int, float]], window: int) -> list[float]:
-    """Return the mean of every `window` entries in a row, oldest first; none if there are fewer."""
-    if len(losses) < window:
-        return []
-    return np.convolve([loss for _, loss in losses], np.full(window, 1 / window), mode="valid").tolist()
+    def _level(self, window: int) -> float:
+        """Return the median of the last `window` entries, which single spikes do not move; inf if there are fewer."""
+        recent = [loss for _, loss in self.losses[-window:]]
+        return float(np.median(recent)) if len(recent) == window else math.inf
 
 
 class LossGuard(TrainerCallback):
@@ -100,6 +108,14 @@ class LossGuard(TrainerCallback):
     def __init__(self, vocab_size: int) -> None:
         """Remember how bad a guess is."""
         self.vocab_size = vocab_size
+        self.watch = LossWatch(vocab_size)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Learn the past of a run that goes on."""
+        self.watch = LossWatch(self.vocab_size)
+        for entry in state.log_history:
+            if "loss" in entry:
+                self.watch.add(entry["step"], entry["loss"])
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
@@ -114,8 +130,7 @@ class LossGuard(TrainerCallback):
         norm = logs.get("grad_norm", 0.0)
         if not math.isfinite(logs["loss"]) or not (math.isfinite(norm) or args.fp16):  # fp16 skips such updates itself
             raise not_finite(args, state, loss=logs["loss"], grad_norm=norm)
-        losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-        if found := find_divergence(losses, self.vocab_size):
+        if found := self.watch.add(state.global_step, logs["loss"]):
             raise diverged(args, state, found)
 
 
@@ -340,12 +355,12 @@ def _why(error: BaseException) -> str:
 __all__ = [
     "Divergence",
     "LossGuard",
+    "LossWatch",
     "MicroBatch",
     "TrainingError",
     "broken_weights",
     "diverged",
     "explained_writing",
-    "find_divergence",
     "is_finite_without_waiting",
     "is_lost_peer",
     "is_out_of_memory",

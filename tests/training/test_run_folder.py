@@ -3,9 +3,9 @@
 import json
 import multiprocessing
 import os
-import subprocess
+import signal
 import sys
-import textwrap
+import time
 
 import pytest
 
@@ -104,43 +104,35 @@ def test_a_run_removes_what_a_killed_one_left(tmp_path):
         assert not (folder.path / "_saving").exists()
 
 
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from seqloom.training.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1])).hold(is_main=True):
-    if os.fork() == 0:
-        time.sleep(60)  # a data worker that outlives its run
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems")
 def test_two_runs_do_not_share_a_folder(tmp_path, caplog):
     folder = RunFolder(tmp_path / "run")
-    other = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder.path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    reader, writer = os.pipe()
+    other = os.fork()
+    if other == 0:
+        try:
+            os.setsid()
+            with folder.hold(is_main=True):
+                if os.fork() == 0:
+                    time.sleep(60)  # a data worker that outlives its run
+                os.write(writer, b"held")
+                time.sleep(60)
+        finally:
+            os._exit(1)
     try:
-        assert other.stdout.readline() == "held\n"
+        assert os.read(reader, 4) == b"held"
         with (
-            pytest.raises(
-                RecipeError, match=r"another run is still writing to .*; wait for its end, stop it, or take ano"
-            ),
+            pytest.raises(RecipeError, match=r"another run is still writing to .*; wait for its end, stop it, or"),
             folder.hold(is_main=True, patience=0.1),
         ):
             pass
         assert "waiting for its end" in caplog.text
-        other.kill()
-        other.wait()
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
         with folder.hold(is_main=True, patience=5):  # though the worker still lives
             pass
     finally:
-        os.killpg(other.pid, 9)
+        os.killpg(other, signal.SIGKILL)
 
 
 def test_a_fork_does_not_take_the_folder_with_it(tmp_path):

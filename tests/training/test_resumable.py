@@ -1,0 +1,370 @@
+"""ResumableTrainer: what its hooks add to Trainer, each seen on a run of a few updates."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import random
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_callback import TrainerState
+
+from seqloom.configuration.command import EXIT_STOPPED, StoppedError
+from seqloom.training.checkpoints import checkpoints_in, find_fault
+from seqloom.training.interruption import StopSignals
+from seqloom.training.resumable import CheckpointPart, ResumableTrainer, kept_random_state
+from seqloom.training.run_health import TrainingError
+from tests.toy import toy_pairs
+
+
+class Acting(TrainerCallback):
+    """Does something at the end of one update."""
+
+    def __init__(self, update, action, event="on_step_end"):
+        self.update, self.action = update, action
+        setattr(self, event, self._act)
+
+    def _act(self, args, state, control, **kwargs):
+        if state.global_step == self.update:
+            self.action(kwargs["model"])
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tiny_config):
+    from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+
+    source, mask, labels = toy_pairs(24)
+    columns = ("input_ids", "attention_mask", "labels")
+    rows = [dict(zip(columns, row)) for row in zip(source, mask, labels)]
+
+    def make(*callbacks, name="run", dropout=0.1, kind=ResumableTrainer, **arguments):
+        torch.manual_seed(0)
+        defaults = {
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "max_steps": 9,
+            "save_steps": 3,
+            "per_device_train_batch_size": 6,  # 4 updates an epoch
+            "logging_steps": 1,
+            "learning_rate": 0.01,
+            "logging_nan_inf_filter": False,
+            "restore_callback_states_from_checkpoint": True,
+            "dataloader_pin_memory": False,
+        }
+        return kind(
+            SeqloomForConditionalGeneration(tiny_config(dropout=dropout)),
+            Seq2SeqTrainingArguments(output_dir=str(tmp_path / name), **{**defaults, **arguments}),
+            train_dataset=rows,
+            eval_dataset=rows[:6],
+            callbacks=list(callbacks),
+        )
+
+    return make
+
+
+class Scored(ResumableTrainer):
+    """Reports a worse score at each evaluation."""
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics["eval_made_up"] = float(self.state.global_step)
+        return output
+
+
+SCORED = {
+    "kind": Scored,
+    "metric_for_best_model": "made_up",
+    "greater_is_better": False,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "load_best_model_at_end": True,
+}
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def names(folder):
+    return [path.name for path in checkpoints_in(folder)]
+
+
+@pytest.fixture
+def learned(make_trainer):
+    trainer = make_trainer(name="whole")
+    trainer.train()
+    return weights(trainer)
+
+
+# Resume --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", [3, 6, 9])
+def test_a_run_goes_on_from_any_checkpoint_to_the_same_weights(make_trainer, learned, tmp_path, update):
+    """Also from the last one, where Trainer would compute one update more."""
+    trainer = make_trainer()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{update}"))
+    assert trainer.state.global_step == 9
+    assert torch.equal(weights(trainer), learned)
+
+
+def test_more_updates_are_learned_when_more_are_asked_for(make_trainer, learned, tmp_path):
+    trainer = make_trainer(max_steps=11)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-9"))
+    assert trainer.state.global_step == 11
+
+
+def test_evaluation_does_not_change_what_is_learned(make_trainer, learned):
+    trainer = make_trainer(eval_strategy="steps", eval_steps=1, eval_on_start=True)
+    trainer.train()
+    assert torch.equal(weights(trainer), learned)
+
+
+def test_random_states_are_kept():
+    def draw():
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = draw()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with kept_random_state():
+        draw()
+    assert draw() == expected
+
+
+def test_a_run_that_was_stopped_early_does_not_go_on(make_trainer, tmp_path):
+    def train(checkpoint=None):
+        trainer = make_trainer(EarlyStoppingCallback(1), **SCORED)
+        trainer.train(resume_from_checkpoint=checkpoint and str(tmp_path / "run" / checkpoint))
+        return trainer
+
+    stopped = train()
+    assert stopped.state.global_step == 6
+    for checkpoint in ("checkpoint-6", "checkpoint-3"):  # the end, and one from which patience has to be remembered
+        again = train(checkpoint)
+        assert again.state.global_step == 6
+        assert torch.equal(weights(again), weights(stopped))
+
+
+def test_on_another_number_of_processes_dropout_is_not_that_of_the_start(make_trainer, learned, tmp_path):
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")  # as two processes save it
+    states = []
+    for folder in ("whole", "whole", "other"):
+        trainer = make_trainer(name=folder)
+        trainer.state.global_step = 3 if folder == "whole" else 6
+        trainer._load_rng_state(str(checkpoint))
+        states.append(torch.random.get_rng_state())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_tied_weights_are_not_called_missing(make_trainer, learned, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    make_trainer().train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-9"))
+    assert "missing keys" not in caplog.text
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_appear_whole_and_hold_no_pickled_arguments(make_trainer, tmp_path):
+    seen = []
+
+    class Watching(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen.append(find_fault(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
+
+    make_trainer(Watching()).train()
+    assert seen == [None, None, None]
+    assert not list(tmp_path.rglob("training_args.bin"))
+    for file in tmp_path.rglob("*.p*t*"):
+        with torch.serialization.safe_globals(
+            [np._core.multiarray._reconstruct, np.ndarray, np.dtype, np.dtypes.UInt32DType]
+        ):
+            torch.load(file, weights_only=True)
+
+
+def test_the_best_checkpoint_is_named_where_it_is_and_never_rotated_away(make_trainer, tmp_path):
+    trainer = make_trainer(save_total_limit=1, **SCORED)
+    trainer.train()
+    output = tmp_path / "run"
+    assert trainer.state.best_model_checkpoint == str(output / "checkpoint-3")
+    for folder in checkpoints_in(output):
+        state = json.loads((folder / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(output / "checkpoint-3")
+        assert state["best_global_step"] == 3
+    assert "checkpoint-3" in names(output)
+    moved = output.rename(tmp_path / "moved")
+    again = make_trainer(name="moved", save_total_limit=1, **SCORED)
+    again.train(resume_from_checkpoint=str(moved / names(moved)[-1]))
+    assert again.state.best_model_checkpoint == str(moved / "checkpoint-3")
+
+
+def test_a_callback_keeps_its_part_in_the_checkpoint(make_trainer, tmp_path):
+    class Counting(TrainerCallback):
+        num_seen = 0
+
+        def on_step_end(self, *args, **kwargs):
+            self.num_seen += 1
+
+        def save_part(self, checkpoint):
+            (checkpoint / "count.txt").write_text(str(self.num_seen))
+
+        def load_part(self, checkpoint):
+            self.num_seen = int((checkpoint / "count.txt").read_text())
+
+    assert isinstance(Counting(), CheckpointPart)
+    make_trainer(Counting()).train()
+    manifest = json.loads((tmp_path / "run" / "checkpoint-6" / "checkpoint_manifest.json").read_text())
+    assert "count.txt" in manifest["files"]
+    counting = Counting()
+    make_trainer(counting).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert counting.num_seen == 9
+
+
+# Stops ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("update", [2, 3, 4, 9])
+def test_a_signal_saves_stops_and_goes_on_to_the_same_weights(make_trainer, learned, tmp_path, update):
+    """In an epoch, where a checkpoint is due, at the end of an epoch, and at the end of all."""
+    trainer = make_trainer(Acting(update, lambda model: os.kill(os.getpid(), signal.SIGTERM)), save_total_limit=2)
+    with StopSignals() as signals:
+        trainer.listen_to(signals)
+        with pytest.raises(
+            StoppedError, match=rf"after update {update} of 9, saved in .*checkpoint-{update}\."
+        ) as stop:
+            trainer.train()
+    assert stop.value.exit_code == EXIT_STOPPED
+    checkpoint = tmp_path / "run" / f"checkpoint-{update}"
+    assert find_fault(checkpoint) is None
+    again = make_trainer(save_total_limit=2)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.equal(weights(again), learned)
+    assert names(tmp_path / "run") == ["checkpoint-6", "checkpoint-9"]  # as if nobody had stopped it
+
+
+# Losses that are no number -------------------------------------------------------------------------------------------
+
+
+def spoil_gradient(model):
+    model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+
+
+def spoil_weights(model):
+    model.lm_head.weight.data[7] = math.nan
+
+
+@pytest.mark.parametrize("spoil", [spoil_gradient, spoil_weights])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_loss_that_is_no_number_stops_the_run_before_the_optimizer_takes_it(make_trainer, tmp_path, spoil, clip):
+    trainer = make_trainer(Acting(4, spoil), max_grad_norm=clip)
+    with pytest.raises(TrainingError, match=r"grad_norm=nan and loss=.* after update 4 of 9") as caught:
+        trainer.train()
+    assert f"The last good checkpoint, {tmp_path / 'run' / 'checkpoint-3'}, is kept." in str(caught.value)
+    assert "--learning_rate 0.003" in str(caught.value)
+    assert names(tmp_path / "run") == ["checkpoint-3"]
+    if spoil is spoil_gradient:
+        assert weights(trainer).isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_trainer, tmp_path):
+    trainer = make_trainer(Acting(6, spoil_weights), save_total_limit=1)
+    with pytest.raises(TrainingError, match=r"embed_tokens.weight=nan after update 6 of 9: .* Nothing of it was saved"):
+        trainer.train()
+    assert names(tmp_path / "run") == ["checkpoint-3"]
+    assert find_fault(tmp_path / "run" / "checkpoint-3") is None
+
+
+def test_a_run_that_diverges_is_stopped(make_trainer):
+    with pytest.raises(TrainingError, match=r"the loss has climbed to .* and stays there"):
+        make_trainer(learning_rate=10.0, max_steps=40, lr_scheduler_type="constant").train()
+
+
+# Memory and disk -----------------------------------------------------------------------------------------------------
+
+
+class Exhausted(ResumableTrainer):
+    """Runs out of memory in update 5, or while evaluating."""
+
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == 4 and not self.micro_batch.is_evaluating:
+            raise self.failure
+        return super().compute_loss(*args, **kwargs)
+
+    def prediction_step(self, *args, **kwargs):
+        raise self.failure
+
+
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_running_out_of_memory_is_explained(make_trainer, tmp_path, failure):
+    trainer = make_trainer(kind=Exhausted)
+    trainer.failure = failure
+    with pytest.raises(
+        TrainingError, match=r"it did not hold a micro-batch of 6 x \(9 source \+ 9 target\) = 108"
+    ) as caught:
+        trainer.train()
+    assert f"{tmp_path / 'run' / 'checkpoint-3'}, is kept. Start the same command with --tokens_per_device 81" in str(
+        caught.value
+    )
+
+
+def test_running_out_of_memory_while_evaluating_is_explained(make_trainer):
+    trainer = make_trainer(kind=Exhausted, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=8)
+    trainer.failure = MemoryError()
+    with pytest.raises(TrainingError, match="while evaluating after update 2 of 9, with per_device_eval_batch_size=8"):
+        trainer.train()
+
+
+def test_other_errors_stay_what_they_are(make_trainer):
+    trainer = make_trainer(kind=Exhausted)
+    trainer.failure = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer.train()
+
+
+def check_refused(trainer, folder, why):
+    with pytest.raises(
+        TrainingError, match=rf"checkpoint-6 could not be written: .*{why}.* \(.* MB are free"
+    ) as caught:
+        trainer.train()
+    assert f"The last good checkpoint, {folder / 'checkpoint-3'}, is kept. Make room" in str(caught.value)
+    assert names(folder) == ["checkpoint-3"]
+    assert find_fault(folder / "checkpoint-3") is None
+    assert not list((folder / "_saving").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process")
+@pytest.mark.parametrize("limit", [1000, 30_000, 60_000])
+def test_a_disk_that_refuses_leaves_the_last_good_checkpoint(make_trainer, tmp_path, limit):
+    """Files may not grow beyond the limit: first the JSON files fail, then the weights, then the optimizer's state."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            limits = (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            trainer = make_trainer(Acting(5, lambda model: resource.setrlimit(resource.RLIMIT_FSIZE, limits)))
+            check_refused(trainer, tmp_path / "run", "")
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_full_disk_is_named(make_trainer, tmp_path, monkeypatch):
+    def fill_disk(model):
+        def refuse(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(TrainerState, "save_to_json", refuse)
+
+    check_refused(make_trainer(Acting(5, fill_disk)), tmp_path / "run", "No space left on device")
