@@ -49,6 +49,7 @@ def build_parser() -> CommandParser:
     _add_verify(verbs)
     _add_serve(verbs)
     _add_push(verbs)
+    _add_space(verbs)
     return parser
 
 
@@ -174,6 +175,25 @@ def _run_push(namespace: argparse.Namespace, unknown: list[str], parser: Command
         message=namespace.message,
     )
     print(describe_push(report, asked_for_public=namespace.public))
+    return 0
+
+
+def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "write the folder of a Space: a Gradio page that serves a model and shows what it looked at"
+    parser = verbs.add_parser("space", help=text, description=f"{text.capitalize()}.")
+    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder to write")
+    parser.add_argument("--repo", metavar="REPO", help="load the model from this repository [copied into the Space]")
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: _run_space(namespace, unknown, parser))
+
+
+def _run_space(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
+    parser.refuse(unknown)
+    from seqloom.hub.space import describe_space, write_space
+
+    files = write_space(namespace.folder, namespace.output, repo=namespace.repo)
+    print(describe_space(namespace.output, files))
     return 0
 
 

@@ -307,6 +307,10 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
             "--columns a b --train x y",
             "columns=a b: the line-aligned files x and y have no columns; leave columns out.",
         ),
+        (
+            "--languages en German",
+            "languages=en German: German is not a language code; write two or three small letters",
+        ),
         ("--where language", "where=language names no column and value; write COLUMN=VALUE, e.g. language=de."),
         ("--where =de", "where==de names no column and value; write COLUMN=VALUE"),
         ("--where a=b --train x y", "where=a=b: the line-aligned files x and y have no columns to select by"),

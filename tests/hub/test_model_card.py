@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from seqloom.hub.model_card import (
     ANY_EXAMPLE,
     DEMO_EXAMPLE,
+    SCORES,
     CardFacts,
     count_parameters,
     current_card,
@@ -136,6 +137,11 @@ class TestContent:
             "confidence_interval_95": [30.1, 32.7],
         }
         assert (perplexity.metric_type, perplexity.metric_value, perplexity.metric_args) == ("perplexity", 6.28, None)
+
+    def test_every_metric_has_a_name_on_the_card(self):
+        from seqloom.training.metrics import METRICS
+
+        assert set(METRICS) <= set(SCORES)
 
     def test_scores_are_in_the_text_too(self, finished):
         scores = section(current_card(finished), "Scores")

@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from seqloom.training.confidence import SENTENCE_SUMS, confidence_intervals, interval
 from seqloom.training.metrics import METRICS, score
 
-NAMES = ["bleu", "chrf", "exact_match", "cer", "wer"]
+NAMES = ["bleu", "tokenized_bleu", "chrf", "exact_match", "cer", "wer"]
 
 
 @pytest.fixture(scope="module")
