@@ -20,6 +20,8 @@ from transformers import (
 )
 
 import seqloom
+from seqloom.hub.bundle import MANIFEST_NAME
+from seqloom.hub.verify import verify_folder
 from tests.outside import run_outside
 
 CHARACTERS = "今天的天气很好abcdefghij"
@@ -264,6 +266,8 @@ def test_fine_tuned_outside_it_is_complete_again(outside, saved, tmp_path):
 
     assert outside.result["fine-tuned"] is True
     assert code_and_maps(outside.fine_tuned) == code_and_maps(saved["模型 sinusoidal"])
+    assert not [str(found) for found in verify_folder(outside.fine_tuned) if found.is_problem]
+    assert not (outside.fine_tuned / MANIFEST_NAME).exists(), "the code itself was compared"
 
     model = AutoModelForSeq2SeqLM.from_pretrained(outside.fine_tuned).eval()
     with torch.no_grad():
