@@ -52,7 +52,7 @@ from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
 logger = logging.getLogger(__name__)
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"})
-"""What is kept of transformers' routes; others load any folder or model, unload ours, or want sound."""
+"""What is kept of transformers' routes; the others load any folder, unload ours, or want sound."""
 
 MAX_BODY_BYTES = 4 << 20
 """Largest request; a text of 100,000 Chinese characters has 600,000 bytes when JSON escapes them."""
@@ -235,16 +235,16 @@ class FolderHandler(BaseHandler):
     source_field: str
 
     def _validate_request(self, body: dict[str, Any]) -> None:
-        """Refuse what cannot be answered, and leave in the body the source alone."""
+        """Refuse what cannot be answered, and leave in the body only the source and what is asked of it."""
         super()._validate_request(body)
         manager = self.model_manager
         manager.check_name(body.get("model"))
         source = source_of(self.door, body)
         check_length(manager.count_tokens(source), manager.limits, self.source_field)
-        settings_of(body, manager.limits)
-        body["stream"] = is_stream(body)  # transformers streams /v1/responses unless told not to
+        settings, stream = settings_of(body, manager.limits), is_stream(body)
+        body.clear()
         body[self.source_field] = [{"role": "user", "content": source}] if self.door == CHAT else source
-        body.pop("instructions", None)
+        body |= {"stream": stream, "settings": settings}  # without `stream` transformers streams /v1/responses
 
     def _resolve_model(self, body: dict[str, Any]) -> tuple[str, ServedModel, Any]:
         """Return the name for the answer, the model and the tokenizer."""
@@ -254,11 +254,9 @@ class FolderHandler(BaseHandler):
         self, body: dict[str, Any], model_generation_config: GenerationConfig, use_cb: bool = False
     ) -> GenerationConfig:
         """Change in the folder's own settings what the request asks for, and nothing else."""
-        settings = settings_of(body, self.model_manager.limits)
-        seed = settings.pop("seed", None)
         generation_config = copy.deepcopy(model_generation_config)
-        generation_config.update(**settings)
-        generation_config.seed = seed
+        generation_config.update(**body["settings"])
+        generation_config.seed = body["settings"].get("seed")
         return generation_config
 
 
@@ -300,9 +298,21 @@ def build_app(manager: FolderManager, state: GenerationState) -> Any:
         generation_state=state,
     )
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
+    _add_load_model(app, manager)
     app.add_middleware(BodyLimit)
     _add_error_handlers(app)
     return app
+
+
+def _add_load_model(app: Any, manager: FolderManager) -> None:
+    """Tell `transformers chat`, which asks for it first, that the model is there."""
+    from fastapi.responses import Response
+
+    @app.post("/load_model")
+    async def load_model(body: dict[str, Any]) -> Response:
+        manager.check_name(body.get("model"))
+        event = {"status": "ready", "model": manager.names[0], "cached": True}
+        return Response(f"data: {json.dumps(event)}\n\n", media_type="text/event-stream")
 
 
 class BodyLimit:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.import_utils import is_serve_available
 
@@ -152,11 +153,18 @@ def names_of(folder: str | PathLike[str]) -> tuple[str, ...]:
 
 
 def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager":
-    """Load model and tokenizer of a folder that `read_config` has accepted, on the GPU if there is one."""
+    """Load model and tokenizer of a folder that `read_config` has accepted, on the GPU if there is one.
+
+    Raises:
+        ValueError: if the weights are missing or broken.
+    """
     from seqloom.hub.chat_server import FolderManager, ServedModel
 
-    with no_loading_bar():
-        model = ServedModel.from_pretrained(folder, use_safetensors=True)
+    try:
+        with no_loading_bar():
+            model = ServedModel.from_pretrained(folder, use_safetensors=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The weights in {folder} cannot be read ({error}); copy the folder again.") from error
     model.generation_config.max_new_tokens = min(answer_length(model.generation_config), limits.max_tokens)
     model.generation_config.max_length = None
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

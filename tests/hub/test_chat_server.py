@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import seqloom
@@ -245,10 +247,14 @@ BODIES = {
     "prompt": (400, COMPLETIONS, {"prompt": ["a"]}, 'prompt holds "a"; this model reads text'),
     "input": (400, RESPONSES, {"input": {}}, "input holds {} where the source text is expected"),
     "no such route": (404, "/v1/chat", {}, "Not Found."),
-    "loading": (404, "/load_model", {"model": "/"}, "Not Found."),
+    "other folder": (404, "/load_model", {"model": "/"}, "The model '/' is not served here; "),
     "unloading": (404, "/reset", {}, "Not Found."),
     "sound": (404, "/v1/audio/transcriptions", {}, "Not Found."),
 }
+
+
+CODES = {"unknown model": "model_not_found", "no name": "model_not_found", "other folder": "model_not_found"}
+CODES |= {"too long": "context_length_exceeded"}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -259,9 +265,7 @@ def test_a_bad_request_is_answered_in_openais_words(greedy, name):
     error = response.json()["error"]
     assert error["message"].startswith(sentence)
     assert error["type"] == "invalid_request_error"
-    assert error["code"] == {"unknown model": "model_not_found", "no name": "model_not_found"}.get(
-        name, "context_length_exceeded" if name == "too long" else None
-    )
+    assert error["code"] == CODES.get(name)
     assert text_of(ask(greedy, "abc")) == written(greedy, "abc")
 
 
@@ -303,6 +307,8 @@ def test_models_lists_the_folder_and_every_name_of_it_works(beams, folders):
     assert (entry["id"], entry["object"], entry["owned_by"]) == ("束 beams", "model", "seqloom")
     for name in ("束 beams", str(folders / "束 beams")):
         assert ask(beams, "abc", model=name)["model"] == "束 beams"
+        loading = beams.client.post("/load_model", json={"model": name})
+        assert loading.text == 'data: {"status": "ready", "model": "\\u675f beams", "cached": true}\n\n'
     assert beams.client.get("/health").json() == {"status": "ok"}
 
 
@@ -342,3 +348,38 @@ def test_generate_of_the_served_model_is_that_of_the_causal_lm(beams):
     ids = beams.tokenizer(SOURCES[0], return_tensors="pt")
     expected = beams.model.generate(**ids)[0, 1:]
     assert torch.equal(beams.manager.model.generate(**ids)[0, ids.input_ids.shape[1] :], expected)
+
+
+# Anything at all -----------------------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 100)
+    | st.floats(-2, 2)
+    | st.sampled_from(["", "a", "user", "text", "{}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "4"]), inner)
+    ),
+    max_leaves=6,
+)
+GOOD = {CHAT: {"messages": messages("abc")}, COMPLETIONS: {"prompt": "abc"}, RESPONSES: {"input": "abc"}}
+HANDLERS = {
+    CHAT: chat_server.ChatHandler,
+    COMPLETIONS: chat_server.PromptHandler,
+    RESPONSES: chat_server.InputHandler,
+}
+
+
+@pytest.mark.parametrize("route", HANDLERS)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_whatever_comes_is_answered_or_refused(greedy, route, data):
+    fields = sorted(HANDLERS[route]._valid_params_class.__mutable_keys__)  # all that OpenAI's API knows
+    changed = data.draw(st.dictionaries(st.sampled_from(fields), VALUES, min_size=1, max_size=3))
+    response = greedy.client.post(route, json={**GOOD[route], **changed})
+    assert response.status_code in (200, 400, 404, 422), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"].endswith(".")
+    else:
+        assert '"error": "' not in response.text
