@@ -244,3 +244,16 @@ def test_assisted_generation(causal: SeqloomForCausalLM, taught_model: Callable[
         expected = causal.generate(ids, max_new_tokens=8)
         assert torch.equal(causal.generate(ids, max_new_tokens=8, prompt_lookup_num_tokens=2), expected)
         assert torch.equal(causal.generate(ids, max_new_tokens=8, assistant_model=assistant), expected)
+
+
+def test_as_causal_lm_is_the_same_network(causal: SeqloomForCausalLM, taught_model: Callable[..., Any]) -> None:
+    given = taught_model()
+    other = given.as_causal_lm()
+    assert type(other) is SeqloomForCausalLM
+    assert type(given) is SeqloomForConditionalGeneration
+    ids = torch.tensor([PROMPTS[3]])
+    assert torch.equal(other.generate(ids, max_new_tokens=8), causal.generate(ids, max_new_tokens=8))
+    with torch.no_grad():
+        given.lm_head.weight.zero_()
+    assert not other.model.encoder.embed_tokens.weight.any(), "the weights are shared, tied ones too"
+    assert other.as_causal_lm() is other
