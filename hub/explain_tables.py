@@ -29,7 +29,7 @@ SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
 def attention_table(explanation: Any) -> str:
-    """Return the heat map in percent: a row for each output token, a column for each source token, the stronger the more.
+    """Return the heat map: a row for each output token, a column for each source token, weights in percent.
 
     Args:
         explanation: an `Explanation`; its cross attention is shown as the mean over layers and heads.
