@@ -130,10 +130,15 @@ def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int)
     probabilities = logits.float().softmax(-1)  # (T, V)
     best = probabilities.topk(min(num_candidates, probabilities.shape[-1]))  # (T, K)
     chosen = probabilities.gather(1, targets[:, None])[:, 0]
-    names = tokenizer.convert_ids_to_tokens(targets.tolist())
+    names = _names(tokenizer, targets.tolist())
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    candidates = [list(map(Candidate, tokenizer.convert_ids_to_tokens(ids), values)) for ids, values in rows]
+    candidates = [list(map(Candidate, _names(tokenizer, ids), values)) for ids, values in rows]
     return list(map(Step, names, chosen.tolist(), candidates))
+
+
+def _names(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Name tokens; a row of a padded embedding table has no name but its number."""
+    return [f"#{id_}" if name is None else name for id_, name in zip(ids, tokenizer.convert_ids_to_tokens(ids))]
 
 
 @contextmanager

@@ -96,6 +96,12 @@ def test_padding_after_the_end_is_no_step(model, tokenizer):
         assert "</s>" not in tokens[:-1]
 
 
+def test_rows_of_the_table_without_a_token_are_numbered(model, char_tokenizer):
+    explanation = explain(model, char_tokenizer(WORDS), "abc", num_candidates=100)
+    names = {candidate.token for step in explanation.steps for candidate in step.candidates}
+    assert {"a", "#20", f"#{model.config.vocab_size - 1}"} <= names
+
+
 def test_no_candidate_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="num_candidates=0 leaves nothing to show; use 1 or more"):
         explain(model, tokenizer, "abc", num_candidates=0)
