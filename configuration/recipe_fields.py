@@ -62,9 +62,11 @@ class Recipe:
     where: list[str] = field(default_factory=list, metadata=DATA)
     """Read only rows with these values, as COLUMN=VALUE; of one column any value will do, of several all must fit."""
     max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
-    """Training examples with more source tokens are left out and counted; null: no limit."""
+    """Most source tokens of a training example, see long_examples; null: no limit."""
     max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))
-    """Training examples with more target tokens are left out and counted; null: no limit."""
+    """Most target tokens of a training example, see long_examples; null: no limit."""
+    long_examples: Literal["drop", "refuse"] = field(default="drop", metadata=DATA)
+    """drop: leave out and count training examples beyond these lengths or tokens_per_update; refuse: do not train."""
     num_splits: int = field(default=1, metadata=DATA | at_least(1))
     """Split points drawn from each document of a continuation corpus, each an example of its own."""
     languages: list[str] = field(default_factory=list, metadata=DATA)

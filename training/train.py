@@ -100,7 +100,7 @@ def train_in(
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
         data = DatasetDict({name: encode(split, tokenizers, recipe, name) for name, split in corpus.items()})
-        facts["train"]["num_too_long"] = len(corpus["train"]) - len(data["train"])
+        data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)
     if choice:
@@ -219,37 +219,57 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
 
 
 def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, split: str) -> Dataset:
-    """Add `input_ids` and `labels` to the texts; training examples over the length limits are left out and counted."""
-    encoded = pairs.map(
+    """Add `input_ids` and `labels` to the texts."""
+    return pairs.map(
         encode_batch,
         batched=True,
         num_proc=recipe.num_proc,
         fn_kwargs={"tokenizers": tokenizers},
         desc=f"Tokenizing {split}",
     )
-    if split != "train":
-        return encoded
+
+
+def leave_out_long(encoded: Dataset, recipe: Recipe, facts: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:
+    """Leave out training examples over the length limits, or refuse them, as the recipe says.
+
+    Args:
+        encoded: the training set.
+        recipe: with the limits.
+        facts: what is known of the training set.
+
+    Returns:
+        The examples within the limits, and the facts with how many are not and which is the longest of those.
+
+    Raises:
+        RecipeError: when an example is too long and `long_examples` is "refuse", or none is left.
+    """
     lengths = lengths_of(encoded)
     limits = [recipe.max_source_length or np.inf, recipe.max_target_length or np.inf]
     fits = (lengths <= limits).all(axis=1) & (lengths.sum(axis=1) <= recipe.tokens_per_update)
+    facts = {**facts, "num_too_long": int((~fits).sum())}
+    if fits.all():
+        return encoded, facts
+    rule = (
+        f"max_source_length={recipe.max_source_length}, max_target_length={recipe.max_target_length} or "
+        f"tokens_per_update={recipe.tokens_per_update} tokens"
+    )
     if not fits.any():
         raise RecipeError(
-            f"no training example is left: all {len(fits):,} are longer than max_source_length="
-            f"{recipe.max_source_length}, max_target_length={recipe.max_target_length} or tokens_per_update="
-            f"{recipe.tokens_per_update} tokens; the shortest source has {lengths[:, 0].min()}. Raise the limit."
+            f"no training example is left: all {len(fits):,} are longer than {rule}; the shortest source has "
+            f"{lengths[:, 0].min()}. Raise the limit."
         )
-    if not fits.all():
-        logger.warning(
-            "Left out %s of %s training examples: longer than max_source_length=%s, max_target_length=%s or "
-            "tokens_per_update=%s tokens.",
-            f"{(~fits).sum():,}",
-            f"{len(fits):,}",
-            recipe.max_source_length,
-            recipe.max_target_length,
-            recipe.tokens_per_update,
-        )
-        encoded = encoded.select(np.flatnonzero(fits))
-    return encoded
+    longest = int(np.where(fits, 0, lengths.sum(axis=1)).argmax())
+    row = encoded[longest]
+    facts["longest"] = {"row": longest + 1, "tokens": lengths[longest].tolist(), "source": row["source"][:80]}
+    found = (
+        f"{facts['num_too_long']:,} of {len(fits):,} training examples: longer than {rule}. The longest is row "
+        f"{longest + 1:,} of those read, {lengths[longest][0]:,} + {lengths[longest][1]:,} tokens, "
+        f"{row['source'][:40]!r}"
+    )
+    if recipe.long_examples == "refuse":
+        raise RecipeError(f"long_examples=refuse, and there are {found}; shorten them, raise the limit, or take drop.")
+    logger.warning("Left out %s.", found)
+    return encoded.select(np.flatnonzero(fits)), facts
 
 
 def encode_batch(batch: dict[str, list[str]], tokenizers: SeqloomTokenizers) -> dict[str, list[list[int]]]:

@@ -97,6 +97,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             callbacks: Trainer's.
         """
         freeze_inert_parameters(model)
+        model.set_input_embeddings(model.get_input_embeddings())  # tied tables as one module: FSDP2 refuses two
         super().__init__(
             model=model,
             args=args,
@@ -107,6 +108,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             compute_metrics=self.score,
             callbacks=list(callbacks),
         )
+        self._refuse_sharded_state()
         self.label_smoother = None  # Trainer's divides by the micro-batch's tokens; the model smooths, see compute_loss
         self.tokenizers = tokenizers
         self.tokens_per_update = tokens_per_update
@@ -178,7 +180,9 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Let the model smooth the labels, so that smoothing too is summed and divided once; logits are not needed."""
-        inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": not return_outputs}
+        # An LM head of its own gathers its sharded weight only where it is called, and without logits it is not.
+        skip_logits = not return_outputs and (self.model.config.tie_word_embeddings or not self.is_sharded)
+        inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": skip_logits}
         if self.rdrop_alpha and model.training:
             return self._loss_of_two_passes(model, inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -324,8 +328,26 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
 
     # Saving ------------------------------------------------------------------------------------------------------
 
+    def _refuse_sharded_state(self) -> None:
+        """Refuse a setting with which Trainer would save no model at all, without a word.
+
+        Raises:
+            ValueError: before anything is trained.
+        """
+        if not self.is_fsdp_enabled:
+            return
+        kind = getattr(self.accelerator.state.fsdp_plugin.state_dict_type, "name", "SHARDED_STATE_DICT")
+        if kind != "FULL_STATE_DICT":
+            raise ValueError(
+                f"fsdp_state_dict_type={kind} leaves a checkpoint without a model that can be loaded; write "
+                f"fsdp_state_dict_type: FULL_STATE_DICT in the accelerate configuration, as in fsdp2.yaml."
+            )
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the target side's tokenizer too, where it has its own."""
+        """Save the target side's tokenizer too, where it has its own; tied weights gathered from shards once."""
+        if state_dict is not None:
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.tokenizers.save(output_dir or self.args.output_dir)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -133,6 +134,21 @@ def test_long_examples_are_left_out_and_counted(recipe, caplog):
     train(recipe(max_source_length=6, max_steps=2))
     assert "Left out" in caplog.text
     assert "of 120 training examples" in caplog.text
+    assert re.search(r"The longest is row \d+ of those read, \d+ \+ \d+ tokens, '[a-e]+'", caplog.text)
+
+
+def test_long_examples_are_named_in_the_records(recipe, tmp_path):
+    train(recipe(max_source_length=6, max_steps=2))
+    facts = json.loads((tmp_path / "run" / "run" / "data.json").read_text())["train"]
+    assert facts["num_too_long"] > 0
+    assert facts["longest"]["row"] >= 1
+    assert facts["longest"]["tokens"][0] > 6
+    assert facts["longest"]["source"]
+
+
+def test_long_examples_are_refused_on_request(recipe):
+    with pytest.raises(ValueError, match=r"long_examples=refuse, and there are \d+ of 120 .* row \d+ .* or take drop"):
+        train(recipe(max_source_length=6, long_examples="refuse"))
 
 
 def test_no_example_left_is_an_error(recipe):

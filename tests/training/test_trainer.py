@@ -1,16 +1,25 @@
 """SeqloomTrainer: the loss ignores how an update is cut, checkpoints are whole, scores are token-weighted."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch.distributed.fsdp import StateDictType
 from transformers import AutoTokenizer, Seq2SeqTrainingArguments
 
 import seqloom
 from seqloom.training.tokenizer import train_tokenizer
-from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer, lengths_of, longest_first
+from seqloom.training.trainer import (
+    EvaluationPlan,
+    SeqloomTrainer,
+    freeze_inert_parameters,
+    lengths_of,
+    longest_first,
+)
+from tests.toy import toy_pairs
 
 WORDS = ("ab", "bca", "cabba", "bbcacab", "ca", "aab")
 
@@ -141,3 +150,43 @@ def test_longest_first_remembers_positions(pairs):
     lengths = [len(ids) for ids in ordered["input_ids"]]
     assert lengths == sorted(lengths, reverse=True)
     assert [pairs[position]["source"] for position in ordered["position"]] == ordered["source"][:]
+
+
+@pytest.mark.parametrize(("positions", "num_frozen"), [("sinusoidal", 6), ("rotary", 2)])
+def test_biases_that_softmax_forgets_are_not_trained(make_trainer, tiny_model, positions, num_frozen):
+    trainer = make_trainer()
+    model = tiny_model(position_embedding_type=positions)
+    freeze_inert_parameters(model)
+    frozen = [weight for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert len(frozen) == num_frozen  # with rotary positions only those of cross attention, which nothing rotates
+    source, mask, labels = toy_pairs(4)
+    before = model(input_ids=source, attention_mask=mask, labels=labels).logits
+    with torch.no_grad():
+        for weight in frozen:
+            weight.add_(1.0)
+    after = model(input_ids=source, attention_mask=mask, labels=labels).logits
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
+    assert [name for name, weight in trainer.model.named_parameters() if not weight.requires_grad] == [
+        name for name, _ in trainer.model.named_parameters() if name.endswith("k_proj.bias")
+    ]
+
+
+def test_the_train_loss_is_the_mean_of_all_updates(make_trainer):
+    trainer = make_trainer(max_steps=5, learning_rate=0.01, logging_steps=2)
+    outcome = trainer.train()
+    logged = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
+    assert [step for step, _ in logged] == [2, 4, 5]
+    mean = (2 * logged[0][1] + 2 * logged[1][1] + logged[2][1]) / 5
+    assert outcome.training_loss == pytest.approx(mean, rel=1e-5)
+
+
+def test_shards_that_would_save_no_model_are_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.is_fsdp_enabled = True
+    trainer.accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
+    )
+    with pytest.raises(
+        ValueError, match=r"fsdp_state_dict_type=SHARDED_STATE_DICT leaves .* write fsdp_state_dict_type"
+    ):
+        trainer._refuse_sharded_state()
