@@ -11,8 +11,10 @@ Each message has the value, the rule, the remedy, and the last good checkpoint. 
 """
 
 import contextlib
+import errno
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -303,6 +305,9 @@ def lost_peer(args: Any, state: TrainerState) -> TrainingError:
 
 # Disk ----------------------------------------------------------------------------------------------------------------
 
+FULL = 1_000_000
+"""Bytes on a disk under which it is called full."""
+
 _WRITERS = re.compile(r"(?i)PytorchStreamWriter|inline_container|iostream|unexpected pos")  # torch.save's own errors
 
 
@@ -325,7 +330,7 @@ def explained_writing(what: Path, output: Path, remedy: str) -> Iterator[None]:
             raise
         free = shutil.disk_usage(output).free
         raise TrainingError(
-            f"{what} could not be written: {_why(error)} ({free / 1e6:,.1f} MB are free on that disk). {remedy}"
+            f"{what} could not be written: {_why(error, free)} ({free / 1e6:,.1f} MB are free on that disk). {remedy}"
         ) from error
 
 
@@ -346,9 +351,11 @@ def is_refused_write(error: BaseException) -> bool:
     return is_torchs or is_systems
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, free: int) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if free < FULL:  # torch.save only says that it did not get on
+        return os.strerror(errno.ENOSPC)
     return str(error).partition("\n")[0].removeprefix("Error while serializing: ").strip()
 
 

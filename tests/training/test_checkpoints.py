@@ -240,7 +240,7 @@ def test_records_are_whole_or_old(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints.os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_json(tmp_path / "a.json", {"text": "half"})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"text": "今天"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

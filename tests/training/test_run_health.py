@@ -1,6 +1,7 @@
 """What ends a run badly: found when it is there, not when it is not, and said with value, rule and remedy."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,6 +232,15 @@ def test_what_a_disk_refuses_is_said_with_what_is_kept(why, args, tmp_path):
     assert "MB are free on that disk" in text
     assert f"The last good checkpoint, {tmp_path / 'checkpoint-20'}, is kept. Make room" in text
     assert "then start the same command again" in text
+
+
+def test_a_full_disk_is_named_where_torch_does_not_name_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_health.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with (
+        pytest.raises(TrainingError, match=r"could not be written: No space left on device \(0.0 MB are free"),
+        explained_writing(tmp_path, tmp_path, ""),
+    ):
+        raise REFUSALS["[enforce fail at inline_container.cc:672]"]
 
 
 def test_other_errors_are_not_the_disks(tmp_path):
