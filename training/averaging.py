@@ -6,7 +6,6 @@ once and are averaged once. Whether it helped is measured: the run reports the s
 """
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from seqloom.training.checkpoints import discard
 from seqloom.training.selection import best_updates, scores_by_update
 from seqloom.training.trainer import SeqloomTrainer
 
@@ -167,7 +167,7 @@ class KeepBestCheckpoints(TrainerCallback):
         scores = scores_by_update(state.log_history, self.metric)
         best = best_updates({u: scores[u] for u in updates if u in scores}, self.count, higher=self.higher)
         for update in set(updates) - set(best) - {state.global_step, max(updates, default=0)}:
-            shutil.rmtree(folder / f"checkpoint-{update}", ignore_errors=True)
+            discard(folder / f"checkpoint-{update}", folder)
 
 
 __all__ = ["KeepBestCheckpoints", "average_run", "average_weights", "describe_average", "load_weights"]

@@ -123,8 +123,9 @@ def weight_bytes(trainer: SeqloomTrainer) -> int:
 
 
 def state_bytes(trainer: SeqloomTrainer) -> int:
-    """Return the bytes of weights, gradients (several processes: two copies) and optimizer states."""
+    """Return the bytes of weights, gradients (several processes: two copies), optimizer states and moving average."""
     copies = 2 + OPTIMIZER_STATES.get(trainer.args.optim, 2) + (trainer.args.world_size > 1)
+    copies += trainer.moving_average is not None
     return copies * weight_bytes(trainer)
 
 

@@ -54,7 +54,8 @@ CHANGEABLE = frozenset(
     | {"eval_steps", "eval_strategy", "save_steps", "save_strategy", "save_total_limit", "logging_steps"}
     | {"logging_strategy", "logging_dir", "disable_tqdm", "dataloader_num_workers", "per_device_eval_batch_size"}
     | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_revision", "languages", "license"}
-    | {"load_best_model_at_end", "metric_for_best_model"}
+    | {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
+    | {"average_checkpoints", "average_by", "log_gradient_flow"}
 )
 PACKAGES = ("seqloom", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "sacrebleu")
 

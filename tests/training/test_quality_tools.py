@@ -135,6 +135,12 @@ def test_the_best_checkpoints_are_kept_and_averaged_after_a_resume_too(recipe, t
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_averaging_may_be_asked_for_when_a_run_goes_on(recipe, tmp_path):
+    train(recipe(max_steps=4, save_total_limit=9))
+    (tmp_path / "run" / "run" / "results.json").unlink()
+    assert train(recipe(average_checkpoints=3))["averaged_updates"] == [4, 6, 8]
+
+
 # EMA -----------------------------------------------------------------------------------------------------------------
 
 

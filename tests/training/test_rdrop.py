@@ -82,6 +82,20 @@ def test_it_does_not_depend_on_accumulation(tmp_path):
     np.testing.assert_allclose(logged[0], logged[1], rtol=1e-5)
 
 
+def test_processes_scale_both_terms_alike(tmp_path, monkeypatch):
+    """Gradients of processes are averaged, so each one's loss counts as often as there are processes."""
+    source, mask, labels = toy_pairs(4, seed=2)
+    losses = []
+    for processes in (1, 2):
+        trainer = tiny_trainer(tmp_path, rdrop_alpha=5.0, model={"dropout": 0.3})
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda self, count=processes: count))
+        trainer.model.train()
+        torch.manual_seed(0)
+        inputs = {"input_ids": source, "attention_mask": mask, "labels": labels}
+        losses.append(trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(50)).item())
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
+
+
 def test_evaluation_has_one_pass(tmp_path):
     plain, both = (tiny_trainer(tmp_path, rdrop_alpha=alpha).evaluate()["eval_loss"] for alpha in (0.0, 5.0))
     assert plain == both
