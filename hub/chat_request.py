@@ -82,7 +82,7 @@ def source_of(door: str, body: Mapping[str, Any]) -> str:
 
 
 def check_length(num_tokens: int, limits: Limits, param: str) -> None:
-    """Refuse a source that is too long.
+    """Refuse a source that is too long, or has no tokens but the end of sequence.
 
     Args:
         num_tokens: of the source, end of sequence included.
@@ -90,8 +90,10 @@ def check_length(num_tokens: int, limits: Limits, param: str) -> None:
         param: where the source stood.
 
     Raises:
-        RequestError: with OpenAI's code for it.
+        RequestError: with OpenAI's code for what is too long.
     """
+    if num_tokens < 2:
+        raise RequestError("Nothing is left of the source text when it is cut into tokens; send a text.", param=param)
     if num_tokens > limits.max_tokens:
         raise RequestError(
             f"The source text has {num_tokens:,} tokens, and this server takes {limits.max_tokens:,}; {limits.remedy}.",
@@ -200,7 +202,7 @@ def _read_generation_config(text: Any, limits: Limits) -> dict[str, Any]:
     given = {name: value for name, value in fields.items() if value is not None and name != "transformers_version"}
     for name in given.keys() - GENERATION_FIELDS:
         raise RequestError(
-            f"generation_config holds {name}; this server takes {', '.join(sorted(GENERATION_FIELDS))}.",
+            f"generation_config holds {_show(name)}; this server takes {', '.join(sorted(GENERATION_FIELDS))}.",
             param="generation_config",
         )
     return {name: _check(name, value, limits) for name, value in given.items()}

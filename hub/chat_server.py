@@ -225,7 +225,7 @@ class FolderManager(ModelManager):
 
     def count_tokens(self, source: str) -> int:
         """Return a source's tokens, end of sequence included."""
-        return len(self.tokenizer(source).input_ids)
+        return len(self.tokenizer(source, add_special_tokens=False).input_ids) + 1
 
 
 class FolderHandler(BaseHandler):

@@ -96,6 +96,14 @@ def test_a_long_source_is_refused_with_openais_code():
     assert raised.value.code == "context_length_exceeded"
 
 
+def test_a_source_without_tokens_is_refused():
+    check_length(2, LIMITS, "prompt")
+    with pytest.raises(
+        RequestError, match="Nothing is left of the source text when it is cut into tokens; send a text"
+    ):
+        check_length(1, LIMITS, "prompt")
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -176,9 +184,10 @@ def test_a_generation_config_is_taken_on_top_of_the_folders(fields, more, expect
         ({"generation_config": "[]"}, "must be a JSON object as text."),
         ({"generation_config": '{"num_beams": 65}'}, "num_beams=65 must be a whole number from 1 to 64."),
         ({"generation_config": '{"do_sample": 1}'}, "do_sample=1 must be true or false."),
+        ({"generation_config": '{"\\ud83d": 1}'}, "generation_config holds '\\\\ud83d'; this server takes"),
         (
             {"generation_config": '{"return_dict_in_generate": true}'},
-            "generation_config holds return_dict_in_generate; this server takes do_sample, length_penalty, max_new_to",
+            'generation_config holds "return_dict_in_generate"; this server takes do_sample, length_penalty, max_',
         ),
     ],
 )
@@ -186,6 +195,7 @@ def test_wrong_settings_are_refused(body, sentence):
     with pytest.raises(RequestError) as raised:
         settings_of(body, LIMITS)
     assert sentence in str(raised.value)
+    assert str(raised.value).encode(), "it has to be sent"
     assert raised.value.param.split(".")[0] in {*body, "num_beams", "do_sample"}
     assert len(str(raised.value)) < 250
 
