@@ -7,11 +7,11 @@ The `tokenizers` library has it too, but draws from a random source that cannot 
 resumed run has to see the pieces that the interrupted one would have seen. So the merges are made here, from the
 library's own table: what an example becomes depends on (seed, epoch, example) alone, on any number of processes.
 
-Pieces change lengths (a quarter more tokens at 0.1), and lengths are what updates are planned from. An epoch is therefore
+Pieces change lengths (a quarter more tokens at 0.1), and lengths are what updates are planned from. So an epoch is
 encoded as a whole at its start and planned from its real lengths: budgets hold as without dropout. That takes 5
-CPU-seconds for the 29,000 pairs of Multi30k, and `num_proc` shares it. Estimated lengths would save the pause, and would
-break the promise of `tokens_per_update` in every update. The number of updates an epoch is fixed by epoch 0, for Trainer
-counts on it; it leaves room for epochs whose total comes out a little larger (`share_planned`).
+CPU-seconds for the 29,000 pairs of Multi30k, and `num_proc` shares it. Estimated lengths would save the pause, and
+would break the promise of `tokens_per_update` in every update. The number of updates an epoch is fixed by epoch 0, for
+Trainer counts on it; it leaves room for epochs whose total comes out a little larger (`share_planned`).
 """
 
 import itertools
