@@ -184,7 +184,7 @@ def test_a_generation_config_is_taken_on_top_of_the_folders(fields, more, expect
         ({"generation_config": "[]"}, "must be a JSON object as text."),
         ({"generation_config": '{"num_beams": 65}'}, "num_beams=65 must be a whole number from 1 to 64."),
         ({"generation_config": '{"do_sample": 1}'}, "do_sample=1 must be true or false."),
-        ({"generation_config": '{"\\ud83d": 1}'}, "generation_config holds '\\\\ud83d'; this server takes"),
+        ({"generation_config": '{"\\ud83d": 1}'}, "generation_config holds '\\ud83d'; this server takes"),
         (
             {"generation_config": '{"return_dict_in_generate": true}'},
             'generation_config holds "return_dict_in_generate"; this server takes do_sample, length_penalty, max_',
