@@ -8,6 +8,7 @@ and what these hooks add (read against transformers 5.23):
 - resumed after an early stop it trains on -> the stop is read from the checkpoint
 - evaluation draws random numbers, and one at the end of an epoch is lost or not, depending on when a run is killed ->
   evaluation leaves the random states as they were, and an epoch is saved after its evaluation
+- DDP rounds its first update unlike all others -> it is brought to its final state before training
 - on another number of processes it finds no random state and goes on with that of the start -> seeded by the update
 - signals, full disks, memory and broken losses end in tracebacks -> see `interruption` and `run_health`
 """
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerControl, TrainerState
 
+from seqloom.configuration.command import EXIT_FAILED
 from seqloom.training.checkpoints import STAGING, discard_extra, put_in_place, rotate, seal
 from seqloom.training.interruption import StopAfterUpdate, StopSignals
 from seqloom.training.run_health import (
@@ -57,6 +59,8 @@ class CheckpointPart(Protocol):
 
 class ResumableTrainer(Trainer):
     """A Trainer with whole checkpoints, exact resume, a clean stop on signals, and errors that say what to do."""
+
+    control: TrainerControl
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Set up a run; everything is Trainer's."""
@@ -99,6 +103,25 @@ class ResumableTrainer(Trainer):
             self._is_done |= ended_early(TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)))
             self._name_best_checkpoint()
         return place
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
+        """Let DDP settle how it packs gradients, before the first update of every start.
+
+        DDP packs them in one order for the first backward pass and in another, by arrival, ever after. Three processes
+        and more add in an order that depends on the packing, so the first update after a resume would be rounded
+        differently. A pass whose gradients are thrown away brings every start to the final packing.
+        """
+        model, dataloader = super()._prepare_for_training(*args, **kwargs)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            ids = torch.full((2, 4), self.model.config.eos_token_id, device=self.args.device)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+            with kept_random_state():
+                model.train()
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, inputs)
+                self.accelerator.backward(loss)
+            model.zero_grad()
+        return model, dataloader
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """Compute an epoch, unless nothing is left to learn."""
@@ -160,7 +183,9 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the callbacks' parts, too."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        for callback in self.callback_handler.callbacks if checkpoint else ():
+        if checkpoint is None:
+            return
+        for callback in self.callback_handler.callbacks:
             if isinstance(callback, CheckpointPart):
                 callback.load_part(Path(checkpoint))
 
@@ -251,6 +276,10 @@ class ResumableTrainer(Trainer):
     def _explained_failures(self) -> Iterator[None]:
         try:
             yield
+        except TrainingError as error:
+            if error.is_shared and self.args.process_index and not self.is_fsdp_enabled:
+                raise SystemExit(EXIT_FAILED) from error  # the first process says it
+            raise
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 explanation = out_of_memory(self.args, self.state, self.micro_batch, str(self.args.device))

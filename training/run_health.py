@@ -46,6 +46,15 @@ RISE = 0.5
 class TrainingError(ValueError):
     """A run that cannot go on; the message says what happened, what was kept, and what to change."""
 
+    is_shared = False
+    """Whether every process finds the same, so that one of them should say it."""
+
+
+class LossError(TrainingError):
+    """A loss, gradient or weight that ends the run."""
+
+    is_shared = True
+
 
 # Loss ----------------------------------------------------------------------------------------------------------------
 
@@ -57,7 +66,9 @@ class Divergence:
     loss: float
     """Median of the last entries."""
     reference: float
-    """What it is measured against: the lowest level, or guessing."""
+    """What it is measured against."""
+    meaning: str
+    """What that is: its own lowest level, or guessing."""
     last_good_update: int
     """The last update before the climb; 0: there was none."""
 
@@ -84,19 +95,19 @@ class LossWatch:
             What is wrong with the last entries, or None.
         """
         self.losses.append((update, loss))
-        if found := self._climb(ENTRIES, reference=self.guess, bound=2 * self.guess + 1):
+        if found := self._climb(ENTRIES, 2 * self.guess + 1, self.guess, "what guessing gives"):
             return found
         interval = update - self.losses[-2][0] if len(self.losses) > 1 else 1
         window = max(ENTRIES, math.ceil(UPDATES / max(1, interval)))
         self.lowest = min(self.lowest, self._level(window))
-        return self._climb(window, reference=self.lowest, bound=self.lowest + max(1.0, RISE * self.lowest))
+        return self._climb(window, self.lowest + max(1.0, RISE * self.lowest), self.lowest, "where it has been")
 
-    def _climb(self, window: int, reference: float, bound: float) -> Divergence | None:
+    def _climb(self, window: int, bound: float, reference: float, meaning: str) -> Divergence | None:
         level = self._level(window)
         if math.isinf(level) or level <= bound:
             return None
         good = [update for update, loss in self.losses if loss <= bound]
-        return Divergence(level, reference, good[-1] if good else 0)
+        return Divergence(level, reference, meaning, good[-1] if good else 0)
 
     def _level(self, window: int) -> float:
         """Return the median of the last `window` entries, which single spikes do not move; inf if there are fewer."""
@@ -125,7 +136,7 @@ class LossGuard(TrainerCallback):
         """Look at an entry with a training loss.
 
         Raises:
-            TrainingError: on every process alike; the values are those of all of them.
+            LossError: on every process alike; the values are those of all of them.
         """
         if "loss" not in logs:
             return
@@ -136,7 +147,7 @@ class LossGuard(TrainerCallback):
             raise diverged(args, state, found)
 
 
-def not_finite(args: Any, state: TrainerState, **values: float) -> TrainingError:
+def not_finite(args: Any, state: TrainerState, **values: float) -> LossError:
     """Return the error of a loss or gradient that is no number.
 
     Args:
@@ -146,18 +157,18 @@ def not_finite(args: Any, state: TrainerState, **values: float) -> TrainingError
     """
     seen = " and ".join(f"{name}={value:.4g}" for name, value in values.items())
     precision = "in bf16 or fp32 instead of fp16, " if args.fp16 else ""
-    return TrainingError(
+    return LossError(
         f"{seen} after {_updates(state)}: from here on nothing is learned any more. Nothing of it was saved. "
         f"{_what_is_kept(args)} Train {precision}with a lower learning rate or a longer warm-up, for example "
         f"{_gentler(args)} --resume never, or into another --output."
     )
 
 
-def diverged(args: Any, state: TrainerState, found: Divergence) -> TrainingError:
+def diverged(args: Any, state: TrainerState, found: Divergence) -> LossError:
     """Return the error of a run that unlearns."""
-    return TrainingError(
+    return LossError(
         f"the loss has climbed to {found.loss:.3g} and stays there ({_updates(state)}): far above "
-        f"{found.reference:.3g}, which is {_reference(found)}; the run has diverged. "
+        f"{found.reference:.3g}, which is {found.meaning}; the run has diverged. "
         f"{_what_is_kept(args, found.last_good_update)} Train with a lower learning rate or a longer warm-up, for "
         f"example {_gentler(args)} --resume never, or into another --output."
     )
@@ -179,17 +190,13 @@ def is_finite_without_waiting(value: Tensor | float | None) -> bool:
     return value is None or math.isfinite(value)
 
 
-def _reference(found: Divergence) -> str:
-    return "the lowest it had reached" if found.last_good_update else "what guessing every token alike would give"
-
-
 def _updates(state: TrainerState) -> str:
     return f"update {state.global_step:,} of {state.max_steps:,}"
 
 
 def _gentler(args: Any) -> str:
     warmup = max(100, 2 * int(args.warmup_steps)) if args.warmup_steps >= 1 or not args.warmup_steps else 0
-    return f"--learning_rate {args.learning_rate / 3:.1g}" + (f" --warmup_steps {warmup}" if warmup else "")
+    return f"--learning_rate {min(args.learning_rate / 3, 3e-3):.1g}" + (f" --warmup_steps {warmup}" if warmup else "")
 
 
 def _what_is_kept(args: Any, until: int | None = None) -> str:
@@ -361,6 +368,7 @@ def _why(error: BaseException, free: int) -> str:
 
 __all__ = [
     "Divergence",
+    "LossError",
     "LossGuard",
     "LossWatch",
     "MicroBatch",

@@ -329,6 +329,18 @@ def test_two_processes_killed_at_random_times(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_three_processes_add_gradients_in_the_same_order_after_a_resume(corpus, tmp_path):
+    """Two add in any order alike; from three on, what DDP packs together decides about the rounding."""
+    three = [*TWO[:-1], "3"]
+    keys = {**LONGER, "train": corpus["train"], "max_steps": 24}
+    finish(three, tmp_path / "whole", keys)
+    assert kill_once(three, tmp_path / "run", keys, random.Random(1), everyone)
+    assert 0 < newest(tmp_path / "run") < 24
+    finish(three, tmp_path / "run", keys)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_nobody_who_trains_on(corpus, tmp_path):
     keys = {**LONGER, "train": corpus["train"], "max_steps": 2000, "save_steps": 1000}
     with started(TWO, tmp_path / "run", keys) as process:

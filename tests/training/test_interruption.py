@@ -59,9 +59,7 @@ def test_a_second_ctrl_c_stops_at_once(signals):
 
 
 def test_where_nothing_is_trained_a_signal_ends_the_run(signals):
-    with pytest.raises(
-        StoppedError, match="Stopped by SIGTERM while nothing was being trained; what was saved"
-    ):
+    with pytest.raises(StoppedError, match="Stopped by SIGTERM while nothing was being trained; what was saved"):
         send(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt) as caught:
         send(signal.SIGINT)
