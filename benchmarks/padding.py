@@ -1,8 +1,10 @@
-"""How much of a planned epoch is padding, by size of the update and number of its micro-batches.
+"""How much of a planned epoch is padding, by size of the update and number of its micro-batches, and what it costs.
 
-    python benchmarks/padding.py SOURCE TARGET
+    python benchmarks/padding.py SOURCE TARGET [--vocab_size 10000]
 
-Two line-aligned files, plain or .gz; lengths are counted in words + 2, so no vocabulary is needed. Tidy rows on stdout.
+Two line-aligned files, plain or .gz. Lengths are counted in words + 2; with --vocab_size, in the tokens of a joint BPE
+vocabulary that is trained first, as in a run. Tidy rows on stdout. `pieces` is "auto" where it is what a run on a CPU
+takes. `repeats` is how much more often than by chance two examples that share an update share the next epoch's, too.
 """
 
 import argparse
@@ -12,23 +14,47 @@ import sys
 
 import numpy as np
 
-from seqloom.training.batching import cut_update, plan_updates
+from seqloom.training.batching import accumulation_steps, cut_update, padded_size, plan_updates
+from seqloom.training.tokenizer import train_tokenizer
 
-BUDGETS = (8192, 16_384, 65_536)
+BUDGETS = (8192, 16_384, 50_000, 65_536)
 PIECES = (1, 2, 4, 8, 16)
+TOKENS_PER_DEVICE = 8192
+PAIRS = 1_000_000
 
 
-def count_words(path: str) -> list[int]:
-    """Return the number of words + 2 in each line."""
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a file, plain or .gz."""
     with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-        return [len(line.split()) + 2 for line in file]
+        return file.read().decode("utf-8").splitlines()
+
+
+def count_tokens(sources: list[str], targets: list[str], vocab_size: int) -> np.ndarray:
+    """Return (examples, 2) lengths: words + 2, or tokens of a vocabulary trained on the texts."""
+    if not vocab_size:
+        return np.array([[len(line.split()) + 2 for line in side] for side in (sources, targets)]).T
+    tokenizers = train_tokenizer(sources, targets, kind="bpe", vocab_size=vocab_size, show_progress=False)
+    sides = (tokenizers.source(sources).input_ids, tokenizers.target(targets).input_ids)
+    return np.array([[len(ids) for ids in side] for side in sides]).T
 
 
 def padding_share(updates: list[np.ndarray], lengths: np.ndarray, pieces: int) -> float:
     """Return padded places / all places over an epoch."""
     parts = [part for update in updates for part in cut_update(update, lengths, pieces)]
-    places = sum(len(part) * int(lengths[part].max(axis=0).sum()) for part in parts)
-    return 1 - lengths.sum() / places
+    return 1 - lengths.sum() / sum(padded_size(lengths[part]) for part in parts)
+
+
+def repeats(lengths: np.ndarray, budget: int) -> float:
+    """Return how often pairs of examples that share an update share the next epoch's, relative to chance."""
+    owners = []
+    for epoch in (0, 1):
+        updates = plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=epoch)
+        owners.append(np.empty(len(lengths), dtype=int))
+        for number, update in enumerate(updates):
+            owners[-1][update] = number
+    one, other = np.random.default_rng(0).integers(0, len(lengths), (2, PAIRS))
+    shared = (owners[0][one] == owners[0][other]) & (one != other)
+    return float((owners[1][one] == owners[1][other])[shared].mean() * len(updates))
 
 
 def main() -> None:
@@ -36,15 +62,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("source")
     parser.add_argument("target")
+    parser.add_argument("--vocab_size", type=int, default=0)
     arguments = parser.parse_args()
-    lengths = np.stack([count_words(arguments.source), count_words(arguments.target)], axis=1)
+    lengths = count_tokens(read_lines(arguments.source), read_lines(arguments.target), arguments.vocab_size)
+    unit = f"bpe {arguments.vocab_size}" if arguments.vocab_size else "words + 2"
     rows = csv.writer(sys.stdout)
-    rows.writerow(["examples", "tokens_per_update", "updates", "pieces", "padding_share"])
+    rows.writerow(["examples", "unit", "tokens_per_update", "updates", "pieces", "padding_share", "repeats"])
     for budget in BUDGETS:
         updates = plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=0)
-        for pieces in PIECES:
+        again = f"{repeats(lengths, budget):.2f}"
+        auto = accumulation_steps(lengths, tokens_per_update=budget, tokens_per_device=TOKENS_PER_DEVICE)
+        for name, pieces in (*zip(PIECES, PIECES), (f"auto ({auto})", auto)):
             share = padding_share(updates, lengths, pieces)
-            rows.writerow([len(lengths), budget, len(updates), pieces, f"{share:.4f}"])
+            rows.writerow([len(lengths), unit, budget, len(updates), name, f"{share:.4f}", again])
 
 
 if __name__ == "__main__":
