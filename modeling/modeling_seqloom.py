@@ -859,13 +859,15 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         smoothing = self.config.label_smoothing if label_smoothing is None else label_smoothing
-        logits = total = None
-        if skip_logits:
-            total = linear_cross_entropy(outputs.last_hidden_state, self.lm_head.weight, labels, smoothing)
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = loss = None
+        if labels is not None and skip_logits:
+            total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
+            loss = per_item(total, labels, num_items_in_batch)
         else:
-            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
-            total = None if labels is None else label_smoothed_loss(logits, labels, smoothing)
-        loss = None if total is None else per_item(total, labels, num_items_in_batch)
+            logits = self.lm_head(hidden_states)  # (B, T, V)
+            if labels is not None:
+                loss = per_item(label_smoothed_loss(logits, labels, smoothing), labels, num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

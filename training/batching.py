@@ -185,7 +185,8 @@ def _number_of_strata(tokens_per_update: int) -> int:
 
 def _fill(total: np.ndarray, capacity: int) -> np.ndarray:
     """Return where runs end when each is filled to `capacity`; `total` counts the tokens up to each example."""
-    ends, spent = [], 0
+    ends: list[int] = []
+    spent = 0
     while not ends or ends[-1] < len(total):
         ends.append(int(np.searchsorted(total, spent + capacity, side="right")))
         spent = int(total[ends[-1] - 1])

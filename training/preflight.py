@@ -132,7 +132,7 @@ def state_bytes(trainer: SeqloomTrainer) -> int:
 def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: int) -> int:
     """Return the bytes that autograd keeps for the forward pass of so many rows of these lengths."""
     model = trainer.model
-    ids = torch.full((rows, source + target), model.config.eos_token_id, device=trainer.args.device)
+    ids = torch.full((rows, source + target), trainer.tokenizers.source.eos_token_id, device=trainer.args.device)
     inputs = {"input_ids": ids[:, :source], "attention_mask": torch.ones_like(ids[:, :source])}
     own = {tensor.untyped_storage().data_ptr() for tensor in itertools.chain(model.parameters(), model.buffers())}
     kept: dict[int, int] = {}

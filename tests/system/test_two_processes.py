@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 TRAIN = Path(__file__).parents[2] / "training" / "train.py"
 ONE = [sys.executable]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 KEYS = "--preset demo --d_model 16 --tokenizer char --vocab_size 300 --dropout 0 --tokens_per_update 1024"
 KEYS += " --train train.src train.tgt --valid valid.src valid.tgt --test valid.src valid.tgt --metrics exact_match cer"
