@@ -3,16 +3,17 @@
 What the application answers to each kind of request is tested in this process, in tests/hub/test_chat_server.py.
 """
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 from transformers import AutoTokenizer
@@ -41,7 +42,8 @@ class Server:
 
     def wait_until_healthy(self):
         """Requests wait in the socket while the server starts, so one is enough."""
-        assert httpx.get(self.url.replace("/v1", "/health"), timeout=START_SECONDS).json() == {"status": "ok"}
+        with urllib.request.urlopen(self.url.replace("/v1", "/health"), timeout=START_SECONDS) as answer:
+            assert json.load(answer) == {"status": "ok"}
 
     def create(self, source, **options):
         chat = [{"role": "user", "content": source}]
