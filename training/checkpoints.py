@@ -29,6 +29,9 @@ STAGING = "_saving"
 MANIFEST = "checkpoint_manifest.json"
 """The file that is written last: what a checkpoint consists of."""
 
+CARD = "README.md"
+"""The model card: no run goes on from it, and people edit it."""
+
 BROKEN = "_broken-"
 """What a checkpoint that cannot be used is renamed to: this, then its old name."""
 
@@ -105,7 +108,7 @@ def seal(checkpoint: Path, **facts: Any) -> None:
     files = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in _files_in(checkpoint)
-        if path.name != MANIFEST
+        if path.name not in (MANIFEST, CARD)
     }
     (checkpoint / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
     flush(checkpoint)

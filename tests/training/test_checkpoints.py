@@ -99,6 +99,14 @@ def test_a_checkpoint_without_the_optimizer_cannot_be_gone_on_from(tmp_path):
     assert find_fault(staged) == "it holds the weights but not the optimizer's state (save_only_model)"
 
 
+def test_an_edited_card_breaks_nothing(tmp_path):
+    staged = fill(tmp_path / STAGING / "checkpoint-5", {**FILES, "README.md": b"# A model"})
+    seal(staged)
+    put_in_place(staged, tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5" / "README.md").write_text("# My model")
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+
+
 def test_the_manifest_says_what_a_person_wants_to_know(tmp_path):
     manifest = json.loads((save(tmp_path, 5) / MANIFEST).read_text())
     assert (manifest["update"], manifest["processes"]) == (5, 1)
