@@ -18,6 +18,7 @@ import copy
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState
-from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
@@ -94,15 +95,31 @@ class ServedModel(SeqloomForCausalLM, GenerationMixin):
         if seed is not None:
             torch.manual_seed(seed)
         kwargs["stopping_criteria"] = StoppingCriteriaList([_EndOfServer(self.stopping)])
-        if (generation_config.num_beams or 1) == 1:
+        is_greedy = (generation_config.num_beams or 1) == 1
+        if generation_config.stop_strings:  # only to stop early: the text is cut later anyway
+            generation_config = copy.copy(generation_config)
+            # A beam that meets a stop string would end there and compete with whole answers.
+            stops = _in_vocabulary(generation_config.stop_strings, kwargs.get("tokenizer")) if is_greedy else []
+            generation_config.stop_strings = stops or None
+        if is_greedy:
             return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
-        # A beam that meets a stop string would end there and compete with whole answers; the text is cut later anyway.
-        generation_config = copy.copy(generation_config)
-        generation_config.stop_strings = None
         sequences = super().generate(inputs, generation_config, *args, **kwargs)
         if streamer is not None:
             _replay(streamer, kwargs["input_ids"] if inputs is None else inputs, sequences)
         return sequences
+
+
+def _in_vocabulary(stops: Sequence[str], tokenizer: Any) -> list[str]:
+    """Return the stop strings that tokens can spell; transformers refuses the others, which no answer can hold."""
+
+    def is_known(stop: str) -> bool:
+        try:
+            StopStringCriteria(tokenizer, [stop])
+        except ValueError:
+            return False
+        return True
+
+    return [stop for stop in stops if is_known(stop)]
 
 
 def _replay(streamer: Any, prompt: Tensor, sequences: Tensor) -> None:

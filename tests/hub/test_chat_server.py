@@ -330,6 +330,13 @@ def test_an_error_of_the_model_is_a_500_and_a_readable_event(greedy, monkeypatch
     assert text_of(ask(greedy, "abc")) == written(greedy, "abc")
 
 
+@pytest.mark.parametrize("stop", ["user", ["user", "今"], ["zzz"]])
+def test_a_stop_string_that_no_token_spells_stops_nothing(greedy, stop):
+    expected = written(greedy, "abc").partition("今")[0] if "今" in stop else written(greedy, "abc")
+    assert text_of(ask(greedy, "abc", stop=stop)) == expected
+    assert "".join(pieces(greedy, "abc", stop=stop)[0]) == expected
+
+
 def test_an_answer_in_work_ends_when_the_server_does(server):
     server.manager.model.stopping.set()
     try:
