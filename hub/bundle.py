@@ -92,7 +92,7 @@ def write_bundle(folder: str | PathLike[str]) -> None:
     write_code(folder)
     config["auto_map"] = AUTO_MAP | _foreign_entries(config.get("auto_map", {}))
     config["custom_pipelines"] = CUSTOM_PIPELINES | _foreign_entries(config.get("custom_pipelines", {}))
-    _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")  # transformers' own format
+    write_whole(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")  # transformers' own format
 
 
 def write_code(folder: str | PathLike[str]) -> None:
@@ -105,7 +105,7 @@ def write_code(folder: str | PathLike[str]) -> None:
         BundleError: if the code imports what a reader of the folder may lack.
     """
     for name, text in bundle_files().items():
-        _write(Path(folder) / name, text)
+        write_whole(Path(folder) / name, text)
 
 
 @cache
@@ -250,8 +250,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     raise BundleError(f"{path} is not valid JSON ({problem}); save the model again.") from problem
 
 
-def _write(path: Path, text: str) -> None:
-    """Write beside the place and move there in one step, so that no reader ever sees half a file."""
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the place and move there in one step: no reader sees half a file, and a link is replaced."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -12,7 +12,7 @@ of its text, in the same line, and kept.
 
 import hashlib
 import json
-import os
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -20,7 +20,6 @@ from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -28,6 +27,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.bundle import write_whole
 
 CARD_NAME = "README.md"
 TEMPLATE = "model_card.md.jinja"
@@ -248,9 +248,9 @@ def write_card(folder: str | PathLike[str], model_id: str | None = None) -> bool
     card, text = folder / CARD_NAME, current_card(folder, model_id)
     if card.is_file() and not is_generated(_read_text(card)):
         return False
-    _write(card, text)
+    write_whole(card, text)
     if (folder / "run" / "results.json").is_file() and not (folder / "run" / "weights.json").exists():
-        _write(folder / "run" / "weights.json", json.dumps({"sha256": weights_sha256(folder)}) + "\n")
+        write_whole(folder / "run" / "weights.json", json.dumps({"sha256": weights_sha256(folder)}) + "\n")
     return True
 
 
@@ -283,7 +283,7 @@ def count_parameters(folder: str | PathLike[str]) -> int:
     for path in _weight_files(Path(folder)):
         with safe_open(path, framework="numpy") as weights:
             sizes = (weights.get_slice(name).get_shape() for name in weights.keys())  # noqa: SIM118  (no mapping)
-            total += sum(_product(shape) for shape in sizes)
+            total += sum(math.prod(shape) for shape in sizes)
     return total
 
 
@@ -467,26 +467,9 @@ def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _write(path: Path, text: str) -> None:
-    """Write beside the place and move there in one step; a link (the Hub's cache is made of them) is replaced."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _file_name(path: str) -> str:
     """Folders are left out: they say nothing about the data, and much about a computer."""
     return re.split(r"[/\\]", path)[-1]
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _cell(text: object) -> str:

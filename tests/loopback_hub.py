@@ -13,9 +13,11 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -338,3 +340,16 @@ def _describe(path: str, content: bytes) -> dict[str, Any]:
     if is_large(path):
         return {"oid": sha256, "size": len(content), "lfs": {"oid": sha256, "size": len(content), "pointerSize": 130}}
     return {"oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), "size": len(content)}
+
+
+@contextmanager
+def logged_in(monkeypatch: Any, token_file: Path) -> Iterator[LoopbackHub]:
+    """A Hub that knows alice, who is logged in, as huggingface_hub sees it in this process."""
+    with LoopbackHub() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(token_file))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", server.ALICE)
+        yield server

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from seqloom import cli
 from seqloom.hub.model_card import CARD_NAME
 from seqloom.hub.push import HubError, belongs, check_repo_name, create_repository, format_size, plan_push, push_folder
-from tests.loopback_hub import LoopbackHub, Repository
+from tests.loopback_hub import Repository, logged_in
 
 MODEL_FILES = {
     ".gitattributes",
@@ -58,13 +58,7 @@ def folder(saved, tmp_path):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub that knows alice, who is logged in."""
-    with LoopbackHub() as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        monkeypatch.setenv("HF_TOKEN", server.ALICE)
+    with logged_in(monkeypatch, tmp_path / "no token") as server:
         yield server
 
 

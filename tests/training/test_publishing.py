@@ -8,7 +8,7 @@ import pytest
 from seqloom.configuration.recipe import resolve_recipe
 from seqloom.hub.model_card import DEMO_EXAMPLE, is_generated
 from seqloom.training.train import train
-from tests.loopback_hub import LoopbackHub, card_errors
+from tests.loopback_hub import card_errors, logged_in
 
 GEOMETRY = {"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2}
 QUICK = {"decoder_attention_heads": 2, "tokenizer": "char", "vocab_size": 300, "max_new_tokens": 5, "num_beams": 1}
@@ -17,13 +17,7 @@ SCHEDULE = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1,
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    with LoopbackHub() as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        monkeypatch.setenv("HF_TOKEN", server.ALICE)
+    with logged_in(monkeypatch, tmp_path / "no token") as server:
         yield server
 
 
