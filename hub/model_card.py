@@ -183,7 +183,9 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
     )
     step = _CHECKPOINT.fullmatch(folder.name)
     run = folder.parent if step else folder
-    run = run.parent if run.name == "_saving" else run  # where a checkpoint grows, see training/checkpoints.py
+    run = (
+        run.parent if run.name == "_saving" else run
+    )  # where a checkpoint grows, see training/fault_tolerance/checkpoints.py
     records = run / "run"
     if not _describes(records, facts.weights, is_running=step is not None):
         return facts
@@ -337,7 +339,7 @@ def _describe_time(facts: CardFacts) -> str:
     if seconds is None:
         return ""
     spent = f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
-    return f"{spent} from update {resumed_at:,} on; the run was resumed there" if resumed_at else spent
+    return f"{spent} in all; the run was resumed at update {resumed_at:,}" if resumed_at else spent
 
 
 def _describe_hardware(facts: CardFacts) -> str:

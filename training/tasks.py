@@ -24,8 +24,8 @@ from typing import ClassVar
 import pyarrow.compute
 from datasets import Dataset, Features, Value
 
-from seqloom.training import diagnosis
-from seqloom.training.readers import BLANK_CHARACTERS
+from seqloom.training.reading import diagnosis
+from seqloom.training.reading.readers import BLANK_CHARACTERS
 
 logger = logging.getLogger(__name__)
 

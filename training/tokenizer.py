@@ -219,7 +219,8 @@ def set_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
     """Let a bpe tokenizer skip each merge with this probability (BPE-dropout, arXiv:1910.13267); 0 turns it off.
 
     For looking at it: the library draws from a source that cannot be seeded, so training makes the merges itself
-    (`training/bpe_dropout.py`). The setting is part of what `save_pretrained` writes, so turn it off before saving.
+    (`training/quality/bpe_dropout.py`). The setting is part of what `save_pretrained` writes, so turn it off before
+    saving.
 
     Raises:
         TokenizerError: If the tokenizer has no merges or the probability is not in [0, 1).

@@ -8,19 +8,15 @@ Without arguments it trains the date demo. `seqloom train` is the same door.
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, DatasetDict
-from tqdm import tqdm
-from transformers import GenerationConfig, Seq2SeqTrainingArguments, set_seed
+from datasets import DatasetDict
+from transformers import Seq2SeqTrainingArguments, set_seed
 
 import seqloom  # registers the classes and the bundler that every checkpoint is written with
 from seqloom.configuration.command import CommandParser, run_command
@@ -32,28 +28,28 @@ from seqloom.configuration.recipe import (
     recipe_from_arguments,
 )
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
-from seqloom.training import preflight
-from seqloom.training.averaging import KeepBestCheckpoints, average_run, describe_average
 from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, accumulation_steps
-from seqloom.training.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.confidence import confidence_intervals
-from seqloom.training.corpus import load_corpus
-from seqloom.training.demo import DEMO_EXAMPLES, build_demo
-from seqloom.training.gradient_flow import can_draw
-from seqloom.training.interruption import StopSignals
+from seqloom.training.demo import DEMO_EXAMPLES
+from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.interruption import StopSignals
+from seqloom.training.fault_tolerance.run_folder import RunFolder
+from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
 from seqloom.training.metrics import get_metrics
-from seqloom.training.run_folder import RunFolder
-from seqloom.training.run_health import explained_writing, remedy_for_disk
-from seqloom.training.selection import EarlyStopping, selection_settings
-from seqloom.training.tasks import get_task
-from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
-from seqloom.training.trainer import EvaluationPlan, SampleOutputs, SeqloomTrainer, lengths_of
+from seqloom.training.monitoring import preflight
+from seqloom.training.monitoring.console import SampleOutputs, say, say_how_to_use
+from seqloom.training.monitoring.gradient_flow import can_draw
+from seqloom.training.monitoring.progress import RunClock, mean_loss
+from seqloom.training.preparation import encode, epoch_encodings, leave_out_long, read_corpus, read_or_train_tokenizers
+from seqloom.training.quality.averaging import KeepBestCheckpoints, average_run, describe_average
+from seqloom.training.quality.selection import EarlyStopping
+from seqloom.training.settings import generation_config, metrics_of, training_arguments
+from seqloom.training.tokenizer import SeqloomTokenizers
+from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DEFAULT_METRICS = {"pairs": ("bleu", "chrf", "exact_match", "cer"), "continuation": ()}
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -107,6 +103,46 @@ def train_in(
         arguments = training_arguments(recipe)
         if arguments.process_index == 0:
             say(f"auto      {choice}")
+    trainer = build_trainer(recipe, arguments, tokenizers, data, folder)
+    trainer.listen_to(signals)
+    check_before_training(trainer, data, recipe)
+
+    checkpoint = from_main_process(folder.last_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results = training_facts(trainer, data, checkpoint)
+    trainer.use_moving_average()
+    if recipe.average_checkpoints:
+        results |= average(trainer, recipe)
+    save(trainer, folder)
+    results |= final_scores(trainer, data, recipe, folder)
+    prompts = example_prompts(data, recipe)
+    outputs = trainer.write_texts(prompts)
+    if trainer.is_world_process_zero():
+        folder.write("results.json", results)
+        trainer.create_model_card()
+        say_how_to_use(recipe, results, prompts, outputs)
+    if arguments.push_to_hub:
+        trainer.publish("End of training")
+    return results
+
+
+def from_main_process(compute: Callable[[], T]) -> T:
+    """Return what the first process finds, on every process."""
+    found = [compute() if PartialState().is_main_process else None]
+    return broadcast_object_list(found)[0]
+
+
+# The trainer ---------------------------------------------------------------------------------------------------------
+
+
+def build_trainer(
+    recipe: Recipe,
+    arguments: Seq2SeqTrainingArguments,
+    tokenizers: SeqloomTokenizers,
+    data: DatasetDict,
+    folder: RunFolder,
+) -> SeqloomTrainer:
+    """Return a fresh model in a trainer that does what the recipe says."""
     encodings = epoch_encodings(data["train"], tokenizers, recipe, arguments) if recipe.bpe_dropout else None
     num_passes = 2 if recipe.rdrop_alpha else 1  # both lie in memory at once
     tokens_per_device = recipe.tokens_per_device // num_passes
@@ -137,212 +173,9 @@ def train_in(
         ema_decay=recipe.ema_decay,
     )
     add_quality_tools(trainer, recipe, folder)
-    trainer.listen_to(signals)
     if recipe.num_sample_outputs and "validation" in data:
-        trainer.add_callback(sample_outputs(trainer, data["validation"], recipe))
-    check_before_training(trainer, data, recipe)
-
-    started = time.perf_counter()
-    checkpoint = from_main_process(folder.last_checkpoint)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - started
-    trainer.use_moving_average()
-    averaging = average(trainer, recipe) if recipe.average_checkpoints else {}
-    save(trainer, folder)
-    results = {"seconds": round(seconds, 1), "updates": outcome.global_step, "train_loss": outcome.training_loss}
-    results |= training_facts(trainer, data, checkpoint)
-    results |= averaging
-    results |= final_scores(trainer, data, recipe, folder)
-    prompts = example_prompts(data, recipe)
-    outputs = trainer.write_texts(prompts)
-    if trainer.is_world_process_zero():
-        folder.write("results.json", results)
-        trainer.create_model_card()
-        say_how_to_use(recipe, results, prompts, outputs)
-    if arguments.push_to_hub:
-        trainer.publish("End of training")
-    return results
-
-
-def from_main_process(compute: Callable[[], T]) -> T:
-    """Return what the first process finds, on every process."""
-    found = [compute() if PartialState().is_main_process else None]
-    return broadcast_object_list(found)[0]
-
-
-# Text ----------------------------------------------------------------------------------------------------------------
-
-
-def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
-    """Return the splits as pairs of text, and what is known of each: files, rows, what was dropped and why.
-
-    The splits are "train", and "validation" and "test" where the recipe names them.
-    """
-    if recipe.is_demo:
-        demo = build_demo()
-        return demo, {split: {"name": "date demo", "num_rows": len(rows)} for split, rows in demo.items()}
-    task = get_task(recipe.task, num_splits=recipe.num_splits)
-    corpus, facts = {}, {}
-    for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
-        if files := getattr(recipe, name):
-            loaded = load_corpus(
-                files,
-                columns=recipe.columns,
-                task=recipe.task,
-                split=name,
-                where=recipe.selection(),
-                num_proc=recipe.num_proc,
-            )
-            corpus[split] = task.to_pairs(loaded.dataset, seed=seed_of(recipe), num_proc=recipe.num_proc)
-            facts[split] = asdict(loaded.facts)
-    return DatasetDict(corpus), facts
-
-
-def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:
-    """Return the vocabulary of this run: the one it was started with, or a new one from the training text."""
-    home = folder.records / "tokenizer"
-    if not home.is_dir():
-        tokenizers = train_tokenizer(
-            pairs["source"],
-            pairs["target"],
-            kind=recipe.tokenizer,
-            vocab_size=recipe.vocab_size,
-            joint=recipe.joint_vocabulary,
-            normalization=recipe.normalization,
-            min_frequency=recipe.min_frequency,
-            character_coverage=recipe.character_coverage,
-            split_digits=recipe.split_digits,
-        )
-        with folder.staged(home) as staged:
-            tokenizers.save(staged)
-    return SeqloomTokenizers.load(home)
-
-
-def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, split: str) -> Dataset:
-    """Add `input_ids` and `labels` to the texts."""
-    return pairs.map(
-        encode_batch,
-        batched=True,
-        num_proc=recipe.num_proc,
-        fn_kwargs={"tokenizers": tokenizers},
-        desc=f"Tokenizing {split}",
-    )
-
-
-def leave_out_long(encoded: Dataset, recipe: Recipe, facts: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:
-    """Leave out training examples over the length limits, or refuse them, as the recipe says.
-
-    Args:
-        encoded: the training set.
-        recipe: with the limits.
-        facts: what is known of the training set.
-
-    Returns:
-        The examples within the limits, and the facts with how many are not and which is the longest of those.
-
-    Raises:
-        RecipeError: when an example is too long and `long_examples` is "refuse", or none is left.
-    """
-    lengths = lengths_of(encoded)
-    limits = [recipe.max_source_length or np.inf, recipe.max_target_length or np.inf]
-    fits = (lengths <= limits).all(axis=1) & (lengths.sum(axis=1) <= recipe.tokens_per_update)
-    facts = {**facts, "num_too_long": int((~fits).sum())}
-    if fits.all():
-        return encoded, facts
-    rule = (
-        f"max_source_length={recipe.max_source_length}, max_target_length={recipe.max_target_length} or "
-        f"tokens_per_update={recipe.tokens_per_update} tokens"
-    )
-    if not fits.any():
-        raise RecipeError(
-            f"no training example is left: all {len(fits):,} are longer than {rule}; the shortest source has "
-            f"{lengths[:, 0].min()}. Raise the limit."
-        )
-    longest = int(np.where(fits, 0, lengths.sum(axis=1)).argmax())
-    row = encoded[longest]
-    facts["longest"] = {"row": longest + 1, "tokens": lengths[longest].tolist(), "source": row["source"][:80]}
-    found = (
-        f"{facts['num_too_long']:,} of {len(fits):,} training examples: longer than {rule}. The longest is row "
-        f"{longest + 1:,} of those read, {lengths[longest][0]:,} + {lengths[longest][1]:,} tokens, "
-        f"{row['source'][:40]!r}"
-    )
-    if recipe.long_examples == "refuse":
-        raise RecipeError(f"long_examples=refuse, and there are {found}; shorten them, raise the limit, or take drop.")
-    logger.warning("Left out %s.", found)
-    return encoded.select(np.flatnonzero(fits)), facts
-
-
-def encode_batch(batch: dict[str, list[str]], tokenizers: SeqloomTokenizers) -> dict[str, list[list[int]]]:
-    """Return token ids of both sides, each ending in the end-of-sequence token."""
-    return {
-        "input_ids": tokenizers.source(batch["source"], return_attention_mask=False).input_ids,
-        "labels": tokenizers.target(batch["target"], return_attention_mask=False).input_ids,
-    }
-
-
-def epoch_encodings(
-    pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, arguments: Seq2SeqTrainingArguments
-) -> EpochEncodings:
-    """Return the training pairs as BPE-dropout cuts them, anew in each epoch."""
-    limits = LengthLimits(
-        recipe.max_source_length or np.inf,
-        recipe.max_target_length or np.inf,
-        min(recipe.tokens_per_update, recipe.tokens_per_device // (2 if recipe.rdrop_alpha else 1)),
-    )
-    return EpochEncodings(
-        pairs,
-        tokenizers,
-        dropout=recipe.bpe_dropout,
-        seed=arguments.seed if arguments.data_seed is None else arguments.data_seed,
-        limits=limits,
-        num_proc=recipe.num_proc,
-    )
-
-
-# Settings ------------------------------------------------------------------------------------------------------------
-
-
-def seed_of(recipe: Recipe) -> int:
-    """Return the seed that decides weights, dropout, cuts and order."""
-    return int(recipe.training_arguments.get("seed", 42))
-
-
-def metrics_of(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of the scores that are computed from decoded text."""
-    return tuple(recipe.metrics or DEFAULT_METRICS[recipe.task])
-
-
-def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
-    """Return transformers' arguments: the recipe's, and those that the recipe leaves to us."""
-    chosen = recipe.training_arguments | selection_settings(recipe, metrics_of(recipe))
-    if recipe.is_demo or recipe.valid:
-        chosen.setdefault("eval_strategy", "steps")
-    chosen.setdefault("per_device_eval_batch_size", 64)
-    chosen.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    chosen.setdefault("ddp_find_unused_parameters", False)
-    chosen.setdefault("hub_strategy", "end")  # a half-trained model is nobody's business unless it is asked for
-    chosen["logging_nan_inf_filter"] = False  # a loss that is no number ends the run, see run_health
-    chosen["restore_callback_states_from_checkpoint"] = True  # early stopping goes on counting
-    if chosen.pop("enable_jit_checkpoint", False):
-        logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
-    chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
-    return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
-
-
-def generation_config(recipe: Recipe, tokenizers: SeqloomTokenizers) -> GenerationConfig:
-    """Return how the folder decodes unless told otherwise; padding, start and unknown are never text."""
-    tokenizer = tokenizers.target
-    return GenerationConfig(
-        max_new_tokens=recipe.max_new_tokens,
-        num_beams=recipe.num_beams,
-        length_penalty=recipe.length_penalty,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id,
-        suppress_tokens=[tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id],
-    )
+        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts))
+    return trainer
 
 
 def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder) -> None:
@@ -367,20 +200,6 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
             logger.warning("log_gradient_flow draws with matplotlib, which is missing: pip install 'seqloom[plots]'.")
 
 
-# What a person sees --------------------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Print a line above whatever progress bar is running."""
-    tqdm.write(text, file=sys.stdout)
-
-
-def sample_outputs(trainer: SeqloomTrainer, validation: Dataset, recipe: Recipe) -> SampleOutputs:
-    """Return the callback that shows a few validation examples, evenly picked, at each evaluation."""
-    picked = np.linspace(0, len(validation) - 1, min(recipe.num_sample_outputs, len(validation)), dtype=int)
-    return SampleOutputs(validation.select(picked), trainer.write_texts, say)
-
-
 def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> None:
     """Print what is about to be trained and what it takes, and refuse what cannot fit."""
     plan = preflight.survey(trainer.train_sampler())
@@ -399,34 +218,6 @@ def example_prompts(data: DatasetDict, recipe: Recipe) -> list[str]:
     """Return three sources that the end of a run shows with what the model writes."""
     last = data["test"] if "test" in data else data.get("validation", data["train"])
     return list(DEMO_EXAMPLES) if recipe.is_demo else last[:3]["source"]
-
-
-def say_how_to_use(recipe: Recipe, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str]) -> None:
-    """Print scores, three outputs, and the exact lines that use the folder."""
-    say(f"\n{recipe.output}: {results['updates']:,} updates in {results['seconds']:.0f} s")
-    for split in ("validation", "test"):
-        shown = {k.removeprefix(f"{split}_"): v for k, v in results.items() if k.startswith(split) and is_score(k, v)}
-        if shown:
-            say(f"{split:12}" + ", ".join(f"{name} {value:.2f}" for name, value in shown.items()))
-    say("")
-    for prompt, output in zip(prompts, outputs, strict=True):
-        say(f"  {prompt}  ->  {output}")
-    say(USAGE.format(folder=recipe.output, prompt=prompts[0]))
-
-
-USAGE = """
-Use it from the command line
-    echo '{prompt}' | seqloom generate {folder}
-or in Python
-    from transformers import pipeline
-    write = pipeline("text-generation", model="{folder}", trust_remote_code=True)
-    print(write({prompt!r}, return_full_text=False)[0]["generated_text"])
-"""
-
-
-def is_score(name: str, value: Any) -> bool:
-    """Return whether a result is a score, and not a duration, a speed or a signature."""
-    return isinstance(value, float) and not name.endswith(("runtime", "per_second", "preparation_time", "epoch"))
 
 
 # The end -------------------------------------------------------------------------------------------------------------
@@ -469,10 +260,14 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, fol
 
 
 def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
-    """Return what a model card says of the training beyond the recipe."""
+    """Return what a model card says of the training beyond the recipe; over all starts of the run."""
     source, target = lengths_of(data["train"]).sum(axis=0).tolist()
     resumed = {"resumed_at": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
+    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunClock))
     return {
+        "seconds": round(clock.seconds, 1),
+        "updates": trainer.state.global_step,
+        "train_loss": mean_loss(trainer.state.log_history),
         "epochs": trainer.state.epoch,
         "train_source_tokens": source,
         "train_target_tokens": target,

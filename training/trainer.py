@@ -7,7 +7,7 @@ tokens divided once by their number, over all processes and accumulation steps; 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,21 +28,20 @@ from seqloom.modeling.modeling_seqloom import (
     SeqloomSelfAttention,
 )
 from seqloom.training import metrics as scoring
-from seqloom.training import rdrop
 from seqloom.training.batching import UpdateLoader, UpdateSampler
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
-from seqloom.training.gradient_flow import GradientFlow
-from seqloom.training.interruption import ignore_stop_signals
-from seqloom.training.moving_average import MovingAverage
-from seqloom.training.progress import TokenMeter, TrainingProgress
+from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_of, longest_first
+from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
+from seqloom.training.fault_tolerance.resumable import ResumableTrainer
+from seqloom.training.monitoring.gradient_flow import GradientFlow
+from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
 from seqloom.training.publishing import PublishingTrainer
-from seqloom.training.resumable import ResumableTrainer
+from seqloom.training.quality import rdrop
+from seqloom.training.quality.moving_average import MovingAverage
 from seqloom.training.tokenizer import SeqloomTokenizers
 
 if TYPE_CHECKING:
-    from seqloom.training.bpe_dropout import EpochEncodings
-
-MODEL_COLUMNS = ("input_ids", "labels")
+    from seqloom.training.quality.bpe_dropout import EpochEncodings
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         if self.moving_average:
             self.add_callback(self.moving_average)
         self.add_callback(LogLastUpdates())
+        self.add_callback(RunClock())
         self.meter = TokenMeter(args.world_size)
         self.add_callback(self.meter)
         if self.pop_callback(ProgressCallback):
@@ -353,35 +353,6 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             self.tokenizers.save(output_dir or self.args.output_dir)
 
 
-class SampleOutputs(TrainerCallback):
-    """Prints a few validation examples at each evaluation, so that a person sees the model learn."""
-
-    def __init__(
-        self, examples: Dataset, write: Callable[[Sequence[str]], list[str]], print_text: Callable[[str], None]
-    ) -> None:
-        """Remember what to show.
-
-        Args:
-            examples: a few rows of the validation set.
-            write: returns the model's output for each source.
-            print_text: prints without breaking the progress bar.
-        """
-        self.examples = examples
-        self.write = write
-        self.print_text = print_text
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Print source, output and reference of each example."""
-        outputs = self.write(self.examples["source"][:])  # on every process
-        if not state.is_world_process_zero:
-            return
-        lines = [f"step {state.global_step}"]
-        for source, output, reference in zip(self.examples["source"], outputs, self.examples["target"], strict=True):
-            mark = "=" if output == reference else "x"
-            lines += [f"    source     {source}", f"  {mark} output     {output}", f"    reference  {reference}"]
-        self.print_text("\n".join(lines))
-
-
 class LogLastUpdates(TrainerCallback):
     """Logs what was learned since the last reading when training stops.
 
@@ -421,26 +392,3 @@ def forced_sums(logits: Tensor, labels: Tensor) -> Tensor:
     is_target = labels != IGNORED_LABEL
     is_correct = (logits.argmax(-1) == labels) & is_target
     return torch.stack([x.double().sum(-1) for x in (nll.view_as(labels), is_target, is_correct)], dim=-1)
-
-
-def lengths_of(dataset: Dataset) -> np.ndarray:
-    """Return (examples, 2) source and target lengths in tokens, read from the Arrow offsets without loading the ids."""
-    return np.stack([_list_lengths(dataset, column) for column in MODEL_COLUMNS], axis=1)
-
-
-def _list_lengths(dataset: Dataset, column: str) -> np.ndarray:
-    import pyarrow.compute as pc
-
-    flat = dataset.flatten_indices() if dataset._indices is not None else dataset
-    return pc.list_value_length(flat.data.column(column)).to_numpy().astype(np.int32)
-
-
-def longest_first(dataset: Dataset) -> Dataset:
-    """Return the set sorted by source length, with each row's `position`: less padding, and memory runs out early."""
-    order = np.argsort(-lengths_of(dataset)[:, 0], kind="stable")
-    return dataset.add_column("position", np.arange(len(dataset))).select(order)
-
-
-def in_original_order(outputs: Sequence[str], positions: Sequence[int]) -> list[str]:
-    """Undo `longest_first` for what the model wrote."""
-    return [output for _, output in sorted(zip(positions, outputs, strict=True), key=lambda pair: pair[0])]

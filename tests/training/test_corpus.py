@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seqloom.training import readers, sources
 from seqloom.training.corpus import Corpus, CorpusError, CorpusFacts, load_corpus
+from seqloom.training.reading import readers, sources
 
 PAIRS = [("Guten Tag", "Good day"), ("今天的天气很好", "The weather is fine today"), ("Wie geht's?", "How are you?")]
 SOURCES, TARGETS = (list(side) for side in zip(*PAIRS))

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqloom.training.readers import is_blank
+from seqloom.training.reading.readers import is_blank
 from seqloom.training.tasks import ContinuationTask, PairsTask, find_cuts, get_task, split_document
 
 ZH = "今天的天气很好，我们去公园散步。"

@@ -88,10 +88,14 @@ def test_a_finished_run_is_not_run_again(recipe, tmp_path, capsys):
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(recipe, tmp_path):
-    train(recipe(output=str(tmp_path / "whole")))
+    in_one_go = train(recipe(output=str(tmp_path / "whole")))
     train(recipe(output=str(tmp_path / "parts"), max_steps=5))
     (tmp_path / "parts" / "run" / "results.json").unlink()  # as if it had been stopped before its end
-    assert train(recipe(output=str(tmp_path / "parts")))["updates"] == 10
+    resumed = train(recipe(output=str(tmp_path / "parts")))
+    assert resumed["updates"] == in_one_go["updates"] == 10
+    assert resumed["train_loss"] == pytest.approx(in_one_go["train_loss"]), "also of the updates before the stop"
+    state = json.loads((tmp_path / "parts" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert resumed["seconds"] > state["stateful_callbacks"]["RunClock"]["args"]["earlier"] > 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 

@@ -28,9 +28,9 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.command import EXIT_FAILED
-from seqloom.training.checkpoints import STAGING, discard_extra, put_in_place, rotate, seal
-from seqloom.training.interruption import StopAfterUpdate, StopSignals
-from seqloom.training.run_health import (
+from seqloom.training.fault_tolerance.checkpoints import STAGING, discard_extra, put_in_place, rotate, seal
+from seqloom.training.fault_tolerance.interruption import StopAfterUpdate, StopSignals
+from seqloom.training.fault_tolerance.run_health import (
     LossGuard,
     MicroBatch,
     TrainingError,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqloom.training.bpe_dropout import EpochEncodings, LengthLimits, MergeDropout
+from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits, MergeDropout
 from seqloom.training.tokenizer import TokenizerError, train_tokenizer
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from seqloom.training.moving_average import MovingAverage
+from seqloom.training.quality.moving_average import MovingAverage
 from tests.tiny_trainer import tiny_trainer
 
 RUN = {"max_steps": 6, "save_steps": 3, "learning_rate": 0.01, "ema_decay": 0.5}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.training.checkpoints import discard
-from seqloom.training.selection import best_updates, scores_by_update
+from seqloom.training.fault_tolerance.checkpoints import discard
+from seqloom.training.quality.selection import best_updates, scores_by_update
 from seqloom.training.trainer import SeqloomTrainer
 
 WEIGHTS = "model.safetensors"

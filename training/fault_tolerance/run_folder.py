@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from seqloom.configuration.recipe import Recipe, RecipeError, load_recipe
-from seqloom.training.checkpoints import (
+from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoints_in,
     clear_staging,

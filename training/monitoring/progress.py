@@ -4,13 +4,14 @@ The same numbers go to Trainer's log, and from there to TensorBoard, trackio or 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
-from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 from seqloom.training.collator import IGNORED_LABEL
 
@@ -57,6 +58,37 @@ class TokenMeter(TrainerCallback):
         }
         self._reset()
         return reading
+
+
+class RunClock(TrainerCallback, ExportableState):
+    """Counts the seconds of a run over all its starts; each checkpoint says how many went into it."""
+
+    def __init__(self, earlier: float = 0.0) -> None:
+        """Go on from `earlier` seconds, those of the checkpoint that a start goes on from."""
+        self.earlier = earlier
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent up to now; what a killed start did after its last checkpoint is done again, and counted once."""
+        return self.earlier + time.perf_counter() - self._started
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start."""
+        self._started = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """Return what Trainer keeps in a checkpoint and hands to a new clock."""
+        return {"args": {"earlier": self.seconds}, "attributes": {}}
+
+
+def mean_loss(log_history: Iterable[Mapping[str, Any]]) -> float:
+    """Return the training loss over all updates of a run; Trainer's own sum forgets those before a resume."""
+    readings = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
+    if not readings:
+        return float("nan")
+    updates, losses = zip(*readings)
+    return float(np.average(losses, weights=np.diff(updates, prepend=0)))
 
 
 class TrainingProgress(ProgressCallback):
@@ -107,4 +139,4 @@ def _shown(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-__all__ = ["TokenMeter", "TrainingProgress"]
+__all__ = ["RunClock", "TokenMeter", "TrainingProgress", "mean_loss"]

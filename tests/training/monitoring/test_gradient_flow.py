@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from seqloom.modeling.modeling_seqloom import SeqloomLayer
-from seqloom.training import gradient_flow
-from seqloom.training.gradient_flow import GradientFlow, draw, parameters_by_layer, ratio
+from seqloom.training.monitoring import gradient_flow
+from seqloom.training.monitoring.gradient_flow import GradientFlow, draw, parameters_by_layer, ratio
 from tests.tiny_trainer import tiny_trainer
 from tests.toy import toy_pairs
 

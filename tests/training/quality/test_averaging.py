@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 
-from seqloom.training.averaging import (
+from seqloom.training.quality.averaging import (
     KeepBestCheckpoints,
     average_run,
     average_weights,

@@ -30,8 +30,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from seqloom.training.batching import UpdateSampler, plan_size, plan_updates
+from seqloom.training.examples import lengths_of
 from seqloom.training.tokenizer import BYTE_TOKENS, SeqloomTokenizers, check_bpe_dropout
-from seqloom.training.trainer import lengths_of
 
 
 def share_planned(num_examples: int) -> float:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from seqloom.configuration.recipe import RecipeError, load_recipe, resolve_recipe
-from seqloom.training.run_folder import RunFolder
+from seqloom.training.fault_tolerance.run_folder import RunFolder
 
 FACTS = {"train": {"num_rows": 10, "fingerprint": "a"}, "test": {"num_rows": 3, "fingerprint": "b"}}
 
@@ -87,7 +87,7 @@ def test_starting_over_forgets_that_the_run_was_finished_first(tmp_path, monkeyp
     folder.write("results.json", {})
     (folder.path / "checkpoint-5").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("seqloom.training.run_folder.discard", lambda *_: sys.exit())
+        patch.setattr("seqloom.training.fault_tolerance.run_folder.discard", lambda *_: sys.exit())
         with pytest.raises(SystemExit):
             open_folder(folder.path, resume="never", overwrite=True)
     assert not folder.is_finished

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqloom.training.rdrop import disagreement, twice
+from seqloom.training.quality.rdrop import disagreement, twice
 from tests.tiny_trainer import tiny_trainer
 from tests.toy import toy_pairs
 

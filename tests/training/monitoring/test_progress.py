@@ -1,13 +1,14 @@
 """The numbers beside the bar are those of the batches, and the bar shows where a run stands."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from seqloom.training import progress
-from seqloom.training.progress import TokenMeter, TrainingProgress, brief, describe
+from seqloom.training.monitoring import progress
+from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress, brief, describe, mean_loss
 
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 2], [7, 2, 0]]),
@@ -36,6 +37,25 @@ def test_counts_tokens_of_both_sides_and_padding(clock: Any) -> None:
     update(meter, clock, 1.0, [BATCH])
     assert meter.read() == {"tokens_per_second": pytest.approx(2 * 33 / 3), "padding": pytest.approx(21.43)}
     assert meter.read() == {}, "a reading begins anew"
+
+
+def test_the_clock_of_a_resumed_run_goes_on_from_its_checkpoint(clock: Any) -> None:
+    first = RunClock()
+    first.on_train_begin(None, None, None)
+    clock.seconds += 40
+    kept = first.state()
+    clock.seconds += 1000  # killed, and started again later
+    second = RunClock(**kept["args"])
+    clock.seconds += 5  # reading the data again
+    second.on_train_begin(None, None, None)
+    clock.seconds += 2
+    assert second.seconds == 42
+
+
+def test_the_loss_of_a_run_is_that_of_all_its_updates() -> None:
+    history = [{"step": 4, "loss": 3.0}, {"step": 4, "eval_loss": 9.0}, {"step": 5, "loss": 1.0}]
+    assert mean_loss(history) == pytest.approx((4 * 3 + 1) / 5)
+    assert math.isnan(mean_loss([]))
 
 
 def logs(**values: Any) -> dict[str, Any]:

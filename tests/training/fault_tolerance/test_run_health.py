@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.training import run_health
-from seqloom.training.run_health import (
+from seqloom.training.fault_tolerance import run_health
+from seqloom.training.fault_tolerance.run_health import (
     LossGuard,
     LossWatch,
     MicroBatch,

@@ -10,7 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.command import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError, run_command
-from seqloom.training.interruption import (
+from seqloom.training.fault_tolerance.interruption import (
     ORPHANED,
     SIGNALS,
     Flags,

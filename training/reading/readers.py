@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from seqloom.training import diagnosis
+from seqloom.training.reading import diagnosis
 
 Row = tuple[int, tuple[str | None, ...]]
 """The 1-based line or record number and one text per wanted column; None where the file has nothing."""

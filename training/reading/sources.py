@@ -18,8 +18,8 @@ import datasets
 from datasets.exceptions import DatasetsError
 from datasets.utils import tqdm
 
-from seqloom.training import diagnosis, readers
-from seqloom.training.readers import CorpusError, Row, TextFile
+from seqloom.training.reading import diagnosis, readers
+from seqloom.training.reading.readers import CorpusError, Row, TextFile
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.recipe import RecipeError, resolve_recipe
-from seqloom.training.selection import EarlyStopping, best_updates, scores_by_update, selection_settings
+from seqloom.training.quality.selection import EarlyStopping, best_updates, scores_by_update, selection_settings
 
 PAIRS = {"train": ["a", "b"], "valid": ["c", "d"]}
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqloom.training import checkpoints
-from seqloom.training.checkpoints import (
+from seqloom.training.fault_tolerance import checkpoints
+from seqloom.training.fault_tolerance.checkpoints import (
     MANIFEST,
     STAGING,
     checkpoints_in,

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.training.checkpoints import checkpoints_in, update_of
+from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, update_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, Traine
 from transformers.trainer_callback import TrainerState
 
 from seqloom.configuration.command import EXIT_STOPPED, StoppedError
-from seqloom.training.checkpoints import checkpoints_in, find_fault
-from seqloom.training.interruption import StopSignals
-from seqloom.training.resumable import CheckpointPart, ResumableTrainer, kept_random_state
-from seqloom.training.run_health import TrainingError
+from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, find_fault
+from seqloom.training.fault_tolerance.interruption import StopSignals
+from seqloom.training.fault_tolerance.resumable import CheckpointPart, ResumableTrainer, kept_random_state
+from seqloom.training.fault_tolerance.run_health import TrainingError
 from tests.toy import toy_pairs
 
 

@@ -1,0 +1,1 @@
+"""A run survives: whole checkpoints, exact resume, signals, a full disk, a diverging loss."""

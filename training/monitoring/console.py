@@ -1,0 +1,72 @@
+"""Lines for the person who watches: above the progress bar, and at the end how to use what was trained."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from seqloom.configuration.recipe import Recipe
+
+USAGE = """
+Use it from the command line
+    echo '{prompt}' | seqloom generate {folder}
+or in Python
+    from transformers import pipeline
+    write = pipeline("text-generation", model="{folder}", trust_remote_code=True)
+    print(write({prompt!r}, return_full_text=False)[0]["generated_text"])
+"""
+
+
+def say(text: str) -> None:
+    """Print a line above whatever progress bar is running."""
+    tqdm.write(text, file=sys.stdout)
+
+
+def say_how_to_use(recipe: Recipe, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str]) -> None:
+    """Print scores, three outputs, and the exact lines that use the folder."""
+    say(f"\n{recipe.output}: {results['updates']:,} updates in {results['seconds']:.0f} s")
+    for split in ("validation", "test"):
+        shown = {k.removeprefix(f"{split}_"): v for k, v in results.items() if k.startswith(split) and is_score(k, v)}
+        if shown:
+            say(f"{split:12}" + ", ".join(f"{name} {value:.2f}" for name, value in shown.items()))
+    say("")
+    for prompt, output in zip(prompts, outputs, strict=True):
+        say(f"  {prompt}  ->  {output}")
+    say(USAGE.format(folder=recipe.output, prompt=prompts[0]))
+
+
+def is_score(name: str, value: Any) -> bool:
+    """Return whether a result is a score, and not a duration, a speed or a signature."""
+    return isinstance(value, float) and not name.endswith(("runtime", "per_second", "preparation_time", "epoch"))
+
+
+class SampleOutputs(TrainerCallback):
+    """Prints a few validation examples at each evaluation, so that a person sees the model learn."""
+
+    def __init__(self, validation: Dataset, count: int, write: Callable[[Sequence[str]], list[str]]) -> None:
+        """Pick what to show.
+
+        Args:
+            validation: rows with texts.
+            count: how many of them, evenly picked.
+            write: returns the model's output for each source.
+        """
+        picked = np.linspace(0, len(validation) - 1, min(count, len(validation)), dtype=int)
+        self.examples = validation.select(picked)
+        self.write = write
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Print source, output and reference of each example."""
+        outputs = self.write(self.examples["source"][:])  # on every process
+        if not state.is_world_process_zero:
+            return
+        lines = [f"step {state.global_step}"]
+        for source, output, reference in zip(self.examples["source"], outputs, self.examples["target"], strict=True):
+            mark = "=" if output == reference else "x"
+            lines += [f"    source     {source}", f"  {mark} output     {output}", f"    reference  {reference}"]
+        say("\n".join(lines))

@@ -1,0 +1,58 @@
+"""What the recipe says in the words of others: transformers' training arguments and generation config."""
+
+import logging
+
+import torch
+from transformers import GenerationConfig, Seq2SeqTrainingArguments
+
+from seqloom.configuration.recipe import Recipe
+from seqloom.training.quality.selection import selection_settings
+from seqloom.training.tokenizer import SeqloomTokenizers
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_METRICS = {"pairs": ("bleu", "chrf", "exact_match", "cer"), "continuation": ()}
+"""What is scored on decoded text when the recipe names nothing, by task."""
+
+
+def seed_of(recipe: Recipe) -> int:
+    """Return the seed that decides weights, dropout, cuts and order."""
+    return int(recipe.training_arguments.get("seed", 42))
+
+
+def metrics_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the scores that are computed from decoded text."""
+    return tuple(recipe.metrics or DEFAULT_METRICS[recipe.task])
+
+
+def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
+    """Return transformers' arguments: the recipe's, and those that the recipe leaves to us."""
+    chosen = recipe.training_arguments | selection_settings(recipe, metrics_of(recipe))
+    if recipe.is_demo or recipe.valid:
+        chosen.setdefault("eval_strategy", "steps")
+    chosen.setdefault("per_device_eval_batch_size", 64)
+    chosen.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    chosen.setdefault("ddp_find_unused_parameters", False)
+    chosen.setdefault("hub_strategy", "end")  # a half-trained model is nobody's business unless it is asked for
+    chosen["logging_nan_inf_filter"] = False  # a loss that is no number ends the run, see run_health
+    chosen["restore_callback_states_from_checkpoint"] = True  # early stopping goes on counting
+    if chosen.pop("enable_jit_checkpoint", False):
+        logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
+    chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
+    return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
+
+
+def generation_config(recipe: Recipe, tokenizers: SeqloomTokenizers) -> GenerationConfig:
+    """Return how the folder decodes unless told otherwise; padding, start and unknown are never text."""
+    tokenizer = tokenizers.target
+    return GenerationConfig(
+        max_new_tokens=recipe.max_new_tokens,
+        num_beams=recipe.num_beams,
+        length_penalty=recipe.length_penalty,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+        suppress_tokens=[tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id],
+    )
