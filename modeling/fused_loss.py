@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CPU_LOGITS, GPU_LOGITS = 1 << 19, 1 << 26
-"""Logits that exist at a time: what a CPU's cache holds, and 256 MB for a GPU, which wants large products."""
+CPU_ROWS = 128
+"""Targets at a time on a CPU: their logits should fit its cache, and each block costs a pass over the LM head."""
+GPU_LOGITS = 1 << 26
+"""Logits at a time on a GPU, 256 MB: it wants large products."""
 
 
 def linear_cross_entropy(hidden_states: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -103,7 +105,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def rows_at_a_time(weight: Tensor) -> int:
     """Return how many rows of logits are made at a time for an LM head (V, D)."""
-    return max(1, (CPU_LOGITS if weight.device.type == "cpu" else GPU_LOGITS) // weight.shape[0])
+    return CPU_ROWS if weight.device.type == "cpu" else max(1, GPU_LOGITS // weight.shape[0])
 
 
 __all__ = ["linear_cross_entropy"]

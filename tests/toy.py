@@ -1,5 +1,7 @@
 """The toy language of the tests: a model of a few thousand weights, and sentences it learns within seconds."""
 
+import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,3 +55,20 @@ def toy_pairs(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, to
     mask = column <= lengths
     source = source.masked_fill(~mask, 0)
     return source, mask.long(), torch.where(source > 3, source + 20, source).masked_fill(~mask, -100)
+
+
+def write_reversals(folder: Path, **counts: int) -> dict[str, list[str]]:
+    """Write words and their reversals as line-aligned files: train=120, valid=6.
+
+    Returns:
+        Source and target file of each split, as a recipe names them.
+    """
+    rng = random.Random(0)
+    files = {}
+    for split, count in counts.items():
+        words = ["".join(rng.choices("abcde", k=rng.randint(3, 9))) for _ in range(count)]
+        source, target = folder / f"{split}.src", folder / f"{split}.tgt"
+        source.write_text("".join(word + "\n" for word in words))
+        target.write_text("".join(word[::-1] + "\n" for word in words))
+        files[split] = [str(source), str(target)]
+    return files

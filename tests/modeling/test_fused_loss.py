@@ -18,7 +18,7 @@ N, D, V = 37, 12, 50
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch) -> None:
     """Several blocks, the last one smaller."""
-    monkeypatch.setattr(fused_loss, "CPU_LOGITS", 8 * V)
+    monkeypatch.setattr(fused_loss, "CPU_ROWS", 8)
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

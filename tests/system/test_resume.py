@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from seqloom.configuration.command import EXIT_INTERRUPTED, EXIT_STOPPED
 from seqloom.configuration.recipe import resolve_recipe
+from tests.toy import write_reversals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills")
 
@@ -53,13 +54,7 @@ KEYS = {
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Words and their reversals, for training and validation."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = random.Random(0)
-    for split, count in (("train", 160), ("valid", 8)):
-        words = ["".join(rng.choices("abcde", k=rng.randint(3, 9))) for _ in range(count)]
-        (folder / f"{split}.src").write_text("".join(word + "\n" for word in words))
-        (folder / f"{split}.tgt").write_text("".join(word[::-1] + "\n" for word in words))
-    return {split: [str(folder / f"{split}.{side}") for side in ("src", "tgt")] for split in ("train", "valid")}
+    return write_reversals(tmp_path_factory.mktemp("corpus"), train=160, valid=8)
 
 
 def weights(output):

@@ -1,7 +1,6 @@
 """One run from text to folder: what it leaves, how it goes on, and what it refuses."""
 
 import json
-import random
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from seqloom.configuration.recipe import load_recipe, resolve_recipe
 from seqloom.training.train import main, train
+from tests.toy import write_reversals
 
 GEOMETRY = {"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2}
 QUICK = {"tokenizer": "char", "vocab_size": 300, "tokens_per_update": 1024, "max_new_tokens": 12, "logging_steps": 5}
@@ -20,11 +20,7 @@ SCHEDULE = {"max_steps": 10, "eval_steps": 5, "save_steps": 5, "warmup_steps": 5
 def corpus(tmp_path_factory):
     """Words and their reversals, as line-aligned files; and the words as one text."""
     folder = tmp_path_factory.mktemp("corpus")
-    rng = random.Random(0)
-    for split, count in (("train", 120), ("valid", 6), ("test", 7)):
-        words = ["".join(rng.choices("abcde", k=rng.randint(3, 9))) for _ in range(count)]
-        (folder / f"{split}.src").write_text("".join(word + "\n" for word in words))
-        (folder / f"{split}.tgt").write_text("".join(word[::-1] + "\n" for word in words))
+    write_reversals(folder, train=120, valid=6, test=7)
     return folder
 
 

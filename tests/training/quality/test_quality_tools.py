@@ -1,7 +1,6 @@
 """The quality tools in whole runs, from recipe keys to the folder: each does what it says, and after a resume too."""
 
 import json
-import random
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from safetensors.torch import load_file
 
 from seqloom.configuration.recipe import load_recipe, resolve_recipe
 from seqloom.training.train import main, train
+from tests.toy import write_reversals
 
 SMALL = {"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 QUICK = {"vocab_size": 300, "tokens_per_update": 1024, "max_new_tokens": 12, "num_beams": 1, "num_sample_outputs": 0}
@@ -16,20 +16,9 @@ SCHEDULE = {"max_steps": 8, "eval_steps": 2, "save_steps": 2, "logging_steps": 2
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def files(tmp_path_factory):
     """Words and their reversals, as line-aligned files."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = random.Random(0)
-    for split, count in (("train", 120), ("valid", 6)):
-        words = ["".join(rng.choices("abcde", k=rng.randint(3, 9))) for _ in range(count)]
-        (folder / f"{split}.src").write_text("".join(word + "\n" for word in words))
-        (folder / f"{split}.tgt").write_text("".join(word[::-1] + "\n" for word in words))
-    return folder
-
-
-@pytest.fixture
-def files(corpus):
-    return {split: [str(corpus / f"{split}.{side}") for side in ("src", "tgt")] for split in ("train", "valid")}
+    return write_reversals(tmp_path_factory.mktemp("corpus"), train=120, valid=6)
 
 
 @pytest.fixture
