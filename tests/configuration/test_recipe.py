@@ -244,13 +244,13 @@ def test_shipped_recipes_load_and_explain_every_key(name: str) -> None:
     assert set(shipped_recipes()) >= {"demo", "zh-continuation", "multi30k-en-de", "g2p-cmudict"}
 
 
-def test_multi30k_is_the_published_setting() -> None:
+def test_multi30k_has_the_published_geometry() -> None:
     recipe = load_recipe("multi30k-en-de")
     config, arguments = recipe.model_config(), recipe.training_arguments
     assert (config.encoder_layers, config.decoder_layers, config.d_model, config.encoder_ffn_dim) == (4, 4, 128, 256)
     assert (config.encoder_attention_heads, config.dropout) == (4, 0.3)
     assert (recipe.tokenizer, recipe.vocab_size, recipe.joint_vocabulary) == ("bpe", 10_000, True)
-    assert (arguments["learning_rate"], arguments["warmup_steps"], recipe.num_beams) == (0.005, 2000, 5)
+    assert (arguments["label_smoothing_factor"], recipe.average_checkpoints, recipe.num_beams) == (0.1, 10, 5)
 
 
 def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
