@@ -106,6 +106,8 @@ class Recipe:
     """Source + target tokens one update learns from, on however many devices; padding does not count."""
     tokens_per_device: int = field(default=8192, metadata=TRAINING | at_least(1))
     """Padded tokens a device takes in one go; what its memory holds. Changes the speed, never the result."""
+    packing: bool = field(default=False, metadata=TRAINING)
+    """Put sentences side by side and compute no padding; for GPUs with bf16. The same result, slower on a CPU."""
     average_checkpoints: int = field(default=0, metadata=TRAINING | at_least(0))
     """Checkpoints whose weights are averaged into the final folder; 5 or 10 are usual, 0 takes the last one alone."""
     average_by: Literal["last", "best"] = field(default="last", metadata=TRAINING)
@@ -286,8 +288,21 @@ class Recipe:
                 f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to "
                 f"average the same weights; leave one of them out."
             )
+        self._check_packing()
         self._check_averaging()
         self._check_best_model()
+
+    def _check_packing(self) -> None:
+        if self.packing and self.model.get("attention_dropout"):
+            raise RecipeError(
+                f"packing=true has no kernel with attention_dropout={self.model['attention_dropout']}; set it to 0 "
+                f"(dropout stays), or leave packing out."
+            )
+        if self.packing and self.training_arguments.get("torch_compile"):
+            raise RecipeError(
+                "packing=true makes batches of ever new shapes, which torch_compile=true would compile again and "
+                "again; leave one of them out."
+            )
 
     def _check_averaging(self) -> None:
         if not self.average_checkpoints:

@@ -40,6 +40,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.modeling.fast_dropout import dropout
 from seqloom.modeling.fused_loss import linear_cross_entropy
+from seqloom.modeling.packing import PackedMask, Packing, packed_attention
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -76,6 +77,12 @@ def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | Non
     shifted = torch.cat([torch.full_like(ids[:, :1], -100), ids[:, :-1]], dim=1)
     shifted = shifted.masked_fill(is_first_target(ids), start_token_id)
     return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def is_up_to_last_target(labels: Tensor) -> Tensor:
+    """Return (B, T) booleans, True from each row's first label that is not -100 to its last: the rest is padding."""
+    is_target = labels != -100
+    return (is_target.cumsum(-1) > 0) & (is_target.flip(-1).cumsum(-1).flip(-1) > 0)
 
 
 def is_first_target(labels: Tensor) -> Tensor:
@@ -274,10 +281,12 @@ class SeqloomAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | PackedMask | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values by how well keys answer queries and project: (B, N, T, H) -> (B, T, D), with the weights."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if isinstance(attention_mask, PackedMask):
+            attention = packed_attention
         dropout = self.dropout if self.training else 0.0
         mixed, weights = attention(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
@@ -295,7 +304,7 @@ class SeqloomSelfAttention(SeqloomAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | PackedMask | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -318,7 +327,7 @@ class SeqloomCrossAttention(SeqloomAttention):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | PackedMask | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
@@ -391,7 +400,7 @@ class SeqloomEncoderLayer(SeqloomLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | PackedMask | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
@@ -502,6 +511,7 @@ class SeqloomEncoder(SeqloomStack):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        packed: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Read the source.
@@ -510,6 +520,7 @@ class SeqloomEncoder(SeqloomStack):
             input_ids: (B, S) token ids.
             attention_mask: (B, S), 1 at real tokens and 0 at padding, on whichever side; None: no padding.
             inputs_embeds: (B, S, D) rows of the embedding table instead of ids.
+            packed: compute real tokens only, in one row; see `packing`.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -517,12 +528,18 @@ class SeqloomEncoder(SeqloomStack):
         """
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, S, D)
         position_ids = count_positions(attention_mask, inputs_embeds)  # (B, S)
+        packing = Packing.of(attention_mask, inputs_embeds) if packed else None
+        if packing is None:
+            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)  # (B, 1, S, S)
+        else:
+            mask = PackedMask(packing, packing)
+            inputs_embeds, position_ids = packing.pack(inputs_embeds), packing.pack(position_ids)  # (1, real S, D)
         hidden_states = self.enter(inputs_embeds, position_ids)
         rotation = self.rotation(hidden_states, position_ids)
-        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)  # (B, 1, S, S)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, rotation, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+        hidden_states = self.layer_norm(hidden_states)
+        return BaseModelOutput(last_hidden_state=packing.unpack(hidden_states) if packing else hidden_states)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -546,8 +563,8 @@ class SeqloomDecoderLayer(SeqloomLayer):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
+        attention_mask: Tensor | PackedMask | None = None,
+        encoder_attention_mask: Tensor | PackedMask | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -598,6 +615,7 @@ class SeqloomDecoder(SeqloomStack):
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
+        packed: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Write the target, reading the source.
@@ -611,29 +629,46 @@ class SeqloomDecoder(SeqloomStack):
             inputs_embeds: (B, T, D) rows of the embedding table instead of ids.
             position_ids: (B, T), counted from 0; None: counted from the mask.
             use_cache: keep keys and values for the next step.
+            packed: compute real tokens only, in one row, without a cache; see `packing`.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
             `last_hidden_state` (B, T, D) and the cache.
+
+        Raises:
+            ValueError: without a source to read.
         """
+        if encoder_hidden_states is None:
+            raise ValueError(
+                "encoder_hidden_states is missing: the decoder reads what the encoder made of a source; give it, or "
+                "call SeqloomModel, which does both."
+            )
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, T, D)
         cache = self.prepare_cache(past_key_values, use_cache)
         if position_ids is None:
             past_length = 0 if cache is None else cache.get_seq_length()
             position_ids = count_positions(attention_mask, inputs_embeds, past_length)  # (B, T)
+        packing = Packing.of(attention_mask, inputs_embeds) if packed else None
+        if packing is None:
+            self_cache = None if cache is None else cache.self_attention_cache
+            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, self_cache)  # (B, 1, T, past + T)
+            encoder_mask = create_bidirectional_mask(
+                self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
+            )  # (B, 1, T, S)
+        else:
+            source = Packing.of(encoder_attention_mask, encoder_hidden_states)
+            mask, encoder_mask = PackedMask(packing, packing), PackedMask(packing, source)
+            encoder_hidden_states = source.pack(encoder_hidden_states)  # (1, real S, D)
+            inputs_embeds, position_ids = packing.pack(inputs_embeds), packing.pack(position_ids)  # (1, real T, D)
         hidden_states = self.enter(inputs_embeds, position_ids)
         rotation = self.rotation(hidden_states, position_ids)
-        self_cache = None if cache is None else cache.self_attention_cache
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, self_cache)  # (B, 1, T, past + T)
-        encoder_mask = create_bidirectional_mask(
-            self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
-        )  # (B, 1, T, S)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states, encoder_hidden_states, mask, encoder_mask, rotation, past_key_values=cache, **kwargs
             )
+        hidden_states = self.layer_norm(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.layer_norm(hidden_states), past_key_values=cache
+            last_hidden_state=packing.unpack(hidden_states) if packing else hidden_states, past_key_values=cache
         )
 
     def prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
@@ -843,8 +878,11 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-                if decoder_attention_mask is None:
-                    decoder_attention_mask = is_first_target(labels).cumsum(-1)  # hides padding on the left
+                if decoder_attention_mask is None:  # causality hides padding on the right
+                    packs = kwargs.get("packed", False)
+                    decoder_attention_mask = (
+                        is_up_to_last_target(labels) if packs else is_first_target(labels).cumsum(-1)
+                    )
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,

@@ -13,7 +13,7 @@ from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 from seqloom.training.trainer import SeqloomTrainer
 from tests.toy import TINY
 
-OWN = ("tokens_per_update", "evaluation", "callbacks", "encodings", "rdrop_alpha", "ema_decay")
+OWN = ("tokens_per_update", "evaluation", "callbacks", "encodings", "rdrop_alpha", "ema_decay", "packing")
 
 
 def tiny_tokenizers(kind: str = "char") -> SeqloomTokenizers:

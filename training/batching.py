@@ -8,8 +8,9 @@ Padding is computed and learns nothing, so a micro-batch should hold sentences o
 not: where length goes with language or format, updates of one length teach one thing at a time (the date demo had
 learned 45 % after 300 sorted updates, and 97 % after 300 random ones; LOG 2026-11-23). Both are had at once:
 
-    a random order -> pools of 64 updates and more -> each pool sorted by both lengths, cut into chunks -> every update is dealt
-    one chunk of each stratum of lengths, short to long -> its micro-batches are runs of its own, sorted examples
+    a random order -> pools of 64 updates and more -> each pool sorted by both lengths, cut into chunks
+    -> every update is dealt one chunk of each stratum of lengths, short to long
+    -> its micro-batches are runs of its own, sorted examples
 
 Both lengths count: with the target as the first key and the source as the second, running up and down in turns (a snake
 through the plane of lengths), neighbours hardly differ on either side.
@@ -160,9 +161,12 @@ def token_counts(lengths: np.ndarray) -> np.ndarray:
     return np.add(lengths[:, 0], lengths[:, 1], dtype=np.int32, casting="same_kind")
 
 
-def padded_size(lengths: np.ndarray) -> int:
-    """Return the places that a micro-batch of examples with these (examples, 2) lengths takes, padding included."""
-    return len(lengths) * int(lengths[:, 0].max() + lengths[:, 1].max())
+def padded_size(lengths: np.ndarray, *, packed: bool = False) -> int:
+    """Return the places that a micro-batch of examples with these (examples, 2) lengths takes, padding included.
+
+    Packed sentences stand side by side and have none.
+    """
+    return int(lengths.sum()) if packed else len(lengths) * int(lengths[:, 0].max() + lengths[:, 1].max())
 
 
 def _refuse_unplannable(sizes: np.ndarray, tokens_per_update: int) -> None:
@@ -305,7 +309,7 @@ def _sorted_updates(order: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, r
 
 
 def cut_update(
-    update: np.ndarray, lengths: np.ndarray, parts: int, tokens_per_device: int | None = None
+    update: np.ndarray, lengths: np.ndarray, parts: int, tokens_per_device: int | None = None, *, packed: bool = False
 ) -> list[np.ndarray]:
     """Cut one update into micro-batches of near-equal cost with as little padding as such a cut allows; none is empty.
 
@@ -314,6 +318,7 @@ def cut_update(
         lengths: (examples, 2) source and target lengths in tokens.
         parts: world size x accumulation steps.
         tokens_per_device: most places of a micro-batch, padding included; kept wherever a cut can keep it.
+        packed: sentences are packed, so that there is no padding.
 
     Returns:
         `parts` arrays of indices, runs of `update`; parts `k * world size` to `(k + 1) * world size` are neighbours and
@@ -332,16 +337,16 @@ def cut_update(
         total = np.cumsum(token_counts(lengths[update]), dtype=np.int64)
         middle = int(np.clip(np.searchsorted(total, total[-1] * left // parts), left, len(update) - right))
         return [
-            *cut_update(update[:middle], lengths, left, tokens_per_device),
-            *cut_update(update[middle:], lengths, right, tokens_per_device),
+            *cut_update(update[:middle], lengths, left, tokens_per_device, packed=packed),
+            *cut_update(update[middle:], lengths, right, tokens_per_device, packed=packed),
         ]
-    return np.split(update, _cheapest_cuts(lengths[update], parts, tokens_per_device))
+    return np.split(update, _cheapest_cuts(lengths[update], parts, tokens_per_device, packed))
 
 
-def _cheapest_cuts(lengths: np.ndarray, parts: int, capacity: int | None) -> np.ndarray:
+def _cheapest_cuts(lengths: np.ndarray, parts: int, capacity: int | None, packed: bool) -> np.ndarray:
     """Return the places of the cuts of least padding, among those that are near fair and keep `capacity` if any do."""
     places = _places(lengths, parts)
-    costs = _run_costs(lengths, places)
+    costs = _run_costs(lengths, places, packed)
     fairest, _ = _cut(costs, parts, np.maximum)
     limit = fairest * IMBALANCE
     if capacity is not None:
@@ -361,8 +366,12 @@ def _places(lengths: np.ndarray, parts: int) -> np.ndarray:
     return np.union1d(widest, np.arange(most // 2 + 1) * count // (most // 2))
 
 
-def _run_costs(lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _run_costs(lengths: np.ndarray, places: np.ndarray, packed: bool) -> np.ndarray:
     """Return (places, places) the padded size of the run from one place to another; infinite where there is none."""
+    if packed:
+        total = np.concatenate([[0], np.cumsum(token_counts(lengths), dtype=np.int64)])[places]
+        costs = (total[None] - total[:, None]).astype(float)
+        return np.where(costs > 0, costs, np.inf)
     longest = np.maximum.reduceat(lengths, places[:-1], axis=0)  # (places - 1, 2), between neighbouring places
     is_run = np.triu(np.ones((len(longest), len(longest)), dtype=bool))
     widths = sum(np.maximum.accumulate(np.where(is_run, side, 0), axis=1) for side in longest.T)
@@ -395,6 +404,7 @@ def accumulation_steps(
     tokens_per_device: int,
     world_size: int = 1,
     overhead: int = CPU_OVERHEAD,
+    packed: bool = False,
 ) -> int:
     """Return into how many micro-batches each process cuts its share of an update.
 
@@ -407,6 +417,7 @@ def accumulation_steps(
         tokens_per_device: most places of a micro-batch, padding included.
         world_size: processes that share an update.
         overhead: what a micro-batch costs before its first token, in tokens.
+        packed: sentences are packed, so that there is no padding.
 
     Raises:
         ValueError: when an example does not fit into a micro-batch, or updates may have too few examples for the
@@ -417,10 +428,10 @@ def accumulation_steps(
     refuse_too_many_parts(fewest, tokens_per_update, world_size)
     updates, sample = _sample_updates(lengths, tokens_per_update)
     tried = _steps_to_try(tokens_per_update, tokens_per_device, world_size, fewest // world_size)
-    costs = {steps: _slot_costs(updates[:COSTED_UPDATES], sample, steps, world_size) for steps in tried}
+    costs = {steps: _slot_costs(updates[:COSTED_UPDATES], sample, steps, world_size, packed) for steps in tried}
     limit = max(HEADROOM * tokens_per_device, sample.sum(axis=1).max())
     for steps in sorted(tried, key=lambda steps: float((costs[steps] + overhead).sum())):
-        if costs[steps].max() <= limit and _slot_costs(updates, sample, steps, world_size).max() <= limit:
+        if costs[steps].max() <= limit and _slot_costs(updates, sample, steps, world_size, packed).max() <= limit:
             return steps
     raise ValueError(
         f"tokens_per_device={tokens_per_device} is too small: cut into {tried[-1] * world_size} micro-batches, as many "
@@ -473,10 +484,13 @@ def _steps_to_try(tokens_per_update: int, tokens_per_device: int, world_size: in
     return steps
 
 
-def _slot_costs(updates: list[np.ndarray], lengths: np.ndarray, steps: int, world_size: int) -> np.ndarray:
+def _slot_costs(
+    updates: list[np.ndarray], lengths: np.ndarray, steps: int, world_size: int, packed: bool
+) -> np.ndarray:
     """Return (updates, steps) the padded size of the largest of the micro-batches that run at the same time."""
     parts = steps * world_size
-    sizes = [[padded_size(lengths[part]) for part in cut_update(update, lengths, parts)] for update in updates]
+    cuts = (cut_update(update, lengths, parts, packed=packed) for update in updates)
+    sizes = [[padded_size(lengths[part], packed=packed) for part in cut] for cut in cuts]
     return np.array(sizes).reshape(len(updates), steps, world_size).max(axis=2)
 
 
@@ -497,6 +511,7 @@ class UpdateSampler(Sampler[list[int]]):
         rank: int = 0,
         tokens_per_device: int | None = None,
         num_updates: int | None = None,
+        packed: bool = False,
     ) -> None:
         """Plan for one of `world_size` processes.
 
@@ -509,6 +524,7 @@ class UpdateSampler(Sampler[list[int]]):
             rank: this process's number.
             tokens_per_device: most places of a micro-batch, padding included; None: as many as it takes.
             num_updates: updates an epoch, where lengths change between them; None: as few as fit.
+            packed: sentences are packed, so that there is no padding.
 
         Raises:
             ValueError: when an update of any epoch might have fewer examples than micro-batches.
@@ -519,6 +535,7 @@ class UpdateSampler(Sampler[list[int]]):
         self.tokens_per_update = tokens_per_update
         self.tokens_per_device = tokens_per_device
         self.seed = seed
+        self.packed = packed
         self.accumulation_steps = accumulation_steps
         self.world_size = world_size
         self.rank = rank
@@ -542,14 +559,14 @@ class UpdateSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         parts = self.accumulation_steps * self.world_size
         for update in self.plan(self.epoch):
-            cut = cut_update(update, self.lengths, parts, self.tokens_per_device)
+            cut = cut_update(update, self.lengths, parts, self.tokens_per_device, packed=self.packed)
             for micro_batch in cut[self.rank :: self.world_size]:
                 self._count_oversized(micro_batch)
                 yield micro_batch.tolist()
 
     def _count_oversized(self, micro_batch: np.ndarray) -> None:
         """Say so, once, when a micro-batch is larger than it was asked to be."""
-        size = padded_size(self.lengths[micro_batch])
+        size = padded_size(self.lengths[micro_batch], packed=self.packed)
         if self.tokens_per_device is None or size <= self.tokens_per_device:
             return
         if not self.num_oversized:

@@ -152,8 +152,10 @@ def build_trainer(
         tokens_per_device=tokens_per_device,
         world_size=arguments.world_size,
         overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
+        packed=recipe.packing,
     )
 
+    check_packing(recipe, arguments)
     set_seed(arguments.seed)  # training a vocabulary and reading it back must not lead to different weights
     model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size))
     model.generation_config = generation_config(recipe, tokenizers)
@@ -169,6 +171,7 @@ def build_trainer(
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         encodings=encodings,
+        packing=recipe.packing,
         rdrop_alpha=recipe.rdrop_alpha,
         ema_decay=recipe.ema_decay,
     )
@@ -176,6 +179,20 @@ def build_trainer(
     if recipe.num_sample_outputs and "validation" in data:
         trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts))
     return trainer
+
+
+def check_packing(recipe: Recipe, arguments: Seq2SeqTrainingArguments) -> None:
+    """Say where packed sentences are computed one by one.
+
+    Raises:
+        RecipeError: on a GPU with 32-bit numbers, for which there is no kernel.
+    """
+    if not recipe.packing:
+        return
+    if arguments.device.type == "cpu":
+        logger.warning("packing=true attends to each sentence on its own on a CPU: the same result, but slower.")
+    elif not (arguments.bf16 or arguments.fp16):
+        raise RecipeError("packing=true needs 16-bit numbers on a GPU; add --bf16 true, or leave packing out.")
 
 
 def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder) -> None:

@@ -74,6 +74,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         encodings: "EpochEncodings | None" = None,
+        packing: bool = False,
         rdrop_alpha: float = 0.0,
         ema_decay: float = 0.0,
         callbacks: Sequence[TrainerCallback] = (),
@@ -91,6 +92,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             train_dataset: encoded pairs.
             eval_dataset: encoded pairs with their texts.
             encodings: the training pairs as each epoch cuts them anew (BPE-dropout); None: as `train_dataset` has them.
+            packing: compute real tokens only, see `modeling.packing`; right everywhere, fast on GPUs.
             rdrop_alpha: weight of R-Drop's disagreement term; 0: one pass, no such term.
             ema_decay: decay of the moving average that is evaluated in the weights' place; 0: none.
             callbacks: Trainer's.
@@ -120,6 +122,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         self.signatures: dict[str, str] = {}
         """How the scores were measured, e.g. `bleu_signature`."""
         self.encodings = encodings
+        self.packing = packing
         self.rdrop_alpha = rdrop_alpha
         self.gradient_flow: GradientFlow | None = None
         """Measures each layer's gradient, once `watch_gradients` was called."""
@@ -129,7 +132,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             self.add_callback(self.moving_average)
         self.add_callback(LogLastUpdates())
         self.add_callback(RunClock())
-        self.meter = TokenMeter(args.world_size)
+        self.meter = TokenMeter(args.world_size, packed=packing)
         self.add_callback(self.meter)
         if self.pop_callback(ProgressCallback):
             self.add_callback(TrainingProgress())
@@ -157,6 +160,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             "accumulation_steps": self.args.gradient_accumulation_steps,
             "world_size": self.args.world_size,
             "rank": self.args.process_index,
+            "packed": self.packing,
         }
         if self.encodings:
             return self.encodings.sampler(**plan)
@@ -183,6 +187,8 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         # An LM head of its own gathers its sharded weight only where it is called, and without logits it is not.
         skip_logits = not return_outputs and (self.model.config.tie_word_embeddings or not self.is_sharded)
         inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": skip_logits}
+        if self.packing and model.training:
+            inputs["packed"] = True
         if self.rdrop_alpha and model.training:
             return self._loss_of_two_passes(model, inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

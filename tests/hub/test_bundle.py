@@ -18,6 +18,7 @@ SOURCES = [
     "modeling/fast_dropout.py",
     "modeling/fused_loss.py",
     "modeling/modeling_seqloom.py",
+    "modeling/packing.py",
     "hub/pipeline_seqloom.py",
 ]
 CODE = [Path(source).name for source in SOURCES]

@@ -185,6 +185,26 @@ def test_what_runs_at_the_same_time_costs_the_same():
         assert (costs.max(axis=1) < 1.2 * costs.mean(axis=1)).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(lengths=few_lengths, parts=st.integers(1, 4))
+def test_packed_sentences_are_cut_by_their_real_tokens(lengths, parts):
+    update = np.arange(len(lengths))
+    sizes = [lengths[piece].sum() for piece in cut_update(update, lengths, parts, packed=True)]
+    fairest = min(max(lengths[piece].sum() for piece in pieces) for pieces in every_cut(update, parts))
+    assert fairest <= max(sizes) <= batching.IMBALANCE * fairest
+    assert sum(sizes) == lengths.sum()
+
+
+def test_packed_updates_want_one_micro_batch_where_memory_has_room():
+    lengths = sentences(3000)
+    keys = {"tokens_per_update": 8192, "overhead": batching.CPU_OVERHEAD}
+    assert accumulation_steps(lengths, tokens_per_device=9000, packed=True, **keys) == 1
+    assert accumulation_steps(lengths, tokens_per_device=9000, **keys) > 1
+    steps = accumulation_steps(lengths, tokens_per_device=3000, packed=True, **keys)
+    sampler = UpdateSampler(lengths, tokens_per_update=8192, seed=0, accumulation_steps=steps, packed=True)
+    assert max(lengths[rows].sum() for rows in sampler) <= 3000
+
+
 def test_very_many_parts_are_cut_by_halves():
     lengths = sentences(3000)
     update = np.lexsort(lengths.T)

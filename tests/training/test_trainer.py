@@ -19,6 +19,7 @@ from seqloom.training.trainer import (
     lengths_of,
     longest_first,
 )
+from tests.tiny_trainer import tiny_trainer
 from tests.toy import toy_pairs
 
 WORDS = ("ab", "bca", "cabba", "bbcacab", "ca", "aab")
@@ -136,6 +137,20 @@ def test_separate_vocabularies_are_saved_on_both_sides(make_trainer, tmp_path):
     trainer.train()
     target = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint-1", subfolder="target")
     assert target("xyz").input_ids == trainer.tokenizers.target("xyz").input_ids
+
+
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
+def test_packed_sentences_train_the_same_weights(tmp_path, alpha):
+    weights, padding = [], []
+    for packing in (False, True):
+        trainer = tiny_trainer(tmp_path, packing=packing, rdrop_alpha=alpha, tokens_per_update=100, max_steps=5)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+        padding.append([row["padding"] for row in trainer.state.log_history if "padding" in row])
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    assert min(padding[0]) > 0
+    assert set(padding[1]) == {0}
 
 
 def test_lengths_come_from_the_ids(pairs):

@@ -93,8 +93,9 @@ def survey(sampler: UpdateSampler) -> Plan:
     """Look at the micro-batches of the first epoch, as far as `PROBED_UPDATES` reach."""
     lengths = sampler.lengths
     batches = itertools.islice(sampler, PROBED_UPDATES * sampler.accumulation_steps)
-    shapes = np.array([(len(rows), *lengths[rows].max(axis=0), lengths[rows].sum()) for rows in batches])
-    positions = shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
+    row_lengths = _mean_lengths if sampler.packed else _longest
+    shapes = np.array([(len(rows), *row_lengths(lengths[rows]), lengths[rows].sum()) for rows in batches])
+    positions = shapes[:, 3] if sampler.packed else shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
     rows, source, target, _ = shapes[positions.argmax()]
     return Plan(
         num_updates=len(sampler) // sampler.accumulation_steps,
@@ -102,6 +103,15 @@ def survey(sampler: UpdateSampler) -> Plan:
         padding=float(1 - shapes[:, 3].sum() / positions.sum()),
         largest=(int(rows), int(source), int(target)),
     )
+
+
+def _longest(lengths: np.ndarray) -> np.ndarray:
+    return lengths.max(axis=0)
+
+
+def _mean_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Return the lengths of rows that are as long together as packed sentences."""
+    return np.ceil(lengths.mean(axis=0)).astype(int)
 
 
 def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:

@@ -22,9 +22,10 @@ class TokenMeter(TrainerCallback):
     Evaluation and saving are not on the clock: it runs from the batches of an update to its optimizer step.
     """
 
-    def __init__(self, world_size: int = 1) -> None:
+    def __init__(self, world_size: int = 1, *, packed: bool = False) -> None:
         """Start at zero; each process counts its own share, and a reading multiplies it by `world_size`."""
         self.world_size = world_size
+        self.packed = packed
         self._started = 0.0
         self._reset()
 
@@ -36,8 +37,9 @@ class TokenMeter(TrainerCallback):
         self._started = time.perf_counter()
         for batch in batches:
             labels, mask = batch["labels"], batch["attention_mask"]
-            self.num_tokens += int(mask.sum()) + int((labels != IGNORED_LABEL).sum())
-            self.num_padded += mask.numel() + labels.numel()
+            num_tokens = int(mask.sum()) + int((labels != IGNORED_LABEL).sum())
+            self.num_tokens += num_tokens
+            self.num_padded += num_tokens if self.packed else mask.numel() + labels.numel()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End the update."""
