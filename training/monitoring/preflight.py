@@ -32,8 +32,11 @@ PROBED_UPDATES = 500
 OPTIMIZER_STATES = {"sgd": 0, "adafactor": 1, "adagrad": 1, "rmsprop": 1, "lion_32bit": 1}
 """Numbers an optimizer keeps for each weight; Adam and its kin, the default, keep 2."""
 
-TRANSIENT = 1.25
+TRANSIENT = 1.5
 """What backward and the kernels need beside what autograd has kept, as a factor on it; measured, see LOG 2026-11-23."""
+
+KERNELS, NARROW_CPU_KERNELS = 100_000_000, 800_000_000
+"""Bytes that libraries take for themselves once training runs; on a CPU oneDNN keeps kernels for every shape of bf16."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Memory:
     """What one device needs, in bytes."""
 
     weights: int
-    """Weights, gradients and optimizer states."""
+    """Weights, gradients, optimizer states, and what libraries take."""
     activations: int
     """What the largest micro-batch needs on top."""
     available: int
@@ -124,7 +127,9 @@ def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
     rows, source, target = largest
     one, two = (kept_for_backward(trainer, probe, source, target) for probe in (1, 2))
     kept = one + (two - one) * (rows - 1)  # what does not grow with the rows, such as the LM head's gradient, is in one
-    return Memory(state_bytes(trainer), int(TRANSIENT * kept), free_bytes(trainer.args.device) + weight_bytes(trainer))
+    is_narrow_cpu = trainer.args.bf16 and trainer.args.device.type == "cpu"
+    state = state_bytes(trainer) + (NARROW_CPU_KERNELS if is_narrow_cpu else KERNELS)
+    return Memory(state, int(TRANSIENT * kept), free_bytes(trainer.args.device) + weight_bytes(trainer))
 
 
 def weight_bytes(trainer: SeqloomTrainer) -> int:

@@ -76,9 +76,12 @@ def test_a_look_ahead_changes_nothing(trainer: SeqloomTrainer) -> None:
 
 
 def test_weights_gradients_and_adam_are_four_copies(trainer: SeqloomTrainer) -> None:
-    assert measure(trainer, (4, 5, 6)).weights == 4 * 4 * trainer.model.num_parameters()
+    assert measure(trainer, (4, 5, 6)).weights == 4 * 4 * trainer.model.num_parameters() + preflight.KERNELS
     trainer.args.optim = "sgd"
-    assert measure(trainer, (4, 5, 6)).weights == 2 * 4 * trainer.model.num_parameters()
+    assert measure(trainer, (4, 5, 6)).weights == 2 * 4 * trainer.model.num_parameters() + preflight.KERNELS
+    trainer.args.bf16 = True
+    narrow = measure(trainer, (4, 5, 6)).weights
+    assert narrow == 2 * 4 * trainer.model.num_parameters() + preflight.NARROW_CPU_KERNELS
 
 
 def test_what_fits_passes() -> None:
