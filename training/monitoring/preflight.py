@@ -36,7 +36,7 @@ TRANSIENT = 1.5
 """What backward and the kernels need beside what autograd has kept, as a factor on it; measured, see LOG 2026-11-23."""
 
 KERNELS, NARROW_CPU_KERNELS = 100_000_000, 800_000_000
-"""Bytes that libraries take for themselves once training runs; on a CPU oneDNN keeps kernels for every shape of bf16."""
+"""Bytes that libraries take once training runs; on a CPU oneDNN keeps kernels for every shape of bf16 products."""
 
 
 @dataclass(frozen=True)
