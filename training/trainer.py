@@ -34,7 +34,7 @@ from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_
 from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
 from seqloom.training.fault_tolerance.resumable import ResumableTrainer
 from seqloom.training.monitoring.gradient_flow import GradientFlow
-from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
+from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress, no_bars_of_others
 from seqloom.training.publishing import PublishingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
@@ -354,7 +354,8 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         if state_dict is not None:
             tied = self.model.all_tied_weights_keys
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
-        super()._save(output_dir, state_dict)
+        with no_bars_of_others():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.tokenizers.save(output_dir or self.args.output_dir)
 

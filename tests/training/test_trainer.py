@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch.distributed.fsdp import StateDictType
 from transformers import AutoTokenizer, Seq2SeqTrainingArguments
+from transformers.utils import logging
 
 import seqloom
 from seqloom.training.tokenizer import train_tokenizer
@@ -137,6 +138,13 @@ def test_separate_vocabularies_are_saved_on_both_sides(make_trainer, tmp_path):
     trainer.train()
     target = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint-1", subfolder="target")
     assert target("xyz").input_ids == trainer.tokenizers.target("xyz").input_ids
+
+
+def test_a_checkpoint_is_written_without_a_bar_of_its_own(tmp_path, capfd):
+    tiny_trainer(tmp_path, max_steps=1, save_steps=1).train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+    assert "shards" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
