@@ -30,6 +30,9 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     chosen = recipe.training_arguments | selection_settings(recipe, metrics_of(recipe))
     if recipe.is_demo or recipe.valid:
         chosen.setdefault("eval_strategy", "steps")
+    chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
+    # one thread pads 1.4 million tokens a second: nothing beside a CPU's training, too slow beside a GPU's
+    chosen.setdefault("dataloader_num_workers", 0 if chosen["use_cpu"] else 2)
     chosen.setdefault("per_device_eval_batch_size", 64)
     chosen.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     chosen.setdefault("ddp_find_unused_parameters", False)
@@ -38,7 +41,6 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     chosen["restore_callback_states_from_checkpoint"] = True  # early stopping goes on counting
     if chosen.pop("enable_jit_checkpoint", False):
         logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
-    chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
     return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
 
 
