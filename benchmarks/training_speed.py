@@ -1,22 +1,30 @@
-"""How fast does one core train? Seqloom through its own train.py, beside what a user would pick instead.
+"""How fast does one core, or one GPU, train? Seqloom through its own train.py, beside what a user would pick instead.
 
     python benchmarks/training_speed.py SOURCE TARGET [--geometry tiny] [--systems NAME ...] [--rounds 3] [-o ROWS.tsv]
 
 SOURCE and TARGET are line-aligned training files (Multi30k: train.de.gz train.en.gz). Every system gets the same joint
-10,000 BPE vocabulary, the same geometry, dropout and label smoothing, one thread, and as many target tokens an update
-on average. The unit is target tokens without padding per CPU-second, from one optimizer step to another: data, forward,
-backward and step are in it, start-up is not, and other jobs on the machine hardly are. Systems take turns, each in a
-process of its own, so that a noisy hour hits all of them.
+10,000 BPE vocabulary, the same geometry, dropout and label smoothing, and as many target tokens an update on average.
+The unit is target tokens without padding per second, from one optimizer step to another: data, forward, backward and
+step are in it, start-up is not. On a processor each system has one thread and the seconds are CPU-seconds, so that
+other jobs on the machine hardly count; on a GPU they are the clock's (try --tokens_per_update 65536 --warm_up 20).
+Systems take turns, each in a process of its own, so that a noisy hour hits all of them.
 
-    seqloom             seqloom.training.train, fp32
-    seqloom-bf16        the same with --bf16
-    trainer             transformers' Marian class, Seq2SeqTrainer, DataCollatorForSeq2Seq: the defaults
-    trainer-grouped     the same, group_by_length
-    trainer-bf16        group_by_length, bf16, eager attention: the fastest switches where bf16 is fast
-    hand-loop           torch.nn.Transformer, batches of one length, fused AdamW: what an expert writes in an evening
+MFU is the share of the machine that the model's own products use: their FLOPs at real tokens over the rate of one large
+matrix product in the same numbers, measured in the same process.
+
+    seqloom                     seqloom.training.train, fp32
+    seqloom-bf16                the same with --bf16
+    seqloom-bf16-packing        and --packing, a matter of GPUs
+    seqloom-bf16-compile        and --torch_compile, a matter of GPUs
+    seqloom-bf16-packing-compile
+    trainer                     transformers' Marian class, Seq2SeqTrainer, DataCollatorForSeq2Seq: the defaults
+    trainer-grouped             the same, group_by_length
+    trainer-bf16                group_by_length, bf16, the faster attention there: SDPA on GPUs, eager elsewhere
+    hand-loop                   torch.nn.Transformer, batches of one length, fused AdamW: what an expert writes
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -33,9 +41,9 @@ from typing import Any
 GEOMETRIES = {
     "tiny": {"layers": 4, "width": 128, "ffn": 256, "heads": 4},
     "base": {"layers": 6, "width": 512, "ffn": 2048, "heads": 8},
+    "big": {"layers": 6, "width": 1024, "ffn": 4096, "heads": 16},
 }
 DROPOUT, SMOOTHING, VOCABULARY, SEED = 0.1, 0.1, 10_000, 1
-SYSTEMS = ("trainer", "trainer-grouped", "trainer-bf16", "hand-loop", "seqloom", "seqloom-bf16")
 COLUMNS = (
     "system",
     "geometry",
@@ -43,51 +51,117 @@ COLUMNS = (
     "updates",
     "target_tokens",
     "cpu_s",
-    "target_tokens_per_cpu_s",
     "wall_s",
+    "target_tokens_per_s",
+    "mfu_percent",
     "padding_percent",
-    "peak_rss_mb",
+    "peak_mb",
     "first_update_after_s",
 )
 
 
 class Recorder:
-    """Counts tokens of every batch and reads the clocks at every optimizer step."""
+    """Keeps every batch and reads the clocks at every optimizer step."""
 
-    def __init__(self, updates: int, warm_up: int) -> None:
-        self.updates, self.warm_up = updates, warm_up
-        self.marks: list[tuple[float, float, int, int, int]] = []
-        self.real = self.padded = self.targets = 0
+    def __init__(self, geometry: str, updates: int, *, warm_up: int, bf16: bool) -> None:
+        self.geometry, self.updates, self.warm_up, self.bf16 = geometry, updates, warm_up, bf16
+        self.batches: list[tuple[Any, Any]] = []
+        self.marks: list[tuple[float, float, int]] = []
         self.started = time.perf_counter()
 
     def count(self, mask: Any, labels: Any) -> None:
-        """Note one batch: source mask (B, S) and labels (B, T)."""
-        targets = int((labels != -100).sum())
-        self.targets += targets
-        self.real += int(mask.sum()) + targets
-        self.padded += mask.numel() + labels.numel()
+        """Keep one batch, source mask (B, S) and labels (B, T); what is in them is read at the end."""
+        self.batches.append((mask, labels))
 
     def step(self, *_: Any) -> None:
         """Note one optimizer step; after the last the process ends."""
-        self.marks.append((time.process_time(), time.perf_counter(), self.targets, self.real, self.padded))
+        if len(self.marks) in (0, self.warm_up, self.warm_up + self.updates):
+            finish_gpu_work()
+        self.marks.append((time.process_time(), time.perf_counter(), len(self.batches)))
         if len(self.marks) > self.warm_up + self.updates:
             print("ROW " + json.dumps(self.row()), flush=True)
             os._exit(0)
 
     def row(self) -> dict[str, float]:
         """Return what was measured from the last warm-up step on."""
-        cpu, wall, targets, real, padded = (
-            last - first for first, last in zip(self.marks[self.warm_up], self.marks[-1], strict=True)
-        )
+        (cpu_from, wall_from, first), (cpu_to, wall_to, last) = self.marks[self.warm_up], self.marks[-1]
+        cpu, wall = cpu_to - cpu_from, wall_to - wall_from
+        seconds = wall if on_gpu() else cpu
+        peak_mb = peak_bytes() // 1_000_000
+        real = padded = targets = flops = 0
+        for mask, labels in self.batches[first:last]:
+            sources, outputs = mask.sum(1), (labels != -100).sum(1)
+            targets += int(outputs.sum())
+            real += int(sources.sum() + outputs.sum())
+            padded += mask.numel() + labels.numel()
+            flops += model_flops(self.geometry, sources.double(), outputs.double())
         return {
             "target_tokens": targets,
             "cpu_s": round(cpu, 2),
-            "target_tokens_per_cpu_s": round(targets / cpu, 1),
             "wall_s": round(wall, 2),
+            "target_tokens_per_s": round(targets / seconds, 1),
+            "mfu_percent": round(100 * flops / seconds / matmul_rate(bf16=self.bf16), 1),
             "padding_percent": round(100 * (1 - real / padded), 1),
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_mb": peak_mb,
             "first_update_after_s": round(self.marks[0][1] - self.started, 2),
         }
+
+
+def model_flops(geometry: str, sources: Any, targets: Any) -> float:
+    """Return the FLOPs of training on sentences of these lengths, (B) each: backward costs two forward passes."""
+    shape = GEOMETRIES[geometry]
+    width, ffn = shape["width"], shape["ffn"]
+    projections = 4 * width**2  # of one attention: query, key, value, output
+    encoder = sources * (projections + 2 * width * ffn) + 2 * width * sources**2
+    decoder = targets * (projections + projections / 2 + 2 * width * ffn) + width * targets * (targets + 1)
+    cross = sources * projections / 2 + 2 * width * sources * targets
+    products = shape["layers"] * (encoder + decoder + cross) + targets * width * VOCABULARY
+    return float(3 * 2 * products.sum())
+
+
+def matmul_rate(*, bf16: bool) -> float:
+    """Return the FLOPs per second of a large square matrix product: the median of ten."""
+    import torch
+
+    size = 8192 if on_gpu() else 1024
+    square = torch.randn(size, size, device=device(), dtype=torch.bfloat16 if bf16 else torch.float32)
+    seconds = []
+    for _ in range(12):
+        finish_gpu_work()
+        started = time.perf_counter()
+        square @ square
+        finish_gpu_work()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds[2:])
+
+
+def on_gpu() -> bool:
+    """Return whether a GPU is trained on."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device() -> str:
+    """Return where the models are."""
+    return "cuda" if on_gpu() else "cpu"
+
+
+def finish_gpu_work() -> None:
+    """Wait until the GPU has done what it was given."""
+    import torch
+
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int:
+    """Return the most memory that was taken: the GPU's, or the process's."""
+    import torch
+
+    if on_gpu():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def record(recorder: Recorder) -> None:
@@ -107,7 +181,7 @@ def record(recorder: Recorder) -> None:
     register_optimizer_step_post_hook(recorder.step)
 
 
-def run_seqloom(options: argparse.Namespace, recorder: Recorder, *, bf16: bool = False) -> None:
+def run_seqloom(options: argparse.Namespace, recorder: Recorder, **switches: bool) -> None:
     """Train through Seqloom's own door."""
     from seqloom.training.train import main
 
@@ -127,8 +201,8 @@ def run_seqloom(options: argparse.Namespace, recorder: Recorder, *, bf16: bool =
         "eval_strategy": "no",
         "logging_steps": 1000,
         "seed": SEED,
-        "bf16": bf16,
         "disable_tqdm": True,
+        **switches,
     }
     for side in ("encoder", "decoder"):
         keys |= {f"{side}_layers": shape["layers"], f"{side}_ffn_dim": shape["ffn"]}
@@ -162,7 +236,7 @@ def run_trainer(options: argparse.Namespace, recorder: Recorder, *, grouped: boo
             eos_token_id=tokenizer.eos_token_id,
             decoder_start_token_id=tokenizer.bos_token_id,
             forced_eos_token_id=None,
-            attn_implementation="eager" if bf16 else "sdpa",
+            attn_implementation="eager" if bf16 and not on_gpu() else "sdpa",
             **sides,
         )
     )
@@ -173,7 +247,8 @@ def run_trainer(options: argparse.Namespace, recorder: Recorder, *, grouped: boo
         max_steps=10**6,
         save_strategy="no",
         report_to=[],
-        use_cpu=True,
+        use_cpu=not on_gpu(),
+        dataloader_num_workers=2 if on_gpu() and grouped else 0,
         bf16=bf16,
         disable_tqdm=True,
         seed=SEED,
@@ -203,6 +278,7 @@ def run_hand_loop(options: argparse.Namespace, recorder: Recorder) -> None:
     network = nn.Transformer(
         width, shape["heads"], **layers, dim_feedforward=shape["ffn"], dropout=DROPOUT, batch_first=True
     )
+    table, network = table.to(device()), network.to(device())
     dropout = nn.Dropout(DROPOUT)
     weights = [*table.parameters(), *network.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=5e-4, betas=(0.9, 0.98), fused=True)
@@ -210,16 +286,17 @@ def run_hand_loop(options: argparse.Namespace, recorder: Recorder) -> None:
     network.train()
 
     def embed(ids: Any) -> Any:
-        half = torch.exp(torch.arange(0, width, 2) * (-9.21034 / width))
-        angles = torch.arange(ids.shape[1])[:, None] * half
+        half = torch.exp(torch.arange(0, width, 2, device=ids.device) * (-9.21034 / width))
+        angles = torch.arange(ids.shape[1], device=ids.device)[:, None] * half
         return dropout(table(ids) * width**0.5 + torch.cat([angles.sin(), angles.cos()], dim=1))
 
     for source, labels in bucketed(rows, options.tokens_per_update, tokenizer.pad_token_id):
         mask = source != tokenizer.pad_token_id
         recorder.count(mask, labels)
+        source, labels, mask = (x.to(device()) for x in (source, labels, mask))
         start = torch.full_like(labels[:, :1], tokenizer.bos_token_id)
         read = torch.cat([start, labels[:, :-1]], dim=1).masked_fill(torch.cat([start, labels[:, :-1]], 1) < 0, 0)
-        causal = nn.Transformer.generate_square_subsequent_mask(read.shape[1])
+        causal = nn.Transformer.generate_square_subsequent_mask(read.shape[1], device=read.device)
         hidden = network(
             embed(source),
             embed(read),
@@ -283,14 +360,23 @@ def sentences_per_update(options: argparse.Namespace, rows: Any) -> int:
     return round(options.tokens_per_update / mean)
 
 
+def seqloom_with(*switches: str) -> Callable[..., None]:
+    """Return Seqloom's run with these keys set."""
+    return functools.partial(run_seqloom, **dict.fromkeys(switches, True))
+
+
 RUNS: dict[str, Callable[..., None]] = {
-    "seqloom": run_seqloom,
-    "seqloom-bf16": lambda *args: run_seqloom(*args, bf16=True),
     "trainer": run_trainer,
-    "trainer-grouped": lambda *args: run_trainer(*args, grouped=True),
-    "trainer-bf16": lambda *args: run_trainer(*args, grouped=True, bf16=True),
+    "trainer-grouped": functools.partial(run_trainer, grouped=True),
+    "trainer-bf16": functools.partial(run_trainer, grouped=True, bf16=True),
     "hand-loop": run_hand_loop,
+    "seqloom": run_seqloom,
+    "seqloom-bf16": seqloom_with("bf16"),
+    "seqloom-bf16-packing": seqloom_with("bf16", "packing"),
+    "seqloom-bf16-compile": seqloom_with("bf16", "torch_compile"),
+    "seqloom-bf16-packing-compile": seqloom_with("bf16", "packing", "torch_compile"),
 }
+FOR_GPUS = {name for name in RUNS if "packing" in name or "compile" in name}
 
 
 def measure(options: argparse.Namespace, system: str, work: str) -> dict[str, Any] | None:
@@ -306,10 +392,10 @@ def measure(options: argparse.Namespace, system: str, work: str) -> dict[str, An
         system,
     ]
     command += ["--tokens_per_update", str(options.tokens_per_update), "--updates", str(options.updates)]
+    command += ["--warm_up", str(options.warm_up)]
     command += ["--work", tempfile.mkdtemp(dir=work) if system.startswith("seqloom") else work]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    threads = {} if on_gpu() else {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **threads})
     rows = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
     if not rows:
         print(f"{system} failed: {(done.stderr or done.stdout)[-800:]}", file=sys.stderr)
@@ -323,37 +409,41 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="tiny")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=RUNS, help="all, but packing and compile on a GPU only")
     parser.add_argument("--tokens_per_update", type=int, default=4096)
     parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--warm_up", type=int, default=5, help="updates that are not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--run", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.source, options.target = (os.path.abspath(path) for path in (options.source, options.target))
     if options.run:
-        RUNS[options.run](options, Recorder(options.updates, warm_up=5))
+        recorder = Recorder(options.geometry, options.updates, warm_up=options.warm_up, bf16="bf16" in options.run)
+        RUNS[options.run](options, recorder)
         return
+    systems = options.systems or [name for name in RUNS if on_gpu() or name not in FOR_GPUS]
     lines = ["\t".join(COLUMNS)]
     rates: dict[str, list[float]] = {}
     print(lines[0])
     with tempfile.TemporaryDirectory() as work:
         for number in range(options.rounds):
-            for system in options.systems:
+            for system in systems:
                 row = measure(options, system, work)
                 if row is None:
                     continue
                 row |= {"system": system, "geometry": options.geometry, "round": number, "updates": options.updates}
                 lines.append("\t".join(str(row[column]) for column in COLUMNS))
-                rates.setdefault(system, []).append(row["target_tokens_per_cpu_s"])
+                rates.setdefault(system, []).append(row["target_tokens_per_s"])
                 print(lines[-1], flush=True)
     if options.output:
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unit = "second" if on_gpu() else "CPU-second"
     medians = {system: statistics.median(values) for system, values in rates.items()}
     for system, median in medians.items():
         ratios = ", ".join(f"{median / other:.2f} x {name}" for name, other in medians.items() if name != system)
-        print(f"# {system}: {median:,.0f} target tokens per CPU-second; {ratios}")
+        print(f"# {system}: {median:,.0f} target tokens per {unit}; {ratios}")
 
 
 if __name__ == "__main__":
