@@ -69,20 +69,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """(N, D), (V, D), (N), (N) -> scalar."""
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         total = hidden_states.new_zeros((), dtype=wide)
-        grad_hidden, grad_weight = torch.empty_like(hidden_states), torch.zeros_like(weight, dtype=wide)
-        blocks = (x.split(rows_at_a_time(weight)) for x in (hidden_states, labels, is_target, grad_hidden))
-        for hidden, label, is_real, grad_block in zip(*blocks, strict=True):
-            log_probs = (hidden @ weight.T).to(wide).log_softmax(-1)  # (rows, V)
-            place = label.clamp(min=0)[:, None]  # (rows, 1)
-            hit = log_probs.gather(1, place).squeeze(1)
-            loss = (label_smoothing - 1) * hit - label_smoothing * log_probs.mean(-1)
-            total += (loss * is_real).sum()
+        is_target, places = is_target[:, None], labels.clamp(min=0)[:, None]  # (N, 1)
+        # epsilon * mean(z) needs no pass over logits: it is the score of the mean word, and its gradient is uniform
+        mean_word = label_smoothing * weight.to(wide).mean(0)  # (D)
+        uniform = -label_smoothing / weight.shape[0] * (hidden_states * is_target).sum(0, dtype=wide)  # (D)
+        grad_hidden, grad_weight = torch.empty_like(hidden_states), uniform.repeat(weight.shape[0], 1)
+        blocks = (x.split(rows_at_a_time(weight)) for x in (hidden_states, places, is_target, grad_hidden))
+        for hidden, place, is_real, grad_block in zip(*blocks, strict=True):
+            logits = (hidden @ weight.T).to(wide)  # (rows, V)
+            probs = logits.softmax(-1)
+            log_norm = logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()  # logsumexp, (rows, 1)
+            hit = (1 - label_smoothing) * logits.gather(1, place) + (hidden.to(wide) @ mean_word)[:, None]
+            total += ((log_norm - hit) * is_real).sum()
             if needs_gradient:
-                grad = log_probs.exp_().sub_(label_smoothing / weight.shape[0])
-                grad = grad.scatter_add_(1, place, (label_smoothing - 1) * torch.ones_like(hit)[:, None])
-                grad = grad.to(hidden.dtype)
-                grad_block.copy_((grad @ weight) * is_real[:, None])
-                _add_product(grad_weight, grad.T, hidden * is_real[:, None])
+                grad = probs.scatter_add_(1, place, torch.full_like(hit, label_smoothing - 1)).to(hidden.dtype)
+                grad_block.copy_((grad @ weight - mean_word) * is_real)
+                _add_product(grad_weight, grad.T, hidden * is_real)
         if needs_gradient:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
