@@ -28,6 +28,7 @@ from seqloom.configuration.recipe import (
     recipe_from_arguments,
 )
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+from seqloom.training.allocator import keep_freed_memory
 from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, accumulation_steps
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.demo import DEMO_EXAMPLES
@@ -67,6 +68,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     get_metrics(metrics_of(recipe))
     folder = RunFolder(Path(recipe.output))
     arguments = training_arguments(recipe)
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
     with StopSignals() as signals, folder.hold(is_main=arguments.process_index == 0):
         PartialState().wait_for_everyone()
         return train_in(folder, recipe, arguments, signals)
