@@ -298,11 +298,6 @@ class Recipe:
                 f"packing=true has no kernel with attention_dropout={self.model['attention_dropout']}; set it to 0 "
                 f"(dropout stays), or leave packing out."
             )
-        if self.packing and self.training_arguments.get("torch_compile"):
-            raise RecipeError(
-                "packing=true makes batches of ever new shapes, which torch_compile=true would compile again and "
-                "again; leave one of them out."
-            )
 
     def _check_averaging(self) -> None:
         if not self.average_checkpoints:

@@ -511,7 +511,7 @@ class SeqloomEncoder(SeqloomStack):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        packed: bool = False,
+        source_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Read the source.
@@ -520,7 +520,7 @@ class SeqloomEncoder(SeqloomStack):
             input_ids: (B, S) token ids.
             attention_mask: (B, S), 1 at real tokens and 0 at padding, on whichever side; None: no padding.
             inputs_embeds: (B, S, D) rows of the embedding table instead of ids.
-            packed: compute real tokens only, in one row; see `packing`.
+            source_places: (N,) of the real tokens: they alone are computed, in one row; see `packing`.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -528,10 +528,11 @@ class SeqloomEncoder(SeqloomStack):
         """
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, S, D)
         position_ids = count_positions(attention_mask, inputs_embeds)  # (B, S)
-        packing = Packing.of(attention_mask, inputs_embeds) if packed else None
-        if packing is None:
+        packing = None
+        if source_places is None:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)  # (B, 1, S, S)
         else:
+            packing = Packing.of(source_places, attention_mask, inputs_embeds)
             mask = PackedMask(packing, packing)
             inputs_embeds, position_ids = packing.pack(inputs_embeds), packing.pack(position_ids)  # (1, real S, D)
         hidden_states = self.enter(inputs_embeds, position_ids)
@@ -615,7 +616,8 @@ class SeqloomDecoder(SeqloomStack):
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
-        packed: bool = False,
+        source_places: Tensor | None = None,
+        target_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Write the target, reading the source.
@@ -629,7 +631,8 @@ class SeqloomDecoder(SeqloomStack):
             inputs_embeds: (B, T, D) rows of the embedding table instead of ids.
             position_ids: (B, T), counted from 0; None: counted from the mask.
             use_cache: keep keys and values for the next step.
-            packed: compute real tokens only, in one row, without a cache; see `packing`.
+            source_places: (N,) of the source's real tokens; see `packing`.
+            target_places: (M,) of the target's: with both, real tokens alone are computed, in one row and uncached.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -648,15 +651,16 @@ class SeqloomDecoder(SeqloomStack):
         if position_ids is None:
             past_length = 0 if cache is None else cache.get_seq_length()
             position_ids = count_positions(attention_mask, inputs_embeds, past_length)  # (B, T)
-        packing = Packing.of(attention_mask, inputs_embeds) if packed else None
-        if packing is None:
+        packing = None
+        if source_places is None or target_places is None:
             self_cache = None if cache is None else cache.self_attention_cache
             mask = create_causal_mask(self.config, inputs_embeds, attention_mask, self_cache)  # (B, 1, T, past + T)
             encoder_mask = create_bidirectional_mask(
                 self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
             )  # (B, 1, T, S)
         else:
-            source = Packing.of(encoder_attention_mask, encoder_hidden_states)
+            packing = Packing.of(target_places, attention_mask, inputs_embeds)
+            source = Packing.of(source_places, encoder_attention_mask, encoder_hidden_states)
             mask, encoder_mask = PackedMask(packing, packing), PackedMask(packing, source)
             encoder_hidden_states = source.pack(encoder_hidden_states)  # (1, real S, D)
             inputs_embeds, position_ids = packing.pack(inputs_embeds), packing.pack(position_ids)  # (1, real T, D)
@@ -716,6 +720,8 @@ class SeqloomModel(SeqloomPreTrainedModel):
         decoder_inputs_embeds: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         use_cache: bool | None = None,
+        source_places: Tensor | None = None,
+        target_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
         """Encode the source, then decode the target that is given.
@@ -731,6 +737,8 @@ class SeqloomModel(SeqloomPreTrainedModel):
             decoder_inputs_embeds: (B, T, D) rows instead of `decoder_input_ids`.
             decoder_position_ids: (B, T), counted from 0; None: counted from the mask.
             use_cache: keep keys and values for the next step.
+            source_places: (N,) of the source's real tokens; see `packing`.
+            target_places: (M,) of the target's: with both, real tokens alone are computed, in one row and uncached.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -739,7 +747,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.default_decoder_input_ids(input_ids)
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, source_places, **kwargs)
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
         decoder_outputs = self.decoder(
@@ -751,6 +759,8 @@ class SeqloomModel(SeqloomPreTrainedModel):
             inputs_embeds=decoder_inputs_embeds,
             position_ids=decoder_position_ids,
             use_cache=use_cache,
+            source_places=source_places,
+            target_places=target_places,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -844,6 +854,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         label_smoothing: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool = False,
+        source_places: Tensor | None = None,
+        target_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Score the next word at every target position.
@@ -864,6 +876,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             label_smoothing: epsilon of the loss; None: the configuration's.
             num_items_in_batch: targets in the whole update; the loss is the sum divided by it. None: the mean.
             skip_logits: return the loss of `labels` without logits: faster, and the memory of (B, T, V) is saved.
+            source_places: (N,) of the source's real tokens; see `packing`.
+            target_places: (M,) of the target's: with both, real tokens alone are computed, in one row and uncached.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -879,7 +893,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:  # causality hides padding on the right
-                    packs = kwargs.get("packed", False)
+                    packs = target_places is not None
                     decoder_attention_mask = (
                         is_up_to_last_target(labels) if packs else is_first_target(labels).cumsum(-1)
                     )
@@ -894,12 +908,17 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache,
+            source_places=source_places,
+            target_places=target_places,
             **kwargs,
         )
         smoothing = self.config.label_smoothing if label_smoothing is None else label_smoothing
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = loss = None
         if labels is not None and skip_logits:
+            if target_places is not None:
+                hidden_states = hidden_states.flatten(0, 1)[target_places]  # (real T, D)
+                labels = labels.flatten()[target_places]
             total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
             loss = per_item(total, labels, num_items_in_batch)
         else:

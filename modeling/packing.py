@@ -7,36 +7,54 @@ on its own, which is right and slow.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
+"""Since torch 2.10."""
+
+
+def places_of(is_real: Tensor) -> Tensor:
+    """Return where the real tokens stand among all places of a padded batch, sentence after sentence.
+
+    How many there are is known only when they are counted, for which a GPU would have to be waited for, and which
+    `torch.compile` cannot follow. So this is done where the batch is made.
+
+    Args:
+        is_real: (B, L), nonzero at real tokens, padding on whichever side.
+
+    Returns:
+        (N,) numbers below B * L.
+    """
+    return is_real.flatten().nonzero().squeeze(1)
+
 
 @dataclass(frozen=True)
 class Packing:
     """Where the real tokens of a padded batch stand, and where its sentences end in the packed row."""
 
-    shape: tuple[int, int]
-    """B and L of the padded batch."""
     places: Tensor
     """(N,) of each real token among the B * L, sentence after sentence."""
-    lengths: Tensor
-    """(B,) real tokens of each sentence."""
+    ends: Tensor
+    """(B + 1,) int32: 0, then where each sentence ends, as kernels for variable lengths read it."""
+    shape: tuple[int, int]
+    """B and L of the padded batch."""
 
     @classmethod
-    def of(cls, attention_mask: Tensor | None, states: Tensor) -> "Packing":
+    def of(cls, places: Tensor, attention_mask: Tensor | None, states: Tensor) -> "Packing":
         """Read a mask.
 
         Args:
-            attention_mask: (B, L), nonzero at real tokens, padding on whichever side; None: all are real.
+            places: (N,) of its real tokens, `places_of(attention_mask)`.
+            attention_mask: (B, L), nonzero at real tokens; None: all are real.
             states: (B, L, ...), read for shape and device only.
         """
-        is_real = torch.ones(states.shape[:2], device=states.device) if attention_mask is None else attention_mask
-        is_real = is_real != 0
-        return cls((states.shape[0], states.shape[1]), is_real.flatten().nonzero().squeeze(1), is_real.sum(1))
+        mask = torch.ones(states.shape[:2], device=states.device) if attention_mask is None else attention_mask
+        ends = nn.functional.pad((mask != 0).sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(places, ends, (states.shape[0], states.shape[1]))
 
     def pack(self, states: Tensor) -> Tensor:
         """(B, L, ...) -> (1, N, ...); one row that all sentences share, (1, L, ...), is repeated."""
@@ -47,11 +65,6 @@ class Packing:
         """(1, N, ...) -> (B, L, ...), with zeros at padding."""
         padded = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[2:])
         return padded.index_copy(0, self.places, states[0]).unflatten(0, self.shape)
-
-    @cached_property
-    def ends(self) -> Tensor:
-        """(B + 1,) int32: 0, then where each sentence ends, as kernels for variable lengths read it."""
-        return nn.functional.pad(self.lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ def packed_attention(
 def has_kernel(query: Tensor) -> bool:
     """Return whether torch has a kernel for variable lengths here: CUDA, 16-bit numbers, torch 2.10."""
     is_narrow = query.dtype in (torch.bfloat16, torch.float16)
-    return query.device.type == "cuda" and is_narrow and find_spec("torch.nn.attention.varlen") is not None
+    return query.device.type == "cuda" and is_narrow and HAS_VARLEN
 
 
 def _attend_in_one_kernel(
@@ -123,7 +136,7 @@ def _attend_in_one_kernel(
 def _attend_one_by_one(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: PackedMask, scaling: float
 ) -> Tensor:
-    asking, answering = mask.queries.lengths.tolist(), mask.keys.lengths.tolist()
+    asking, answering = mask.queries.ends.diff().tolist(), mask.keys.ends.diff().tolist()
     sentences = zip(query.split(asking, dim=2), key.split(answering, dim=2), value.split(answering, dim=2), strict=True)
     mixed = [
         nn.functional.scaled_dot_product_attention(
@@ -134,4 +147,4 @@ def _attend_one_by_one(
     return torch.cat(mixed, dim=2).transpose(1, 2)
 
 
-__all__ = ["PackedMask", "Packing", "has_kernel", "packed_attention"]
+__all__ = ["PackedMask", "Packing", "has_kernel", "packed_attention", "places_of"]

@@ -144,7 +144,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         return UpdateLoader(
             self.encodings or self.train_dataset.select_columns(list(MODEL_COLUMNS)),
             batch_sampler=self.train_sampler(),
-            collate_fn=self.data_collator,
+            collate_fn=SeqloomCollator(self.tokenizers.source.pad_token_id, packs=self.packing),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and not self.encodings,  # they know one epoch
@@ -187,8 +187,6 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         # An LM head of its own gathers its sharded weight only where it is called, and without logits it is not.
         skip_logits = not return_outputs and (self.model.config.tie_word_embeddings or not self.is_sharded)
         inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": skip_logits}
-        if self.packing and model.training:
-            inputs["packed"] = True
         if self.rdrop_alpha and model.training:
             return self._loss_of_two_passes(model, inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

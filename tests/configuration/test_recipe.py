@@ -322,10 +322,6 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
             "--packing true --attention_dropout 0.1",
             "packing=true has no kernel with attention_dropout=0.1; set it to 0 (dropout stays), or leave packing out.",
         ),
-        (
-            "--packing true --torch_compile true",
-            "packing=true makes batches of ever new shapes, which torch_compile=true would compile again and again",
-        ),
         ("--ema_decay 1", "ema_decay=1 is outside [0, 1); use e.g. 0.999, or 0 for off."),
         (
             "--ema_decay 0.9 --average_checkpoints 3",

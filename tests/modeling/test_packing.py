@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import seqloom
-from seqloom.modeling import packing
-from seqloom.modeling.packing import PackedMask, Packing, has_kernel, packed_attention
+from seqloom.modeling import fused_loss, packing
+from seqloom.modeling.modeling_seqloom import is_up_to_last_target
+from seqloom.modeling.packing import PackedMask, Packing, has_kernel, packed_attention, places_of
 from tests.toy import TINY, padded
 
 SOURCES = [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 13, 2], [14, 2]]
@@ -32,14 +34,23 @@ def batch(side="right"):
     return {"input_ids": ids, "attention_mask": mask, "labels": padded(TARGETS, side, pad=-100)[0]}
 
 
+def packed_batch(side="right"):
+    return with_places(batch(side))
+
+
+def with_places(inputs):
+    places = {"source": inputs["attention_mask"], "target": is_up_to_last_target(inputs["labels"])}
+    return inputs | {f"{side}_places": places_of(is_real) for side, is_real in places.items()}
+
+
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: "-".join(map(str, switches.values())) or "paper")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss_states_and_gradients_are_those_of_the_padded_batch(switches, side):
     model, inputs = make_model(**switches), batch(side)
     results = []
-    for packed in (False, True):
+    for given in (inputs, with_places(inputs)):
         model.zero_grad()
-        outputs = model(**inputs, packed=packed, label_smoothing=0.1)
+        outputs = model(**given, label_smoothing=0.1)
         outputs.loss.backward()
         gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
         results.append((outputs, gradients))
@@ -55,19 +66,22 @@ def test_loss_states_and_gradients_are_those_of_the_padded_batch(switches, side)
 def test_the_loss_without_logits_is_the_same():
     model, inputs = make_model(), batch()
     expected = model(**inputs, num_items_in_batch=7).loss
-    torch.testing.assert_close(model(**inputs, packed=True, skip_logits=True, num_items_in_batch=7).loss, expected)
+    packed = model(**with_places(inputs), skip_logits=True, num_items_in_batch=7)
+    torch.testing.assert_close(packed.loss, expected)
 
 
 def test_labels_ignored_in_the_middle_stay_part_of_the_target():
     model, inputs = make_model(), batch()
     inputs["labels"][1, 2] = -100
-    torch.testing.assert_close(model(**inputs, packed=True).loss, model(**inputs).loss)
+    for skip_logits in (False, True):
+        loss = model(**with_places(inputs), skip_logits=skip_logits).loss
+        torch.testing.assert_close(loss, model(**inputs).loss)
 
 
 def test_a_sentence_does_not_see_its_neighbours():
     model = make_model()
     alone = {name: value[:1] for name, value in batch().items()}
-    together = model(**batch(), packed=True).logits[:1, :2]
+    together = model(**packed_batch()).logits[:1, :2]
     torch.testing.assert_close(together, model(**alone).logits[:, :2], rtol=0, atol=1e-9)
 
 
@@ -75,7 +89,7 @@ def test_gradient_checkpointing_works_on_packed_rows():
     model, inputs = make_model().train(), batch()
     expected = model(**inputs).loss
     model.gradient_checkpointing_enable()
-    loss = model(**inputs, packed=True).loss
+    loss = model(**with_places(inputs)).loss
     loss.backward()
     torch.testing.assert_close(loss, expected)
 
@@ -83,24 +97,24 @@ def test_gradient_checkpointing_works_on_packed_rows():
 def test_nothing_is_computed_for_padding():
     model, seen = make_model(), []
     model.model.encoder.layers[0].fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    model(**batch(), packed=True)
+    model(**packed_batch())
     assert seen == [(1, sum(map(len, SOURCES)), TINY["encoder_ffn_dim"])]
 
 
 def test_packing_and_unpacking_are_inverse():
     states = torch.randn(4, 6, 3)
     mask = padded(SOURCES, "left")[1]
-    rows = Packing.of(mask, states)
+    rows = Packing.of(places_of(mask), mask, states)
     assert rows.pack(states).shape == (1, 14, 3)
     assert rows.ends.tolist() == [0, 4, 6, 12, 14]
     torch.testing.assert_close(rows.unpack(rows.pack(states)), states * mask[..., None])
-    assert Packing.of(None, states).pack(states).shape == (1, 24, 3)
+    assert Packing.of(torch.arange(24), None, states).pack(states).shape == (1, 24, 3)
 
 
 def test_attention_dropout_is_refused():
     model = make_model(attention_dropout=0.1).train()
     with pytest.raises(ValueError, match=r"attention_dropout=0\.1 has no kernel for packed sentences; set it to 0"):
-        model(**batch(), packed=True)
+        model(**packed_batch())
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -120,8 +134,9 @@ def test_the_kernel_for_variable_lengths_is_called_as_it_wants_to_be(groups, is_
     narrow = {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
     query = torch.empty(1, 4, 11, 32, **narrow)
     key, value = (torch.empty(1, 4 // groups, 9, 32, **narrow) for _ in range(2))
-    places, lengths = (torch.empty(count, dtype=torch.long, device="meta") for count in (11, 3))
-    mask = PackedMask(Packing((3, 5), places, lengths), Packing((3, 4), places[:9], lengths))
+    places = torch.empty(11, dtype=torch.long, device="meta")
+    ends = torch.empty(4, dtype=torch.int32, device="meta")
+    mask = PackedMask(Packing(places, ends, (3, 5)), Packing(places[:9], ends, (3, 4)))
     mixed, weights = packed_attention(SimpleNamespace(is_causal=is_causal), query, key, value, mask, 0.2, dropout=0.0)
     mixed.sum().backward()
     assert mixed.shape == (1, 11, 4, 32)
@@ -134,3 +149,53 @@ def test_the_kernel_for_variable_lengths_is_called_as_it_wants_to_be(groups, is_
 
 def test_a_processor_has_no_such_kernel():
     assert not has_kernel(torch.empty(1, 1, 1, 1, dtype=torch.bfloat16))
+
+
+def dense_stand_in(query, key, value, query_ends, key_ends, *_, scale, window_size, enable_gqa):
+    """What the kernel computes, from operations that every device and compiler has; (T, N, H) each."""
+
+    def numbers(ends, count):  # the sentence of each token, and its place in it
+        places = torch.arange(count)
+        sentences = torch.searchsorted(ends[1:].long(), places, right=True)
+        return sentences, places - ends[sentences]
+
+    (asking, t), (answering, s) = numbers(query_ends, query.shape[0]), numbers(key_ends, key.shape[0])
+    allowed = asking[:, None] == answering[None]
+    if window_size[1] == 0:
+        allowed = allowed & (s[None] <= t[:, None])
+    states = (x.transpose(0, 1)[None] for x in (query, key, value))
+    mixed = torch.nn.functional.scaled_dot_product_attention(*states, allowed, scale=scale, enable_gqa=enable_gqa)
+    return mixed[0].transpose(0, 1)
+
+
+@pytest.fixture
+def kernel_without_gpu(monkeypatch):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", dense_stand_in)
+    monkeypatch.setattr(packing, "has_kernel", lambda query: True)
+
+
+@pytest.mark.parametrize("switches", SWITCHES[:2], ids=["paper", "pre-rotary"])
+def test_the_way_to_the_kernel_computes_the_same(switches, kernel_without_gpu):
+    model, inputs = make_model(**switches), batch()
+    torch.testing.assert_close(model(**with_places(inputs)).loss, model(**inputs).loss)
+
+
+@pytest.mark.parametrize("switches", SWITCHES[:2], ids=["paper", "pre-rotary"])
+@pytest.mark.parametrize("packs", [False, True])
+def test_one_graph_serves_all_shapes(packs, switches, kernel_without_gpu, monkeypatch):
+    """`fullgraph` refuses whatever would break the graph, as counting real tokens would."""
+    monkeypatch.setattr(fused_loss, "CPU_ROWS", 1000)  # one block, as on a GPU
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = make_model(**switches).train()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for rows, longest in ((4, 6), (3, 5), (2, 4), (4, 4)):
+        ids, mask = padded([row[-longest:] for row in SOURCES[-rows:]])
+        labels, _ = padded([row[1 - longest :] for row in TARGETS[:rows]], pad=-100)
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        keys = {"skip_logits": True, "label_smoothing": 0.1, "num_items_in_batch": torch.tensor(7)}
+        loss = compiled(**(with_places(inputs) if packs else inputs), **keys).loss
+        loss.backward()
+        torch.testing.assert_close(loss, model(**inputs, **keys).loss)
+    assert counter.frame_count == 2  # the first shape, then any

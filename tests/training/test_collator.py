@@ -17,3 +17,10 @@ def test_a_pad_token_inside_a_source_stays_visible():
     batch = SeqloomCollator(pad_token_id=0)([{"input_ids": [0, 5, 0, 2]}, {"input_ids": [5]}])
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     assert "labels" not in batch
+
+
+def test_a_collator_that_packs_says_where_real_tokens_stand():
+    examples = [{"input_ids": [5, 6, 2], "labels": [7, 2]}, {"input_ids": [5, 2], "labels": [8, 9, 7, 2]}]
+    batch = SeqloomCollator(pad_token_id=0, packs=True)(examples)
+    assert batch["source_places"].tolist() == [0, 1, 2, 3, 4]
+    assert batch["target_places"].tolist() == [0, 1, 4, 5, 6, 7]

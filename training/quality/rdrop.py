@@ -20,7 +20,11 @@ from seqloom.training.collator import IGNORED_LABEL
 
 def twice(inputs: dict[str, Any]) -> dict[str, Any]:
     """Return a batch in which every sentence stands twice, B + B; dropout falls differently on the two halves."""
-    return {name: torch.cat([value, value]) if _is_batched(value) else value for name, value in inputs.items()}
+    both = {name: torch.cat([value, value]) if _is_batched(value) else value for name, value in inputs.items()}
+    for places, padded in (("source_places", "input_ids"), ("target_places", "labels")):
+        if places in inputs:  # the second half stands behind the first
+            both[places] = torch.cat([inputs[places], inputs[places] + inputs[padded].numel()])
+    return both
 
 
 def _is_batched(value: Any) -> bool:

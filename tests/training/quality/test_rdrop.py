@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from seqloom.modeling.packing import places_of
+from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
 from seqloom.training.quality.rdrop import disagreement, twice
 from tests.tiny_trainer import tiny_trainer
 from tests.toy import toy_pairs
@@ -35,6 +37,13 @@ def test_twice_doubles_what_has_a_batch():
     inputs = twice({"input_ids": torch.arange(6).view(2, 3), "label_smoothing": 0.1, "count": torch.tensor(5)})
     assert inputs["input_ids"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
     assert (inputs["label_smoothing"], inputs["count"].item()) == (0.1, 5)
+
+
+def test_twice_packs_the_second_half_behind_the_first():
+    examples = [{"input_ids": [5, 6, 2], "labels": [7, 2]}, {"input_ids": [5, 2], "labels": [8, 9, 7, 2]}]
+    both = twice(SeqloomCollator(pad_token_id=0, packs=True)(examples))
+    assert torch.equal(both["source_places"], places_of(both["attention_mask"]))
+    assert torch.equal(both["target_places"], places_of(both["labels"] != IGNORED_LABEL))
 
 
 def test_the_loss_of_a_step_is_equation_four(tmp_path, tiny_model):
