@@ -174,6 +174,12 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         """Hand the model its two columns; texts stay behind for scoring."""
         return dataset.select_columns([name for name in MODEL_COLUMNS if name in dataset.column_names])
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Let pinned tensors travel while the device still computes; Trainer would wait for each."""
+        if isinstance(data, Tensor) and data.is_pinned():
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     # Loss --------------------------------------------------------------------------------------------------------
 
     def compute_loss(
