@@ -58,8 +58,10 @@ _ALL = (
     Preset(
         "tiny",
         "4+4 layers of 128: the published Transformer-tiny for Multi30k (Wu et al. 2021), made for some 30,000 pairs",
-        _geometry((4, 4), 128, 256, 4, dropout=0.3),
-        {"learning_rate": 5e-3, "warmup_steps": 2000, "tokens_per_update": 16_384},
+        # Published with norms behind the residuals, 5e-3 and updates four times as large. In front of them it learns
+        # several times as fast: Multi30k, and COGS, of which it had none right where this had 76 % (LOG 2026-11-23).
+        _geometry((4, 4), 128, 256, 4, dropout=0.3, norm_position="pre"),
+        {"learning_rate": 3e-3, "warmup_steps": 1000, "tokens_per_update": 4096},
     ),
     Preset(
         "small",

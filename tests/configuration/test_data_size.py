@@ -18,7 +18,7 @@ def fit(num_examples: int, **keys: Any) -> tuple[Recipe, str]:
     ("num_examples", "preset", "vocab_size", "dropout", "rate", "tokens"),
     [
         (8_000, "tiny", 4_000, 0.3, 2.5e-3, 4_096),
-        (30_000, "tiny", 10_000, 0.3, 5e-3, 16_384),
+        (30_000, "tiny", 10_000, 0.3, 3e-3, 4_096),
         (150_000, "medium", 10_000, 0.3, 5e-4, 8_192),
         (5_000_000, "base", 37_000, 0.1, 7e-4, 50_000),
         (40_000_000, "big", 32_000, 0.1, 5e-4, 50_000),
