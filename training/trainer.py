@@ -8,7 +8,7 @@ tokens divided once by their number, over all processes and accumulation steps; 
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         return UpdateLoader(
             self.encodings or self.train_dataset.select_columns(list(MODEL_COLUMNS)),
             batch_sampler=self.train_sampler(),
-            collate_fn=SeqloomCollator(self.tokenizers.source.pad_token_id, packs=self.packing),
+            collate_fn=replace(self.data_collator, packs=self.packing),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and not self.encodings,  # they know one epoch
