@@ -12,6 +12,8 @@ shows the conventions.
 
 import copy
 import math
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +25,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -38,9 +34,22 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.modeling.canary import adopt_canary, check_once, write_canary
 from seqloom.modeling.fast_dropout import dropout
 from seqloom.modeling.fused_loss import linear_cross_entropy
-from seqloom.modeling.packing import PackedMask, Packing, packed_attention
+from seqloom.modeling.library import (
+    CACHE,
+    CACHE_NAMES,
+    BaseModelOutputWithPastAndCrossAttentions,
+    GradientCheckpointingLayer,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    answer_to_both_names,
+    by_one_name,
+    known_keywords,
+    naming_unknown_keywords,
+    refuse_unknown,
+)
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -48,11 +57,6 @@ NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RM
 # ---------------------------------------------------------------------------------------------------------------------
 # Chapter 2: tokens become vectors (paper section 3.4)
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_embedding(config: SeqloomConfig) -> nn.Embedding:
-    """Return the table [V, D] that gives each token its vector; the padding row starts at zero."""
-    return nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
 
 
 def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | None) -> Tensor:
@@ -79,12 +83,6 @@ def shift_right(ids: Tensor, pad_token_id: int | None, start_token_id: int | Non
     return shifted.masked_fill(shifted == -100, pad_token_id)
 
 
-def is_up_to_last_target(labels: Tensor) -> Tensor:
-    """Return (B, T) booleans, True from each row's first label that is not -100 to its last: the rest is padding."""
-    is_target = labels != -100
-    return (is_target.cumsum(-1) > 0) & (is_target.flip(-1).cumsum(-1).flip(-1) > 0)
-
-
 def is_first_target(labels: Tensor) -> Tensor:
     """Return (B, T) booleans, True at each row's first label that is not -100: behind it, padding is on the left."""
     is_target = labels != -100
@@ -96,19 +94,20 @@ def is_first_target(labels: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def count_positions(attention_mask: Tensor | None, inputs_embeds: Tensor, past_length: int | Tensor = 0) -> Tensor:
+def count_positions(attention_mask: Tensor | None, inputs_embeds: Tensor, past: Cache | None = None) -> Tensor:
     """Number the tokens so that padding is invisible: position 0 is the first real token, left-padded or not.
 
     Args:
         attention_mask: (B, past + L), nonzero at real tokens; anything but a 2D mask counts all tokens as real.
         inputs_embeds: (B, L, D), read for length and device only.
-        past_length: tokens that are already in the cache.
+        past: keys and values of the tokens before these.
 
     Returns:
         (B, L) or (1, L) positions, counted from 0; padding gets a neighbour's number, nobody attends to it.
     """
     length = inputs_embeds.shape[1]
     if attention_mask is None or attention_mask.ndim != 2:
+        past_length = 0 if past is None else past.get_seq_length()
         return torch.arange(length, device=inputs_embeds.device)[None] + past_length
     positions = (attention_mask != 0).long().cumsum(-1) - 1
     return positions.clamp(min=0)[:, -length:].to(inputs_embeds.device)
@@ -210,8 +209,10 @@ class SeqloomRotaryEmbedding(nn.Module):
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
-def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(states: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
     """Turn dimension pairs (i, i + H/2) of (B, N, L, H) by the angles whose cosines and sines (B, L, H) are given."""
+    if rotation is None:  # positions were added to the embeddings
+        return states
     cos, sin = (table[:, None] for table in rotation)  # (B, 1, L, H), the same for all heads
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat([-second, first], dim=-1) * sin
@@ -281,12 +282,10 @@ class SeqloomAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | PackedMask | None, **kwargs: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values by how well keys answer queries and project: (B, N, T, H) -> (B, T, D), with the weights."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if isinstance(attention_mask, PackedMask):
-            attention = packed_attention
         dropout = self.dropout if self.training else 0.0
         mixed, weights = attention(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
@@ -301,53 +300,53 @@ class SeqloomSelfAttention(SeqloomAttention):
         super().__init__(config, num_heads, layer_idx)
         self.is_causal = is_causal
 
+    @known_keywords
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | PackedMask | None = None,
+        attention_mask: Tensor | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended states (B, L, D) and the attention weights, where the kernel keeps them."""
-        query = self.split_heads(self.q_proj(hidden_states))  # (B, N, L, H)
-        key = self.split_heads(self.k_proj(hidden_states))  # (B, G, L, H)
+        query = rotate(self.split_heads(self.q_proj(hidden_states)), rotation)  # (B, N, L, H)
+        key = rotate(self.split_heads(self.k_proj(hidden_states)), rotation)  # (B, G, L, H)
         value = self.split_heads(self.v_proj(hidden_states))  # (B, G, L, H)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        if past_key_values is not None:
-            key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)  # (B, G, past + L, H)
+        if cache is not None:
+            key, value = cache.self_attention_cache.update(key, value, self.layer_idx)  # (B, G, past + L, H)
         return self.attend(query, key, value, attention_mask, **kwargs)
 
 
 class SeqloomCrossAttention(SeqloomAttention):
     """The target asks the source; the source's keys and values are computed once a sentence and then reused."""
 
+    @known_keywords
     def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor | PackedMask | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        attention_mask: Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended states (B, T, D) and the attention weights, where the kernel keeps them."""
         query = self.split_heads(self.q_proj(hidden_states))  # (B, N, T, H)
-        key, value = self.source_keys_and_values(encoder_hidden_states, past_key_values)
+        key, value = self.source_keys_and_values(encoder_hidden_states, cache)
         return self.attend(query, key, value, attention_mask, **kwargs)
 
     def source_keys_and_values(
-        self, encoder_hidden_states: Tensor, past_key_values: EncoderDecoderCache | None
+        self, encoder_hidden_states: Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values of the source, each (B, G, S, H), from the cache when they are there."""
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            cached = cache.cross_attention_cache.layers[self.layer_idx]
             return cached.keys, cached.values
         key = self.split_heads(self.k_proj(encoder_hidden_states))
         value = self.split_heads(self.v_proj(encoder_hidden_states))
-        if past_key_values is not None:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
         return key, value
 
 
@@ -397,10 +396,11 @@ class SeqloomEncoderLayer(SeqloomLayer):
         self.self_attn_layer_norm = norm(config.d_model, config.norm_eps)
         self.final_layer_norm = norm(config.d_model, config.norm_eps)
 
+    @known_keywords
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | PackedMask | None = None,
+        attention_mask: Tensor | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
@@ -421,7 +421,7 @@ class SeqloomPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SeqloomEncoderLayer", "SeqloomDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -442,6 +442,31 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder, and remember its canary; all as in `PreTrainedModel.from_pretrained`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        adopt_canary(model, pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save a folder with a canary in it; all as in `PreTrainedModel.save_pretrained`."""
+        if is_main_process and not Path(save_directory).is_file():
+            write_canary(self, save_directory, foreign_weights=self._are_others(state_dict))
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def _are_others(self, state_dict: dict[str, Tensor] | None) -> bool:
+        """Whether a state_dict holds other tensors than this model."""
+        own = {tensor.data_ptr() for tensor in self.state_dict().values()}
+        return state_dict is not None and any(tensor.data_ptr() not in own for tensor in state_dict.values())
+
     def _resize_token_embeddings(self, new_num_tokens: int | None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the decoder's own table too, when it has one."""
         resized = super()._resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -458,7 +483,7 @@ class SeqloomStack(SeqloomPreTrainedModel):
         super().__init__(config)
         self.dropout = config.dropout
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
-        self.embed_tokens = make_embedding(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
         self.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
         is_rotary = config.position_embedding_type == "rotary"
         self.rotary_emb = SeqloomRotaryEmbedding(self.side_config) if is_rotary else None
@@ -484,7 +509,7 @@ class SeqloomStack(SeqloomPreTrainedModel):
             )
         return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
-    def enter(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Scale the embeddings and add positions: (B, L, D) -> (B, L, D)."""
         hidden_states = self.embed_positions(inputs_embeds * self.embed_scale, position_ids)
         return dropout(hidden_states, self.dropout, self.training)
@@ -504,6 +529,7 @@ class SeqloomEncoder(SeqloomStack):
         self.layers = nn.ModuleList([SeqloomEncoderLayer(config, i) for i in range(config.encoder_layers)])
         self.post_init()
 
+    @known_keywords
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -511,7 +537,7 @@ class SeqloomEncoder(SeqloomStack):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        source_places: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Read the source.
@@ -520,27 +546,21 @@ class SeqloomEncoder(SeqloomStack):
             input_ids: (B, S) token ids.
             attention_mask: (B, S), 1 at real tokens and 0 at padding, on whichever side; None: no padding.
             inputs_embeds: (B, S, D) rows of the embedding table instead of ids.
-            source_places: (N,) of the real tokens: they alone are computed, in one row; see `packing`.
+            position_ids: (B, S), counted from 0; None: counted from the mask.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
             `last_hidden_state` (B, S, D).
         """
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, S, D)
-        position_ids = count_positions(attention_mask, inputs_embeds)  # (B, S)
-        packing = None
-        if source_places is None:
-            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)  # (B, 1, S, S)
-        else:
-            packing = Packing.of(source_places, attention_mask, inputs_embeds)
-            mask = PackedMask(packing, packing)
-            inputs_embeds, position_ids = packing.pack(inputs_embeds), packing.pack(position_ids)  # (1, real S, D)
-        hidden_states = self.enter(inputs_embeds, position_ids)
+        if position_ids is None:
+            position_ids = count_positions(attention_mask, inputs_embeds)  # (B, S)
+        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)  # (B, 1, S, S)
+        hidden_states = self.embed(inputs_embeds, position_ids)
         rotation = self.rotation(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, rotation, **kwargs)
-        hidden_states = self.layer_norm(hidden_states)
-        return BaseModelOutput(last_hidden_state=packing.unpack(hidden_states) if packing else hidden_states)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -560,25 +580,24 @@ class SeqloomDecoderLayer(SeqloomLayer):
         self.encoder_attn_layer_norm = norm(config.d_model, config.norm_eps)
         self.final_layer_norm = norm(config.d_model, config.norm_eps)
 
+    @known_keywords
     def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor | PackedMask | None = None,
-        encoder_attention_mask: Tensor | PackedMask | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = self.enter(self.self_attn_layer_norm, hidden_states)
-        attended, _ = self.self_attn(normed, attention_mask, rotation, past_key_values, **kwargs)
+        attended, _ = self.self_attn(normed, attention_mask, rotation, cache, **kwargs)
         hidden_states = self.leave(self.self_attn_layer_norm, hidden_states, attended)
 
         normed = self.enter(self.encoder_attn_layer_norm, hidden_states)
-        attended, _ = self.encoder_attn(
-            normed, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
-        )
+        attended, _ = self.encoder_attn(normed, encoder_hidden_states, encoder_attention_mask, cache, **kwargs)
         hidden_states = self.leave(self.encoder_attn_layer_norm, hidden_states, attended)
 
         normed = self.enter(self.final_layer_norm, hidden_states)
@@ -604,6 +623,7 @@ class SeqloomDecoder(SeqloomStack):
         """The configuration in which `num_attention_heads` and `num_hidden_layers` are the decoder's."""
         return self.config.get_text_config(decoder=True)
 
+    @known_keywords
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -612,12 +632,10 @@ class SeqloomDecoder(SeqloomStack):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
-        source_places: Tensor | None = None,
-        target_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Write the target, reading the source.
@@ -627,12 +645,10 @@ class SeqloomDecoder(SeqloomStack):
             attention_mask: (B, past + T), 1 at real tokens; or a mask made ready, (B, 1, T, past + T).
             encoder_hidden_states: (B, S, D), what the encoder made of the source.
             encoder_attention_mask: (B, S), 1 at the source's real tokens.
-            past_key_values: keys and values of earlier steps.
+            cache: keys and values of earlier steps.
             inputs_embeds: (B, T, D) rows of the embedding table instead of ids.
             position_ids: (B, T), counted from 0; None: counted from the mask.
             use_cache: keep keys and values for the next step.
-            source_places: (N,) of the source's real tokens; see `packing`.
-            target_places: (M,) of the target's: with both, real tokens alone are computed, in one row and uncached.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -647,41 +663,29 @@ class SeqloomDecoder(SeqloomStack):
                 "call SeqloomModel, which does both."
             )
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, T, D)
-        cache = self.prepare_cache(past_key_values, use_cache)
+        cache = self.prepare_cache(cache, use_cache)
+        past = None if cache is None else cache.self_attention_cache
         if position_ids is None:
-            past_length = 0 if cache is None else cache.get_seq_length()
-            position_ids = count_positions(attention_mask, inputs_embeds, past_length)  # (B, T)
-        packing = None
-        if source_places is None or target_places is None:
-            self_cache = None if cache is None else cache.self_attention_cache
-            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, self_cache)  # (B, 1, T, past + T)
-            encoder_mask = create_bidirectional_mask(
-                self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
-            )  # (B, 1, T, S)
-        else:
-            packing = Packing.of(target_places, attention_mask, inputs_embeds)
-            source = Packing.of(source_places, encoder_attention_mask, encoder_hidden_states)
-            mask, encoder_mask = PackedMask(packing, packing), PackedMask(packing, source)
-            encoder_hidden_states = source.pack(encoder_hidden_states)  # (1, real S, D)
-            inputs_embeds, position_ids = packing.pack(inputs_embeds), packing.pack(position_ids)  # (1, real T, D)
-        hidden_states = self.enter(inputs_embeds, position_ids)
+            position_ids = count_positions(attention_mask, inputs_embeds, past)  # (B, T)
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past)  # (B, 1, T, past + T)
+        encoder_mask = create_bidirectional_mask(
+            self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
+        )  # (B, 1, T, S)
+        hidden_states = self.embed(inputs_embeds, position_ids)
         rotation = self.rotation(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(
-                hidden_states, encoder_hidden_states, mask, encoder_mask, rotation, past_key_values=cache, **kwargs
+                hidden_states, encoder_hidden_states, mask, encoder_mask, rotation, cache=cache, **kwargs
             )
-        hidden_states = self.layer_norm(hidden_states)
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=packing.unpack(hidden_states) if packing else hidden_states, past_key_values=cache
-        )
+        return BaseModelOutputWithPastAndCrossAttentions(self.layer_norm(hidden_states), cache=cache)
 
-    def prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
+    def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
         """Return the cache with its two halves: the given one, a new one, or none."""
-        if past_key_values is None and not use_cache:
+        if cache is None and not use_cache:
             return None
-        if isinstance(past_key_values, EncoderDecoderCache):
-            return past_key_values
-        self_cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
+        if isinstance(cache, EncoderDecoderCache):
+            return cache
+        self_cache = cache if cache is not None else DynamicCache(config=self.config)
         return EncoderDecoderCache(self_cache, DynamicCache(config=self.config))
 
 
@@ -707,6 +711,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
         if self.config.tie_word_embeddings:
             self.decoder.embed_tokens = value
 
+    @known_keywords
     @can_return_tuple
     def forward(
         self,
@@ -715,13 +720,12 @@ class SeqloomModel(SeqloomPreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         use_cache: bool | None = None,
-        source_places: Tensor | None = None,
-        target_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
         """Encode the source, then decode the target that is given.
@@ -732,13 +736,12 @@ class SeqloomModel(SeqloomPreTrainedModel):
             decoder_input_ids: (B, T) what the decoder reads; None: the source shifted right, as in BART.
             decoder_attention_mask: (B, past + T), 1 at the target's real tokens.
             encoder_outputs: what the encoder returned before, or its parts in a tuple; the source is not read again.
-            past_key_values: keys and values of earlier steps.
+            cache: keys and values of earlier steps.
             inputs_embeds: (B, S, D) rows of the embedding table instead of `input_ids`.
             decoder_inputs_embeds: (B, T, D) rows instead of `decoder_input_ids`.
-            decoder_position_ids: (B, T), counted from 0; None: counted from the mask.
+            position_ids: (B, S) of the source, counted from 0; None: counted from the mask.
+            decoder_position_ids: (B, T) likewise.
             use_cache: keep keys and values for the next step.
-            source_places: (N,) of the source's real tokens; see `packing`.
-            target_places: (M,) of the target's: with both, real tokens alone are computed, in one row and uncached.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
@@ -746,33 +749,38 @@ class SeqloomModel(SeqloomPreTrainedModel):
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.default_decoder_input_ids(input_ids)
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, source_places, **kwargs)
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
-        decoder_outputs = self.decoder(
+        source = self.encode(encoder_outputs, input_ids, attention_mask, inputs_embeds, position_ids, **kwargs)
+        target = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=source.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=decoder_inputs_embeds,
             position_ids=decoder_position_ids,
             use_cache=use_cache,
-            source_places=source_places,
-            target_places=target_places,
             **kwargs,
         )
         return Seq2SeqModelOutput(
-            last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
-            decoder_hidden_states=decoder_outputs.hidden_states,
-            decoder_attentions=decoder_outputs.attentions,
-            cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            last_hidden_state=target.last_hidden_state,
+            cache=target.cache,
+            decoder_hidden_states=target.hidden_states,
+            decoder_attentions=target.attentions,
+            cross_attentions=target.cross_attentions,
+            encoder_last_hidden_state=source.last_hidden_state,
+            encoder_hidden_states=source.hidden_states,
+            encoder_attentions=source.attentions,
         )
+
+    def encode(
+        self, encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None, *args: Any, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Return what the encoder returned before, or else let it read the source."""
+        if encoder_outputs is None:
+            return self.encoder(*args, **kwargs)
+        if isinstance(encoder_outputs, BaseModelOutput):
+            return encoder_outputs
+        return BaseModelOutput(*encoder_outputs[:3])
 
     def default_decoder_input_ids(self, input_ids: Tensor | None) -> Tensor:
         """Return the source shifted right, for callers such as feature extraction that have no target.
@@ -836,17 +844,19 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
+    @known_keywords
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: D417 - the others are those of SeqloomModel.forward
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -854,88 +864,81 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         label_smoothing: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool = False,
-        source_places: Tensor | None = None,
-        target_places: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Score the next word at every target position.
 
         Args:
-            input_ids: (B, S) source ids.
-            attention_mask: (B, S), 1 at the source's real tokens.
-            decoder_input_ids: (B, T) what the decoder reads; with `labels` it defaults to them shifted right.
-            decoder_attention_mask: (B, past + T), 1 at the target's real tokens.
-            encoder_outputs: what the encoder returned before, or its parts in a tuple; the source is not read again.
-            past_key_values: keys and values of earlier steps.
-            inputs_embeds: (B, S, D) rows of the embedding table instead of `input_ids`.
-            decoder_inputs_embeds: (B, T, D) rows instead of `decoder_input_ids`.
-            decoder_position_ids: (B, T), counted from 0; None: counted from the mask.
+            input_ids: (B, S) source ids; this and what is not named here as in `SeqloomModel.forward`.
+            decoder_input_ids: (B, T) what the decoder reads; None, with `labels`: they, shifted right.
             labels: (B, T) target ids, not shifted; -100 is ignored.
-            use_cache: keep keys and values for the next step.
             logits_to_keep: score the last so many positions only, or those that a tensor names; 0: all.
             label_smoothing: epsilon of the loss; None: the configuration's.
             num_items_in_batch: targets in the whole update; the loss is the sum divided by it. None: the mean.
             skip_logits: return the loss of `labels` without logits: faster, and the memory of (B, T, V) is saved.
-            source_places: (N,) of the source's real tokens; see `packing`.
-            target_places: (M,) of the target's: with both, real tokens alone are computed, in one row and uncached.
-            **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
 
         Returns:
             `logits` (B, T, V), `loss` (scalar, with labels), the cache, and both sides' states.
-
-        Raises:
-            ValueError: for `skip_logits` without `labels`.
         """
-        if skip_logits and labels is None:
-            raise ValueError("skip_logits=True leaves the loss as the only result, and without labels there is none.")
-        if labels is not None:
-            use_cache = False
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-                if decoder_attention_mask is None:  # causality hides padding on the right
-                    packs = target_places is not None
-                    decoder_attention_mask = (
-                        is_up_to_last_target(labels) if packs else is_first_target(labels).cumsum(-1)
-                    )
+        target = {
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "decoder_inputs_embeds": decoder_inputs_embeds,
+            "use_cache": use_cache,
+        }
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
+            position_ids=position_ids,
             decoder_position_ids=decoder_position_ids,
-            use_cache=use_cache,
-            source_places=source_places,
-            target_places=target_places,
+            **self.complete_target(target, labels),
             **kwargs,
         )
-        smoothing = self.config.label_smoothing if label_smoothing is None else label_smoothing
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = loss = None
-        if labels is not None and skip_logits:
-            if target_places is not None:
-                hidden_states = hidden_states.flatten(0, 1)[target_places]  # (real T, D)
-                labels = labels.flatten()[target_places]
-            total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
-            loss = per_item(total, labels, num_items_in_batch)
-        else:
-            logits = self.lm_head(hidden_states)  # (B, T, V)
-            if labels is not None:
-                loss = per_item(label_smoothed_loss(logits, labels, smoothing), labels, num_items_in_batch)
+        logits = None if skip_logits else self.lm_head(hidden_states)  # (B, T, V)
         return Seq2SeqLMOutput(
-            loss=loss,
+            loss=self.exact_loss(hidden_states, logits, labels, label_smoothing, num_items_in_batch),
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attentions=outputs.encoder_attentions,
+            **{name: value for name, value in outputs.items() if name != "last_hidden_state"},
         )
+
+    def complete_target(self, target: dict[str, Any], labels: Tensor | None) -> dict[str, Any]:
+        """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached."""
+        if labels is None:
+            return target
+        target["use_cache"] = False
+        if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:
+            target["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
+            if target["decoder_attention_mask"] is None:  # causality hides padding on the right
+                target["decoder_attention_mask"] = is_first_target(labels).cumsum(-1)
+        return target
+
+    def exact_loss(
+        self,
+        hidden_states: Tensor,
+        logits: Tensor | None,
+        labels: Tensor | None,
+        label_smoothing: float | None,
+        num_items: Tensor | int | None,
+    ) -> Tensor | None:
+        """Return the loss of `labels` (None: of nothing), summed over targets and divided once.
+
+        Raises:
+            ValueError: without logits and without labels, for then there would be no result at all.
+        """
+        if labels is None:
+            if logits is not None:
+                return None
+            raise ValueError("skip_logits=True leaves the loss as the only result, and without labels there is none.")
+        smoothing = self.config.label_smoothing if label_smoothing is None else label_smoothing
+        if logits is None:
+            total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
+        else:
+            total = label_smoothed_loss(logits, labels, smoothing)
+        return per_item(total, labels, num_items)
 
     def as_causal_lm(self) -> "SeqloomForCausalLM":
         """Return this very network, weights shared, behind the causal-LM interface."""
@@ -949,6 +952,35 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         """Return (B, T): the start token, then the labels but the last, as `DataCollatorForSeq2Seq` asks for."""
         return shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
 
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> GenerateOutput | Tensor:
+        """Write; all as in `GenerationMixin.generate`.
+
+        The first time under a library that was not tested, the canary sings before anything is answered.
+
+        Args:
+            inputs: (B, S) source ids, padded on whichever side.
+            generation_config: None: the folder's.
+            *args: as there.
+            **kwargs: as there; the cache by either of its names.
+
+        Returns:
+            (B * num_return_sequences, 1 + new) ids, the decoder's start token first; or an output object.
+
+        Raises:
+            UnknownKeywordError: for a keyword that neither generate nor the network reads.
+            CanaryError: where this library makes another answer of these weights.
+        """
+        check_once(self)
+        with naming_unknown_keywords(kwargs, self.forward, GenerationMixin.generate):
+            output = super().generate(inputs, generation_config, *args, **by_one_name(kwargs, CACHE))
+        return answer_to_both_names(output)
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, decoder_attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -959,7 +991,14 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
                 kwargs["decoder_position_ids"] = count_positions(
                     decoder_attention_mask, decoder_attention_mask[..., None]
                 )
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE))
+        refuse_unknown(inputs, self.forward.known, f"{type(self).__name__}.prepare_inputs_for_generation")
+        return inputs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beyond the paper: the same Transformer where a decoder-only model is expected
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class SeqloomForCausalLM(SeqloomForConditionalGeneration, GenerationMixin):

@@ -15,10 +15,11 @@ from seqloom.hub.bundle import BundleError, bundle_files, close_over, flatten, o
 
 SOURCES = [
     "configuration/configuration_seqloom.py",
+    "modeling/canary.py",
     "modeling/fast_dropout.py",
     "modeling/fused_loss.py",
+    "modeling/library.py",
     "modeling/modeling_seqloom.py",
-    "modeling/packing.py",
     "hub/pipeline_seqloom.py",
 ]
 CODE = [Path(source).name for source in SOURCES]

@@ -13,6 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.modeling.library import CACHE
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
     SeqloomForConditionalGeneration,
@@ -358,9 +359,9 @@ def test_hidden_states_and_attentions(
 @torch.no_grad()
 def test_outputs_stay_out_unless_asked_for(tiny_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:
     output = tiny_model()(**batch)
-    assert set(output) == {"logits", "past_key_values", "encoder_last_hidden_state"}
-    assert isinstance(output.past_key_values, EncoderDecoderCache)
-    assert "past_key_values" not in tiny_model()(**batch, use_cache=False)
+    assert set(output) == {"logits", CACHE, "encoder_last_hidden_state"}
+    assert isinstance(output.cache, EncoderDecoderCache)
+    assert CACHE not in tiny_model()(**batch, use_cache=False)
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def swap_sines_and_cosines(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 def ignore_the_mask_in_positions(model: Any, patch: pytest.MonkeyPatch) -> None:
     count = modeling_seqloom.count_positions
-    patch.setattr(modeling_seqloom, "count_positions", lambda mask, embeds, past=0: count(None, embeds, past))
+    patch.setattr(modeling_seqloom, "count_positions", lambda mask, embeds, past=None: count(None, embeds, past))
 
 
 def swap_pre_and_post_norm(model: Any, patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,512 @@
+"""A canary in every folder: does this library make of these weights what they said when they were saved?
+
+A folder outlives the library that wrote it. Where a later transformers or torch calls something otherwise, forgets a
+mask or loses a cache, a model goes on writing, and writes nonsense. So `save_pretrained` leaves beside the weights a
+few sources and what the model makes of them, computed by forced passes: the whole target so far, one sentence alone,
+no `generate`, no cache, no padding. Under a library that the file does not name, the first `generate` first does the
+same by all the ways that it does not share with that oracle:
+
+    forced pass    a batch padded on the left and on the right    the same logits as alone, at every position
+    greedy search  the same batch, with a cache                   every token the arg max of a forced pass over it
+    beam search    likewise                                       the score that a forced pass gives, and no worse one
+
+What differs is an error, and no text. Under a library that the file names, nothing is computed at all.
+
+    R rows    S source length    T written tokens    V vocabulary
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+from transformers.utils import cached_file
+
+from seqloom.modeling.library import REMEDY, describe_running, describe_tested, is_tested, running_library
+
+logger = logging.getLogger(__name__)
+
+CANARY_NAME = "seqloom_canary.json"
+"""The file in the folder."""
+
+SWITCH = "SEQLOOM_CANARY"
+"""This environment variable, set to "off", lets a model answer unchecked; a warning says so."""
+
+LENGTHS = (3, 9, 5)
+"""Tokens of the sources that stand in when nobody gives real ones: two are padded, on different sides."""
+
+MOST_ROWS, MOST_TOKENS = 8, 64
+"""What is read of a file, so that a foreign one cannot cost without end."""
+
+STEPS, BEAMS, WORDS = 6, 3, 4
+"""Tokens written, beams kept, and words whose logits are kept at each step: those on top."""
+
+EXACT, NARROW = 2e-3, 5e-2
+"""How far logits may differ, as a share of the largest: in 32 bits on any device, and in fewer bits. A forgotten mask
+moves them by a tenth and more."""
+
+
+class CanaryError(RuntimeError):
+    """This library makes another answer of the weights than they gave when they were saved."""
+
+
+@dataclass
+class Row:
+    """One source and what the model makes of it."""
+
+    source: list[int]
+    """Ids, the end of sequence included."""
+    written: list[int] = field(default_factory=list)
+    """Ids that greedy search writes, the end of sequence included if it is reached."""
+    words: list[list[int]] = field(default_factory=list)
+    """For each of them the ids with the highest logits, the highest first."""
+    logits: list[list[float]] = field(default_factory=list)
+    """Those logits."""
+    beam_score: float = 0.0
+    """Sum of the log-probabilities of the best of `BEAMS` beams."""
+
+
+@dataclass
+class Canary:
+    """What the file holds."""
+
+    rows: list[Row]
+    tested: list[dict[str, str]]
+    """Libraries, as `running_library` describes them, under which the folder answered rightly."""
+    precision: str = "float32"
+    """Of the weights that sang."""
+    not_checked: str | None = None
+    """Why there are no rows, if there are none."""
+
+
+# Oracle: forced passes -----------------------------------------------------------------------------------------------
+
+
+def sources_for(config: Any) -> list[list[int]]:
+    """Return sources of `LENGTHS` tokens, and the end of sequence, from a vocabulary of which nothing is known."""
+    special = {config.pad_token_id, config.bos_token_id, config.decoder_start_token_id, *ends_of(config)}
+    words = [word for word in range(config.vocab_size) if word not in special] or [0]
+    closing = ends_of(config)[:1]
+    rows = [[words[(5 * n + 7 * place * place + 3) % len(words)] for place in range(n)] for n in LENGTHS]
+    return [row[: most_tokens(config) - 1] + closing for row in rows]
+
+
+def ends_of(config: Any) -> list[int]:
+    """Return the ids that end a sentence."""
+    ends = config.eos_token_id
+    return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+
+
+def most_tokens(config: Any) -> int:
+    """Return the longest sequence that a canary may use: learned positions end somewhere."""
+    is_learned = config.position_embedding_type == "learned"
+    return min(MOST_TOKENS, config.max_position_embeddings) if is_learned else MOST_TOKENS
+
+
+def forced_logits(model: Any, source: Sequence[int], targets: Sequence[Sequence[int]]) -> Tensor:
+    """Return the logits (R, T, V), in 32 bits, with which the model reads targets of one length after one source."""
+    ids = torch.tensor([list(source)] * len(targets), device=model.device)
+    read = torch.tensor([list(target) for target in targets], device=model.device)
+    mask = torch.ones_like(ids)
+    return model(input_ids=ids, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits.float()
+
+
+def sing(model: Any, source: Sequence[int]) -> Row:
+    """Return what forced passes make of a source: each asks for one more token of the target so far."""
+    row = Row(list(source))
+    for _ in range(steps_of(model.config)):
+        logits = forced_logits(model, source, [[start_of(model.config), *row.written]])[0, -1]  # (V)
+        top = logits.topk(min(WORDS, len(logits)))
+        row.written.append(int(top.indices[0]))
+        row.words.append(top.indices.tolist())
+        row.logits.append([round(logit, 4) for logit in top.values.tolist()])
+        if row.written[-1] in ends_of(model.config):
+            break
+    row.beam_score = round(best_beam(model, source), 4)
+    return row
+
+
+def best_beam(model: Any, source: Sequence[int]) -> float:
+    """Return the score of the best of `BEAMS` beams: beam search by the book, with a forced pass for every step."""
+    beams, finished = [(0.0, [start_of(model.config)])], [float("-inf")]
+    for _ in range(steps_of(model.config)):
+        log_probs = forced_logits(model, source, [ids for _, ids in beams])[:, -1].log_softmax(-1)  # (beams, V)
+        scores = log_probs + torch.tensor([[score] for score, _ in beams], device=log_probs.device)
+        best = scores.flatten().topk(min(2 * BEAMS, scores.numel()))
+        ranked = [
+            (score, [*beams[place // scores.shape[1]][1], place % scores.shape[1]])
+            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        ends = ends_of(model.config)
+        finished += [score for score, ids in ranked[:BEAMS] if ids[-1] in ends]
+        beams = [beam for beam in ranked if beam[1][-1] not in ends][:BEAMS]
+        if not beams:
+            break
+    return max(finished + [score for score, _ in beams])
+
+
+def start_of(config: Any) -> int:
+    """Return the token that the decoder reads first."""
+    return 0 if config.decoder_start_token_id is None else config.decoder_start_token_id
+
+
+def steps_of(config: Any) -> int:
+    """Return how many tokens are written."""
+    return max(1, min(STEPS, most_tokens(config) - 1))
+
+
+# The ways that are judged --------------------------------------------------------------------------------------------
+
+
+def find_faults(model: Any, rows: Sequence[Row]) -> list[str]:
+    """Return what the model does otherwise than these rows say, in sentences; none: all is well.
+
+    Args:
+        model: with `generate`, in whatever mode; it is left as it was.
+        rows: what forced passes made of some sources, here or when the folder was saved.
+    """
+    with at_rest(model), torch.no_grad():
+        batch = padded_on_both_sides([row.source for row in rows], model)
+        return [
+            *compare_forced(model, batch, rows),
+            *compare_greedy(model, batch, rows),
+            *compare_beams(model, batch, rows),
+        ]
+
+
+def compare_forced(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield where one pass over the padded batch gives other logits than each sentence alone, step by step."""
+    steps = max(len(row.written) for row in rows)
+    read = [[start_of(model.config), *row.written[:-1]] + [0] * (steps - len(row.written)) for row in rows]
+    logits = model(**batch, decoder_input_ids=torch.tensor(read, device=model.device), use_cache=False).logits.float()
+    for row, found in zip(rows, logits.cpu(), strict=True):  # found: (T, V)
+        for step, (words, expected) in enumerate(zip(row.words, row.logits, strict=True)):
+            differences = (found[step, words] - torch.tensor(expected)).abs()
+            if not differences.max() <= margin(model, expected):
+                worst = int(differences.argmax())
+                yield (
+                    f"for source {row.source} a forced pass over a padded batch gives token {words[worst]} the logit "
+                    f"{found[step, words[worst]]:.3f} at step {step + 1}, where alone it had {expected[worst]:.3f}"
+                )
+                break
+
+
+def compare_greedy(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield where greedy search writes what a forced pass over the same words would not."""
+    output = write(model, batch, num_beams=1)
+    for row, written in zip(rows, cut(output.sequences[:, 1:], model.config), strict=True):
+        if fault := read_again(model, row.source, written):
+            yield f"greedy search writes {written} for source {row.source}: {fault}"
+
+
+def read_again(model: Any, source: Sequence[int], written: Sequence[int]) -> str | None:
+    """Return what is wrong with an answer of greedy search, read again in a forced pass; None: nothing is.
+
+    Args:
+        model: that wrote it.
+        source: alone, without padding.
+        written: the answer.
+    """
+    if len(written) < steps_of(model.config) and (not written or written[-1] not in ends_of(model.config)):
+        return f"it stops after {len(written)} tokens without an end of sequence"
+    logits = forced_logits(model, source, [[start_of(model.config), *written[:-1]]])[0]  # (T, V)
+    for step, (token, scores) in enumerate(zip(written, logits, strict=True)):
+        best = int(scores.argmax())
+        if not scores[best] - scores[token] <= margin(model, [scores[best].item()]):
+            return f"at step {step + 1} a forced pass has {best}"
+    return None
+
+
+def compare_beams(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield where beam search gives a score that is not its answer's, or an answer worse than by the book."""
+    output = write(model, batch, num_beams=BEAMS)
+    answers = cut(output.sequences[:, 1:], model.config)
+    for row, written, claimed in zip(rows, answers, output.sequences_scores.tolist(), strict=True):
+        log_probs = forced_logits(model, row.source, [[start_of(model.config), *written[:-1]]])[0].log_softmax(-1)
+        score = log_probs.gather(-1, torch.tensor(written, device=log_probs.device)[:, None]).sum().item()
+        allowed = len(written) * margin(model, [log_probs.abs().max().item()])
+        if not abs(score - claimed) <= allowed:
+            yield f"beam search says {claimed:.3f} of {written} for source {row.source}, and a forced pass {score:.3f}"
+        elif not score >= row.beam_score - allowed:
+            best = f"by the book there is one of {row.beam_score:.3f}"
+            yield f"beam search writes {written} for source {row.source} with the score {score:.3f}, and {best}"
+
+
+def write(model: Any, batch: dict[str, Tensor], num_beams: int) -> Any:
+    """Return what `generate` makes of a batch, with settings of its own: the folder's may forbid or favour tokens."""
+    own, config = model.generation_config, model.config
+    settings = GenerationConfig(
+        max_new_tokens=steps_of(config),
+        num_beams=num_beams,
+        do_sample=False,
+        length_penalty=0.0 if num_beams > 1 else None,
+        pad_token_id=config.pad_token_id or 0,
+        eos_token_id=config.eos_token_id,
+        decoder_start_token_id=start_of(config),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    model.generation_config = settings
+    try:
+        # the library's own, for ours asks the canary first
+        return GenerationMixin.generate(model, batch["input_ids"], settings, attention_mask=batch["attention_mask"])
+    finally:
+        model.generation_config = own
+
+
+def cut(sequences: Tensor, config: Any) -> list[list[int]]:
+    """Return the rows of (R, T) up to their first end of sequence, and it."""
+    answers = []
+    for ids in sequences.tolist():
+        ends = [place for place, token in enumerate(ids) if token in ends_of(config)]
+        answers.append(ids[: ends[0] + 1] if ends else ids)
+    return answers
+
+
+def padded_on_both_sides(sources: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
+    """Return sources of different lengths as ids and mask (R, S), padded on the left and on the right in turns."""
+    longest = max(map(len, sources))
+    ids = torch.full((len(sources), longest), model.config.pad_token_id or 0)
+    mask = torch.zeros_like(ids)
+    for row, source in enumerate(sources):
+        first = 0 if row % 2 else longest - len(source)
+        ids[row, first : first + len(source)] = torch.tensor(source)
+        mask[row, first : first + len(source)] = 1
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+
+def margin(model: Any, logits: Sequence[float]) -> float:
+    """Return by how much a logit may differ from these."""
+    return (EXACT if is_wide(model) else NARROW) * max(1.0, *map(abs, logits))
+
+
+def is_wide(model: Any) -> bool:
+    """Whether the weights are numbers of 32 bits or more."""
+    return precision_of(model) in ("float32", "float64")
+
+
+def precision_of(model: Any) -> str:
+    """Return the type of the weights, "quantised" if they are none that one can train."""
+    kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    is_quantised = getattr(model, "hf_quantizer", None) is not None or any("int" in kind for kind in kinds)
+    return "quantised" if is_quantised else min(kinds)  # bfloat16, float16, float32: the narrowest decides
+
+
+@contextmanager
+def at_rest(model: Any) -> Iterator[None]:
+    """Let a model sing without dropout, and leave every module in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+def write_canary(model: Any, folder: str | os.PathLike[str], *, foreign_weights: bool = False) -> None:
+    """Leave what a model makes of some sources in a folder.
+
+    The sources are `model.canary_sources` if somebody set them (the trainer does), else those of the folder from which
+    the model was loaded, else made up.
+
+    Args:
+        model: with the weights that the folder gets.
+        folder: exists, or is made.
+        foreign_weights: the folder gets other weights than the model has.
+    """
+    reason = why_it_cannot_sing(model, foreign_weights)
+    rows = []
+    if reason is None:
+        with at_rest(model), torch.no_grad():
+            rows = [sing(model, source) for source in sources_of(model)]
+    canary = Canary(rows, [] if reason else [running_library()], precision_of(model), reason)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_canary(canary, folder)
+
+
+def why_it_cannot_sing(model: Any, foreign_weights: bool) -> str | None:
+    """Return why no forced pass of this model tells what the folder will say; None: it does."""
+    if not model.can_generate():
+        return "saved without an LM head, and so without words"
+    if foreign_weights:
+        return "saved from a state_dict of its own, as sharded training does"
+    if any(weight.is_meta or weight.numel() == 0 or hasattr(weight, "device_mesh") for weight in model.parameters()):
+        return "saved while the weights were sharded or not loaded"
+    return None
+
+
+def sources_of(model: Any) -> list[list[int]]:
+    """Return the sources that a model's canary sings; see `write_canary`."""
+    given = getattr(model, "canary_sources", None) or [row.source for row in rows_of(model)]
+    fits = [list(source)[: most_tokens(model.config)] for source in given if max(source) < model.config.vocab_size]
+    return fits[:MOST_ROWS] or sources_for(model.config)
+
+
+def rows_of(model: Any) -> list[Row]:
+    """Return the rows of the folder from which a model was loaded."""
+    canary = vars(model).get("_canary")
+    return canary.rows if canary else []
+
+
+def save_canary(canary: Canary, folder: str | os.PathLike[str]) -> None:
+    """Write the file, whole or not at all."""
+    path = Path(folder) / CANARY_NAME
+    text = json.dumps(asdict(canary), indent=None, separators=(", ", ": "))
+    half = path.with_name(f".{CANARY_NAME}.{os.getpid()}.tmp")
+    half.write_text(text + "\n", encoding="utf-8")
+    os.replace(half, path)
+
+
+def read_canary(path: str | os.PathLike[str]) -> Canary:
+    """Read the file.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = [Row(**row) for row in content.pop("rows")]
+        tokens = [ids for row in rows for ids in (row.source, row.written, *row.words)]
+        if len(rows) > MOST_ROWS or any(len(ids) > MOST_TOKENS for ids in tokens):
+            raise ValueError(f"more than {MOST_ROWS} rows, or more than {MOST_TOKENS} tokens in one")
+        return Canary(rows, **content)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no canary ({error}); get the file again, or delete it: the folder works without, and is then "
+            f"checked against itself alone."
+        ) from error
+
+
+def find_canary(folder: str | os.PathLike[str] | None, hub: dict[str, Any]) -> Canary | None:
+    """Return the canary of a folder or of a repository on the Hub, None where there is none.
+
+    Args:
+        folder: as for `from_pretrained`.
+        hub: its other arguments; those that say where to look are read.
+    """
+    keys = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "proxies")
+    try:
+        path = cached_file(str(folder), CANARY_NAME, **{key: hub[key] for key in keys if hub.get(key) is not None})
+    except OSError:
+        return None
+    return None if path is None else read_canary(path)
+
+
+# When it sings -------------------------------------------------------------------------------------------------------
+
+
+def adopt_canary(model: Any, folder: str | os.PathLike[str] | None, hub: dict[str, Any]) -> None:
+    """Remember the canary of the folder from which a model was just loaded, and, if it will sing, the weights.
+
+    Args:
+        model: just loaded.
+        folder: as given to `from_pretrained`.
+        hub: its other arguments.
+    """
+    model._canary = find_canary(folder, hub)
+    if model._canary is not None and running_library() not in model._canary.tested:
+        model._canary_weights = sample_weights(model)
+
+
+def sample_weights(model: Any) -> dict[str, list[float]]:
+    """Return some numbers of every weight, which any training or conversion changes."""
+    sample = {}
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample[name] = [] if weight.is_meta else flat[:: max(1, flat.numel() // 3)][:4].float().tolist()
+    return sample
+
+
+def check_once(model: Any) -> None:
+    """Refuse to answer under a library that makes another answer of these weights; see the module.
+
+    Raises:
+        CanaryError: with what differs, the versions, and what to do.
+    """
+    if not vars(model).get("_canary_has_sung"):
+        if needs_check(model):
+            check(model)
+        model._canary_has_sung = True
+
+
+def needs_check(model: Any) -> bool:
+    """Whether this library is one under which neither the folder nor, where there is none, the code was tested."""
+    if os.environ.get(SWITCH) == "off":
+        logger.warning(f"{SWITCH}=off: answers are not checked under {describe_running()}.")
+        return False
+    canary = vars(model).get("_canary")
+    return not (is_tested() if canary is None or canary.not_checked else running_library() in canary.tested)
+
+
+def check(model: Any) -> None:
+    """Let the canary sing.
+
+    What the file says holds for the weights of the file, in their precision. A model that was trained, resized or
+    converted since is compared with itself: forced passes, one sentence alone, are the measure then.
+
+    Raises:
+        CanaryError: see `check_once`.
+    """
+    canary = vars(model).get("_canary")
+    is_as_saved = (
+        rows_of(model)
+        and canary.precision == precision_of(model)
+        and is_wide(model)
+        and vars(model).get("_canary_weights") == sample_weights(model)
+    )
+    if why_it_cannot_sing(model, foreign_weights=False) is not None:
+        logger.warning(f"These weights are sharded, so answers are not checked under {describe_running()}.")
+        return
+    try:
+        rows = rows_of(model) if is_as_saved else sing_here(model)
+        faults = find_faults(model, rows)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CanaryError(f"{refusal(canary)} It failed with {type(error).__name__}: {error}") from error
+    if faults:
+        raise CanaryError(f"{refusal(canary)} What differs: {'; '.join(faults)}.")
+    logger.info(f"The canary was heard: answers under {describe_running()} are as they should be.")
+
+
+def sing_here(model: Any) -> list[Row]:
+    """Return what forced passes make of the model's sources now."""
+    with at_rest(model), torch.no_grad():
+        return [sing(model, source) for source in sources_of(model)]
+
+
+def refusal(canary: Canary | None) -> str:
+    """Return what a person has to know first: versions, rule, remedy."""
+    where = (
+        ", ".join(f"transformers {t['transformers']} with torch {t['torch']}" for t in canary.tested) if canary else ""
+    )
+    return (
+        f"This model does not answer rightly under {describe_running()}, so it does not answer at all. Tested was "
+        f"{where or describe_tested()}. To go on, {REMEDY} {SWITCH}=off in the environment lets it answer unchecked."
+    )
+
+
+__all__ = [
+    "CANARY_NAME",
+    "Canary",
+    "CanaryError",
+    "Row",
+    "adopt_canary",
+    "check_once",
+    "find_faults",
+    "read_again",
+    "read_canary",
+    "save_canary",
+    "sing_here",
+    "sources_for",
+    "write_canary",
+]
