@@ -262,6 +262,7 @@ class SeqloomAttention(nn.Module):
     """What self and cross attention share: four projections and one weighted mean."""
 
     is_causal = False
+    is_cross_attention = False
 
     def __init__(self, config: SeqloomConfig, num_heads: int, layer_idx: int) -> None:
         super().__init__()
@@ -320,6 +321,8 @@ class SeqloomSelfAttention(SeqloomAttention):
 
 class SeqloomCrossAttention(SeqloomAttention):
     """The target asks the source; the source's keys and values are computed once a sentence and then reused."""
+
+    is_cross_attention = True
 
     @known_keywords
     def forward(

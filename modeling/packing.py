@@ -1,109 +1,102 @@
-"""Packed sentences: the real tokens of a padded batch in one row, so that nothing is computed for padding.
+"""Packed sentences: a micro-batch laid flat, one row without padding, so that nothing is computed for padding.
 
-A batch of B sentences, padded to length L, becomes one row of its N real tokens. Everything in a Transformer but
-attention looks at one token at a time and does not notice. Attention is told where the sentences begin and end:
-kernels for variable lengths read that (torch's, on a GPU, with 16-bit numbers); elsewhere each sentence is attended to
-on its own, which is right and slow.
+Everything in a Transformer but attention looks at one token at a time, and does not notice. So the collator lays the
+sentences end to end, ids (1, S), and numbers each from 0 in `position_ids`; where they end travels in the keywords that
+transformers has for it, the target's in `cu_seq_lens_q` and the source's in `cu_seq_lens_k`, since cross attention asks
+from the one and is answered by the other. What reads them is an attention kernel of that name in transformers'
+registry: torch's for variable lengths on a GPU, with 16-bit numbers; elsewhere each sentence is attended to on its own,
+which is right and slow. A padded batch is attended to as by "sdpa", for a model is scored on those.
+
+    B sentences    S source tokens of all of them    T target tokens of all    N query heads    G key/value heads
 """
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PACKED = "seqloom_packed"
+"""The kernel's name, as `attn_implementation` takes it."""
 
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 """Since torch 2.10."""
 
 
-def places_of(is_real: Tensor) -> Tensor:
-    """Return where the real tokens stand among all places of a padded batch, sentence after sentence.
+def attend_to_packed(model: Any) -> None:
+    """Let a model read packed batches, and padded ones as before."""
+    AttentionInterface.register(PACKED, packed_attention_forward)
+    AttentionMaskInterface.register(PACKED, packed_mask)
+    model.set_attn_implementation(PACKED)
 
-    How many there are is known only when they are counted, for which a GPU would have to be waited for, and which
-    `torch.compile` cannot follow. So this is done where the batch is made.
+
+def packed_mask(q_length: int, kv_length: int, *, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """Return no mask for a row without padding and without a past; else the one of "sdpa".
 
     Args:
-        is_real: (B, L), nonzero at real tokens, padding on whichever side.
-
-    Returns:
-        (N,) numbers below B * L.
+        q_length: tokens that ask.
+        kv_length: tokens that answer.
+        attention_mask: (B, kv_length), 0 at padding.
+        **kwargs: as transformers hands them to every mask function.
     """
-    return is_real.flatten().nonzero().squeeze(1)
+    if attention_mask is None and q_length == kv_length:
+        return None
+    sdpa_mask = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """Where the real tokens of a padded batch stand, and where its sentences end in the packed row."""
-
-    places: Tensor
-    """(N,) of each real token among the B * L, sentence after sentence."""
-    ends: Tensor
-    """(B + 1,) int32: 0, then where each sentence ends, as kernels for variable lengths read it."""
-    shape: tuple[int, int]
-    """B and L of the padded batch."""
-
-    @classmethod
-    def of(cls, places: Tensor, attention_mask: Tensor | None, states: Tensor) -> "Packing":
-        """Read a mask.
-
-        Args:
-            places: (N,) of its real tokens, `places_of(attention_mask)`.
-            attention_mask: (B, L), nonzero at real tokens; None: all are real.
-            states: (B, L, ...), read for shape and device only.
-        """
-        mask = torch.ones(states.shape[:2], device=states.device) if attention_mask is None else attention_mask
-        ends = nn.functional.pad((mask != 0).sum(1).cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(places, ends, (states.shape[0], states.shape[1]))
-
-    def pack(self, states: Tensor) -> Tensor:
-        """(B, L, ...) -> (1, N, ...); one row that all sentences share, (1, L, ...), is repeated."""
-        states = states.expand(*self.shape, *states.shape[2:])
-        return states.flatten(0, 1)[self.places][None]
-
-    def unpack(self, states: Tensor) -> Tensor:
-        """(1, N, ...) -> (B, L, ...), with zeros at padding."""
-        padded = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[2:])
-        return padded.index_copy(0, self.places, states[0]).unflatten(0, self.shape)
-
-
-@dataclass(frozen=True)
-class PackedMask:
-    """Who may look at whom among packed sentences; stands where a padded batch has its mask."""
-
-    queries: Packing
-    """Of the tokens that ask."""
-    keys: Packing
-    """Of the tokens that answer; a sentence asks the sentence of the same number."""
-
-
-def packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: PackedMask, scaling: float, **kwargs: Any
-) -> tuple[Tensor, None]:
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     """softmax(Q K^T / sqrt(H)) V within each sentence.
 
     Args:
         module: the attention that asks; `is_causal`: a token sees only itself and what came before.
-        query: (1, N, T, H), T tokens of all sentences.
-        key: (1, G, S, H).
-        value: (1, G, S, H).
-        mask: where the sentences end on both sides.
+        query: (1, N, S or T, H), the tokens of all sentences.
+        key: (1, G, S or T, H).
+        value: as `key`.
+        attention_mask: None; a padded batch may have one.
         scaling: 1 / sqrt(H).
-        **kwargs: `dropout`, which has to be 0.
+        dropout: has to be 0.
+        cu_seq_lens_q: (B + 1) int32: 0, then where each target ends; None: a padded batch.
+        cu_seq_lens_k: (B + 1) int32 of the sources.
+        max_length_q: tokens of the longest target.
+        max_length_k: tokens of the longest source.
+        **kwargs: not read.
 
     Returns:
-        The mixed values (1, T, N, H), and no weights.
+        The mixed values (1, S or T, N, H), and no weights.
 
     Raises:
         ValueError: for dropout of attention weights, which kernels for variable lengths do not have.
     """
-    if kwargs.get("dropout"):
+    if cu_seq_lens_q is None:
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    if dropout:
         raise ValueError(
-            f"attention_dropout={kwargs['dropout']} has no kernel for packed sentences; set it to 0, or do not pack."
+            f"attention_dropout={dropout} has no kernel for packed sentences; set it to 0, or do not pack."
         )
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation has widened them
-    attend = _attend_in_one_kernel if has_kernel(query) else _attend_one_by_one
-    return attend(module, query, key, value, mask, scaling), None
+    target, source = (cu_seq_lens_q, max_length_q), (cu_seq_lens_k, max_length_k)
+    asking = target if module.is_causal or module.is_cross_attention else source
+    answering = target if module.is_causal else source
+    kernel = _attend_in_one_kernel if has_kernel(query) else _attend_one_by_one
+    return kernel(module, query, key, value, asking, answering, scaling), None
 
 
 def has_kernel(query: Tensor) -> bool:
@@ -113,19 +106,18 @@ def has_kernel(query: Tensor) -> bool:
 
 
 def _attend_in_one_kernel(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: PackedMask, scaling: float
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, asking: Any, answering: Any, scaling: float
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    asking, answering, values = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
+    (ends, longest), (key_ends, longest_key) = asking, answering
+    rows = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]  # (T, N, H), (S, G, H) twice
     mixed = varlen_attn(  # (T, N, H)
-        asking,
-        answering,
-        values,
-        mask.queries.ends,
-        mask.keys.ends,
-        mask.queries.shape[1],
-        mask.keys.shape[1],
+        *rows,
+        ends,
+        key_ends,
+        longest,
+        longest_key,
         scale=scaling,
         window_size=(-1, 0) if module.is_causal else (-1, -1),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -134,10 +126,10 @@ def _attend_in_one_kernel(
 
 
 def _attend_one_by_one(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: PackedMask, scaling: float
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, asking: Any, answering: Any, scaling: float
 ) -> Tensor:
-    asking, answering = mask.queries.ends.diff().tolist(), mask.keys.ends.diff().tolist()
-    sentences = zip(query.split(asking, dim=2), key.split(answering, dim=2), value.split(answering, dim=2), strict=True)
+    lengths, key_lengths = (ends.diff().tolist() for ends, _ in (asking, answering))
+    sentences = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
     mixed = [
         nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=bool(module.is_causal), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
@@ -147,4 +139,4 @@ def _attend_one_by_one(
     return torch.cat(mixed, dim=2).transpose(1, 2)
 
 
-__all__ = ["PackedMask", "Packing", "has_kernel", "packed_attention", "places_of"]
+__all__ = ["PACKED", "attend_to_packed", "has_kernel", "packed_attention_forward", "packed_mask"]

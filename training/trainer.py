@@ -27,6 +27,7 @@ from seqloom.modeling.modeling_seqloom import (
     SeqloomForConditionalGeneration,
     SeqloomSelfAttention,
 )
+from seqloom.modeling.packing import attend_to_packed
 from seqloom.training import metrics as scoring
 from seqloom.training.batching import UpdateLoader, UpdateSampler
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
@@ -98,11 +99,13 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             callbacks: Trainer's.
         """
         freeze_inert_parameters(model)
+        if packing:
+            attend_to_packed(model)
         model.set_input_embeddings(model.get_input_embeddings())  # tied tables as one module: FSDP2 refuses two
         super().__init__(
             model=model,
             args=args,
-            data_collator=SeqloomCollator(tokenizers.source.pad_token_id),
+            data_collator=SeqloomCollator(tokenizers.source.pad_token_id, model.config.decoder_start_token_id),
             processing_class=tokenizers.source,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -132,7 +135,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             self.add_callback(self.moving_average)
         self.add_callback(LogLastUpdates())
         self.add_callback(RunClock())
-        self.meter = TokenMeter(args.world_size, packed=packing)
+        self.meter = TokenMeter(args.world_size)
         self.add_callback(self.meter)
         if self.pop_callback(ProgressCallback):
             self.add_callback(TrainingProgress())
@@ -144,12 +147,17 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         return UpdateLoader(
             self.encodings or self.train_dataset.select_columns(list(MODEL_COLUMNS)),
             batch_sampler=self.train_sampler(),
-            collate_fn=replace(self.data_collator, packs=self.packing),
+            collate_fn=self.train_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and not self.encodings,  # they know one epoch
             worker_init_fn=self._seed_worker if self.args.dataloader_num_workers else None,
         )
+
+    @property
+    def train_collator(self) -> SeqloomCollator:
+        """What makes a micro-batch of training examples; evaluation pads."""
+        return replace(self.data_collator, packs=self.packing)
 
     def train_sampler(self) -> UpdateSampler:
         """Return the plan of this process: which examples make its micro-batches, in which order."""

@@ -8,8 +8,8 @@ from torch._dynamo.testing import CompileCounter
 
 import seqloom
 from seqloom.modeling import fused_loss, packing
-from seqloom.modeling.modeling_seqloom import is_up_to_last_target
-from seqloom.modeling.packing import PackedMask, Packing, has_kernel, packed_attention, places_of
+from seqloom.modeling.packing import attend_to_packed, has_kernel, packed_attention_forward
+from seqloom.training.collator import SeqloomCollator
 from tests.toy import TINY, padded
 
 SOURCES = [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 13, 2], [14, 2]]
@@ -26,7 +26,9 @@ SWITCHES = [
 
 def make_model(**switches):
     torch.manual_seed(0)
-    return seqloom.SeqloomForConditionalGeneration(seqloom.SeqloomConfig(**{**TINY, **switches})).double()
+    model = seqloom.SeqloomForConditionalGeneration(seqloom.SeqloomConfig(**{**TINY, **switches})).double()
+    attend_to_packed(model)
+    return model
 
 
 def batch(side="right"):
@@ -34,13 +36,9 @@ def batch(side="right"):
     return {"input_ids": ids, "attention_mask": mask, "labels": padded(TARGETS, side, pad=-100)[0]}
 
 
-def packed_batch(side="right"):
-    return with_places(batch(side))
-
-
-def with_places(inputs):
-    places = {"source": inputs["attention_mask"], "target": is_up_to_last_target(inputs["labels"])}
-    return inputs | {f"{side}_places": places_of(is_real) for side, is_real in places.items()}
+def packed_batch(sources=SOURCES, targets=TARGETS):
+    collate = SeqloomCollator(pad_token_id=0, decoder_start_token_id=1, packs=True)
+    return collate([{"input_ids": source, "labels": target} for source, target in zip(sources, targets, strict=True)])
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: "-".join(map(str, switches.values())) or "paper")
@@ -48,7 +46,7 @@ def with_places(inputs):
 def test_loss_states_and_gradients_are_those_of_the_padded_batch(switches, side):
     model, inputs = make_model(**switches), batch(side)
     results = []
-    for given in (inputs, with_places(inputs)):
+    for given in (inputs, packed_batch()):
         model.zero_grad()
         outputs = model(**given, label_smoothing=0.1)
         outputs.loss.backward()
@@ -58,7 +56,7 @@ def test_loss_states_and_gradients_are_those_of_the_padded_batch(switches, side)
     torch.testing.assert_close(packed.loss, plain.loss, rtol=1e-9, atol=0)
     real = inputs["labels"] != -100
     tolerance = 1e-5 if "rotary" in switches.values() else 1e-9  # rotary frequencies are float32
-    torch.testing.assert_close(packed.logits[real], plain.logits[real], rtol=0, atol=tolerance)
+    torch.testing.assert_close(packed.logits[0], plain.logits[real], rtol=0, atol=tolerance)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance, msg=name)
 
@@ -66,22 +64,24 @@ def test_loss_states_and_gradients_are_those_of_the_padded_batch(switches, side)
 def test_the_loss_without_logits_is_the_same():
     model, inputs = make_model(), batch()
     expected = model(**inputs, num_items_in_batch=7).loss
-    packed = model(**with_places(inputs), skip_logits=True, num_items_in_batch=7)
+    packed = model(**packed_batch(), skip_logits=True, num_items_in_batch=7)
     torch.testing.assert_close(packed.loss, expected)
 
 
 def test_labels_ignored_in_the_middle_stay_part_of_the_target():
     model, inputs = make_model(), batch()
     inputs["labels"][1, 2] = -100
+    targets = [list(target) for target in TARGETS]
+    targets[1][2] = -100
     for skip_logits in (False, True):
-        loss = model(**with_places(inputs), skip_logits=skip_logits).loss
+        loss = model(**packed_batch(targets=targets), skip_logits=skip_logits).loss
         torch.testing.assert_close(loss, model(**inputs).loss)
 
 
 def test_a_sentence_does_not_see_its_neighbours():
     model = make_model()
     alone = {name: value[:1] for name, value in batch().items()}
-    together = model(**packed_batch()).logits[:1, :2]
+    together = model(**packed_batch()).logits[:, :2]
     torch.testing.assert_close(together, model(**alone).logits[:, :2], rtol=0, atol=1e-9)
 
 
@@ -89,7 +89,7 @@ def test_gradient_checkpointing_works_on_packed_rows():
     model, inputs = make_model().train(), batch()
     expected = model(**inputs).loss
     model.gradient_checkpointing_enable()
-    loss = model(**with_places(inputs)).loss
+    loss = model(**packed_batch()).loss
     loss.backward()
     torch.testing.assert_close(loss, expected)
 
@@ -101,14 +101,15 @@ def test_nothing_is_computed_for_padding():
     assert seen == [(1, sum(map(len, SOURCES)), TINY["encoder_ffn_dim"])]
 
 
-def test_packing_and_unpacking_are_inverse():
-    states = torch.randn(4, 6, 3)
-    mask = padded(SOURCES, "left")[1]
-    rows = Packing.of(places_of(mask), mask, states)
-    assert rows.pack(states).shape == (1, 14, 3)
-    assert rows.ends.tolist() == [0, 4, 6, 12, 14]
-    torch.testing.assert_close(rows.unpack(rows.pack(states)), states * mask[..., None])
-    assert Packing.of(torch.arange(24), None, states).pack(states).shape == (1, 24, 3)
+def test_padded_batches_are_read_as_before():
+    """Training packs; evaluation pads, and generates."""
+    model, plain = make_model(), make_model()
+    plain.set_attn_implementation("sdpa")
+    torch.testing.assert_close(model(**batch("left")).logits, plain(**batch("left")).logits, rtol=0, atol=0)
+    ids, mask = padded(SOURCES, "left")
+    for options in ({}, {"num_beams": 3}, {"cache_implementation": "static"}):
+        written = model.generate(ids, attention_mask=mask, max_new_tokens=9, **options)
+        assert torch.equal(written, plain.generate(ids, attention_mask=mask, max_new_tokens=9, **options))
 
 
 def test_attention_dropout_is_refused():
@@ -118,8 +119,8 @@ def test_attention_dropout_is_refused():
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_the_kernel_for_variable_lengths_is_called_as_it_wants_to_be(groups, is_causal, monkeypatch):
+@pytest.mark.parametrize("side", ["encoder", "decoder", "cross"])
+def test_the_kernel_for_variable_lengths_is_called_as_it_wants_to_be(groups, side, monkeypatch):
     """Tensors without content run torch's own checks of the call and of its backward pass, where no GPU is."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     calls = []
@@ -134,17 +135,20 @@ def test_the_kernel_for_variable_lengths_is_called_as_it_wants_to_be(groups, is_
     narrow = {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
     query = torch.empty(1, 4, 11, 32, **narrow)
     key, value = (torch.empty(1, 4 // groups, 9, 32, **narrow) for _ in range(2))
-    places = torch.empty(11, dtype=torch.long, device="meta")
-    ends = torch.empty(4, dtype=torch.int32, device="meta")
-    mask = PackedMask(Packing(places, ends, (3, 5)), Packing(places[:9], ends, (3, 4)))
-    mixed, weights = packed_attention(SimpleNamespace(is_causal=is_causal), query, key, value, mask, 0.2, dropout=0.0)
+    target, source = (torch.empty(count, dtype=torch.int32, device="meta") for count in (4, 4))
+    lengths = {"cu_seq_lens_q": target, "cu_seq_lens_k": source, "max_length_q": 5, "max_length_k": 4}
+    module = SimpleNamespace(is_causal=side == "decoder", is_cross_attention=side == "cross")
+    mixed, weights = packed_attention_forward(module, query, key, value, None, 0.2, **lengths)
     mixed.sum().backward()
     assert mixed.shape == (1, 11, 4, 32)
     assert weights is None
     assert (query.grad.shape, key.grad.shape) == (query.shape, key.shape)
     ((query_ends, key_ends, longest_query, longest_key), window) = calls[0]
     assert (query_ends.dtype, query_ends.shape, key_ends.shape) == (torch.int32, (4,), (4,))
-    assert (longest_query, longest_key, window) == (5, 4, (-1, 0) if is_causal else (-1, -1))
+    longest = {"encoder": (4, 4), "decoder": (5, 5), "cross": (5, 4)}
+    assert (longest_query, longest_key) == longest[side]
+    assert (query_ends is target, key_ends is source) == (side != "encoder", side != "decoder")
+    assert window == ((-1, 0) if side == "decoder" else (-1, -1))
 
 
 def test_a_processor_has_no_such_kernel():
@@ -178,7 +182,7 @@ def kernel_without_gpu(monkeypatch):
 @pytest.mark.parametrize("switches", SWITCHES[:2], ids=["paper", "pre-rotary"])
 def test_the_way_to_the_kernel_computes_the_same(switches, kernel_without_gpu):
     model, inputs = make_model(**switches), batch()
-    torch.testing.assert_close(model(**with_places(inputs)).loss, model(**inputs).loss)
+    torch.testing.assert_close(model(**packed_batch()).loss, model(**inputs).loss)
 
 
 @pytest.mark.parametrize("switches", SWITCHES[:2], ids=["paper", "pre-rotary"])
@@ -191,11 +195,11 @@ def test_one_graph_serves_all_shapes(packs, switches, kernel_without_gpu, monkey
     model = make_model(**switches).train()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for rows, longest in ((4, 6), (3, 5), (2, 4), (4, 4)):
-        ids, mask = padded([row[-longest:] for row in SOURCES[-rows:]])
-        labels, _ = padded([row[1 - longest :] for row in TARGETS[:rows]], pad=-100)
-        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        sources, targets = [row[-longest:] for row in SOURCES[-rows:]], [row[1 - longest :] for row in TARGETS[:rows]]
+        ids, mask = padded(sources)
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": padded(targets, pad=-100)[0]}
         keys = {"skip_logits": True, "label_smoothing": 0.1, "num_items_in_batch": torch.tensor(7)}
-        loss = compiled(**(with_places(inputs) if packs else inputs), **keys).loss
+        loss = compiled(**(packed_batch(sources, targets) if packs else inputs), **keys).loss
         loss.backward()
         torch.testing.assert_close(loss, model(**inputs, **keys).loss)
     assert counter.frame_count == 2  # the first shape, then any

@@ -147,8 +147,8 @@ def state_bytes(trainer: SeqloomTrainer) -> int:
 def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: int) -> int:
     """Return the bytes that autograd keeps for the forward pass of so many rows of these lengths."""
     model = trainer.model
-    ids = torch.full((rows, source + target), trainer.tokenizers.source.eos_token_id, device=trainer.args.device)
-    inputs = {"input_ids": ids[:, :source], "attention_mask": torch.ones_like(ids[:, :source])}
+    word = trainer.tokenizers.source.eos_token_id
+    inputs = trainer.train_collator([{"input_ids": [word] * source, "labels": [word] * target}] * rows)
     own = {tensor.untyped_storage().data_ptr() for tensor in itertools.chain(model.parameters(), model.buffers())}
     kept: dict[int, int] = {}
 
@@ -165,7 +165,7 @@ def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: i
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         trainer.compute_loss_context_manager(),
     ):
-        loss = trainer.compute_loss(model, {**inputs, "labels": ids[:, source:]})
+        loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
     model.train(was_training)
     del loss  # only now: memory that is freed is used again, and would be counted once
     return sum(kept.values())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
@@ -24,10 +25,9 @@ class TokenMeter(TrainerCallback):
     Evaluation and saving are not on the clock: it runs from the batches of an update to its optimizer step.
     """
 
-    def __init__(self, world_size: int = 1, *, packed: bool = False) -> None:
+    def __init__(self, world_size: int = 1) -> None:
         """Start at zero; each process counts its own share, and a reading multiplies it by `world_size`."""
         self.world_size = world_size
-        self.packed = packed
         self._started = 0.0
         self._reset()
 
@@ -38,10 +38,10 @@ class TokenMeter(TrainerCallback):
         """Begin an update with these micro-batches."""
         self._started = time.perf_counter()
         for batch in batches:
-            labels, mask = batch["labels"], batch["attention_mask"]
-            num_tokens = int(mask.sum()) + int((labels != IGNORED_LABEL).sum())
-            self.num_tokens += num_tokens
-            self.num_padded += num_tokens if self.packed else mask.numel() + labels.numel()
+            source, labels = batch["input_ids"], batch["labels"]
+            is_real = batch.get("attention_mask", torch.ones_like(source))  # packed, all are
+            self.num_tokens += int(is_real.sum()) + int((labels != IGNORED_LABEL).sum())
+            self.num_padded += source.numel() + labels.numel()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End the update."""

@@ -19,30 +19,31 @@ from seqloom.training.collator import IGNORED_LABEL
 
 
 def twice(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch in which every sentence stands twice, B + B; dropout falls differently on the two halves."""
-    both = {name: torch.cat([value, value]) if _is_batched(value) else value for name, value in inputs.items()}
-    for places, padded in (("source_places", "input_ids"), ("target_places", "labels")):
-        if places in inputs:  # the second half stands behind the first
-            both[places] = torch.cat([inputs[places], inputs[places] + inputs[padded].numel()])
-    return both
+    """Return a batch with every sentence twice, all and all again; dropout falls differently on the two halves."""
+    dim = 1 if "cu_seq_lens_q" in inputs else 0  # packed sentences stand in one row
+    return {name: _again(name, value, dim) for name, value in inputs.items()}
 
 
-def _is_batched(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+def _again(name: str, value: Any, dim: int) -> Any:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if name.startswith("cu_seq_lens"):
+        return torch.cat([value, value[1:] + value[-1]])  # the second half stands behind the first
+    return torch.cat([value, value], dim=dim)
 
 
 def disagreement(logits: Tensor, labels: Tensor) -> Tensor:
     """Return how far the two passes are apart: 1/2 (KL(P1 || P2) + KL(P2 || P1)), summed over real targets.
 
     Args:
-        logits: (B + B, T, V), the first pass and then the second.
-        labels: (B, T), -100 where there is no target.
+        logits: (B + B, T, V), the first pass and then the second; packed (1, T + T, V).
+        labels: (B, T), -100 where there is no target; packed (1, T).
 
     Returns:
         A scalar in float32 or wider, not divided by anything.
     """
-    is_target = labels != IGNORED_LABEL
-    first, second = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
+    is_target = labels.flatten() != IGNORED_LABEL
+    first, second = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1).chunk(2)
     log_p1, log_p2 = first[is_target].log_softmax(-1), second[is_target].log_softmax(-1)  # (targets, V)
     # KL(P1 || P2) + KL(P2 || P1) = sum (P1 - P2) (log P1 - log P2); gradients flow into both, as in the authors' code
     return ((log_p1.exp() - log_p2.exp()) * (log_p1 - log_p2)).sum() / 2
