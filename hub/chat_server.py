@@ -52,8 +52,8 @@ from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
 
 logger = logging.getLogger(__name__)
 
-ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"})
-"""What is kept of transformers' routes; the others load any folder, unload ours, or want sound."""
+ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/health"})
+"""What is kept of transformers' routes; the others list, load or unload any folder, or want sound."""
 
 MAX_BODY_BYTES = 4 << 20
 """Largest request; a text of 100,000 Chinese characters has 600,000 bytes when JSON escapes them."""
@@ -221,9 +221,9 @@ class FolderManager(ModelManager):
         """Return the one model and its tokenizer, whatever is asked for."""
         return self.model, self.tokenizer
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
-        """Return what /v1/models lists: this model, and not the Hub's cache."""
-        return [{"id": self.names[0], "object": "model", "created": self.created, "owned_by": "seqloom"}]
+    def describe(self) -> dict[str, Any]:
+        """Return what /v1/models says of the one model."""
+        return {"id": self.names[0], "object": "model", "created": self.created, "owned_by": "seqloom"}
 
     def check_name(self, name: Any) -> None:
         """Refuse a request for another model; none named is this one.
@@ -315,15 +315,20 @@ def build_app(manager: FolderManager, state: GenerationState) -> Any:
         generation_state=state,
     )
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
-    _add_load_model(app, manager)
+    _add_models(app, manager)
     app.add_middleware(BodyLimit)
     _add_error_handlers(app)
     return app
 
 
-def _add_load_model(app: Any, manager: FolderManager) -> None:
-    """Tell `transformers chat`, which asks for it first, that the model is there."""
-    from fastapi.responses import Response
+def _add_models(app: Any, manager: FolderManager) -> None:
+    """List the one model, and tell `transformers chat`, which asks for it first, that it is there."""
+    from fastapi.responses import JSONResponse, Response
+
+    @app.get("/v1/models")
+    @app.options("/v1/models")
+    async def list_models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [manager.describe()]})
 
     @app.post("/load_model")
     async def load_model(body: dict[str, Any]) -> Response:
