@@ -362,10 +362,14 @@ def rows_of(model: Any) -> list[Row]:
 def save_canary(canary: Canary, folder: str | os.PathLike[str]) -> None:
     """Write the file, whole or not at all."""
     path = Path(folder) / CANARY_NAME
-    text = json.dumps(asdict(canary), indent=None, separators=(", ", ": "))
     half = path.with_name(f".{CANARY_NAME}.{os.getpid()}.tmp")
-    half.write_text(text + "\n", encoding="utf-8")
+    half.write_text(canary_text(canary), encoding="utf-8")
     os.replace(half, path)
+
+
+def canary_text(canary: Canary) -> str:
+    """Return what the file holds."""
+    return json.dumps(asdict(canary)) + "\n"
 
 
 def read_canary(path: str | os.PathLike[str]) -> Canary:
@@ -478,6 +482,15 @@ def check(model: Any) -> None:
     logger.info(f"The canary was heard: answers under {describe_running()} are as they should be.")
 
 
+def rows_that_hold(model: Any) -> list[Row]:
+    """Return what a model just loaded has to say: its folder's rows, or where they do not hold, forced passes."""
+    canary = vars(model).get("_canary")
+    if why_it_cannot_sing(model, foreign_weights=False) is not None:
+        return []
+    is_as_saved = rows_of(model) and canary.precision == precision_of(model) and is_wide(model)
+    return rows_of(model) if is_as_saved else sing_here(model)
+
+
 def sing_here(model: Any) -> list[Row]:
     """Return what forced passes make of the model's sources now."""
     with at_rest(model), torch.no_grad():
@@ -501,10 +514,12 @@ __all__ = [
     "CanaryError",
     "Row",
     "adopt_canary",
+    "canary_text",
     "check_once",
     "find_faults",
     "read_again",
     "read_canary",
+    "rows_that_hold",
     "save_canary",
     "sing_here",
     "sources_for",
