@@ -87,9 +87,12 @@ def plan_upgrade(folder: str | PathLike[str], *, replace_edited: bool = False) -
     edited = [name for name in _outdated(folder) if (folder / name).exists() and not _is_ours(folder, name, proofs)]
     if edited and not replace_edited:
         raise UpgradeError(_explain_edited(folder, edited))
-    steps = [*_set_aside(folder, edited), *_renew_code(folder, proofs), *_renew_card(folder)]
+    aside = {name: _free_name(folder, f"{name}.edited") for name in edited}
+    steps: list[Step] = [(copy, (folder / name).read_bytes()) for name, copy in aside.items()]
+    steps += [*_renew_code(folder, proofs), *_renew_card(folder)]
     steps += _renew_canary(folder, steps)
-    return Upgrade(folder, tuple(_keep_sealed(folder, steps)), _kept(folder, proofs, edited))
+    kept = {copy: f"{name} as you had edited it." for name, copy in aside.items()} | _kept(folder, proofs)
+    return Upgrade(folder, tuple(_keep_sealed(folder, steps)), kept)
 
 
 def upgrade_folder(folder: str | PathLike[str], *, replace_edited: bool = False) -> Upgrade:
@@ -122,7 +125,8 @@ def describe_upgrade(upgrade: Upgrade, *, dry_run: bool = False) -> str:
         dry_run: nothing was.
     """
     last = {name: content for name, content in upgrade.steps if STAND_IN.search(Path(name).stem) is None}
-    lines = [f"{'remove' if content is None else 'write':<8}  {name}" for name, content in sorted(last.items())]
+    changed = sorted((name, content) for name, content in last.items() if name not in upgrade.kept)
+    lines = [f"{'remove' if content is None else 'write':<8}  {name}" for name, content in changed]
     lines += [f"keep      {name}: {why}" for name, why in sorted(upgrade.kept.items())]
     return "\n".join([*lines, _verdict(upgrade, dry_run)])
 
@@ -180,11 +184,6 @@ def _code() -> dict[str, bytes]:
 def _outdated(folder: Path) -> list[str]:
     """Return the code files that a folder lacks or has otherwise."""
     return [name for name, content in _code().items() if _read(folder / name) != content]
-
-
-def _set_aside(folder: Path, edited: list[str]) -> Iterator[Step]:
-    for name in edited:
-        yield _free_name(folder, f"{name}.edited"), (folder / name).read_bytes()
 
 
 def _free_name(folder: Path, name: str) -> str:
@@ -288,11 +287,10 @@ def _stale(folder: Path, proofs: Mapping[str, set[str]]) -> list[str]:
     return [path.name for path in others if _is_ours(folder, path.name, proofs)]
 
 
-def _kept(folder: Path, proofs: Mapping[str, set[str]], edited: list[str]) -> dict[str, str]:
+def _kept(folder: Path, proofs: Mapping[str, set[str]]) -> dict[str, str]:
     gone = {*_code(), *_stale(folder, proofs)}
     others = (path for path in folder.glob("*.py") if path.name not in gone and not _is_stand_in(path))
     kept = {path.name: _why_kept(path.name, proofs) for path in others}
-    kept |= {f"{name}.edited": f"{name} as you had edited it." for name in edited}
     card = _read(folder / CARD_NAME)
     if card is not None and not is_generated(card.decode(errors="replace")):
         kept[CARD_NAME] = "edited, and not overwritten."
