@@ -157,6 +157,11 @@ def start_of(config: Any) -> int:
     return 0 if config.decoder_start_token_id is None else config.decoder_start_token_id
 
 
+def padding_of(config: Any) -> int:
+    """Return the token that fills up."""
+    return config.pad_token_id or 0
+
+
 def steps_of(config: Any) -> int:
     """Return how many tokens are written."""
     return max(1, min(STEPS, most_tokens(config) - 1))
@@ -199,22 +204,34 @@ def compare_forced(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) ->
 
 
 def compare_greedy(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> Iterator[str]:
-    """Yield where greedy search writes what a forced pass over the same words would not."""
-    output = write(model, batch, num_beams=1)
-    for row, written in zip(rows, cut(output.sequences[:, 1:], model.config), strict=True):
-        if fault := read_again(model, row.source, written):
+    """Yield where greedy search writes what a forced pass over the same words would not, or does not know its end.
+
+    A source may need more tokens than are written here, and then its end would never be seen. So the first row's second
+    word ends a sentence, too.
+    """
+    ends = [*ends_of(model.config), rows[0].written[:2][-1]]
+    output = write(model, batch, num_beams=1, ends=ends)
+    for row, ids in zip(rows, output.sequences[:, 1:].tolist(), strict=True):
+        written = up_to_end(ids, ends)
+        if fault := read_again(model, row.source, written, ends):
             yield f"greedy search writes {written} for source {row.source}: {fault}"
+        elif rest := [token for token in ids[len(written) :] if token != padding_of(model.config)]:
+            yield f"greedy search goes on behind the end of {written} for source {row.source}: {rest}"
 
 
-def read_again(model: Any, source: Sequence[int], written: Sequence[int]) -> str | None:
+def read_again(
+    model: Any, source: Sequence[int], written: Sequence[int], ends: Sequence[int] | None = None
+) -> str | None:
     """Return what is wrong with an answer of greedy search, read again in a forced pass; None: nothing is.
 
     Args:
         model: that wrote it.
         source: alone, without padding.
         written: the answer.
+        ends: what ended it; None: the model's own.
     """
-    if len(written) < steps_of(model.config) and (not written or written[-1] not in ends_of(model.config)):
+    ends = ends_of(model.config) if ends is None else ends
+    if len(written) < steps_of(model.config) and (not written or written[-1] not in ends):
         return f"it stops after {len(written)} tokens without an end of sequence"
     logits = forced_logits(model, source, [[start_of(model.config), *written[:-1]]])[0]  # (T, V)
     for step, (token, scores) in enumerate(zip(written, logits, strict=True)):
@@ -226,8 +243,9 @@ def read_again(model: Any, source: Sequence[int], written: Sequence[int]) -> str
 
 def compare_beams(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> Iterator[str]:
     """Yield where beam search gives a score that is not its answer's, or an answer worse than by the book."""
-    output = write(model, batch, num_beams=BEAMS)
-    answers = cut(output.sequences[:, 1:], model.config)
+    ends = ends_of(model.config)
+    output = write(model, batch, num_beams=BEAMS, ends=ends)
+    answers = [up_to_end(ids, ends) for ids in output.sequences[:, 1:].tolist()]
     for row, written, claimed in zip(rows, answers, output.sequences_scores.tolist(), strict=True):
         log_probs = forced_logits(model, row.source, [[start_of(model.config), *written[:-1]]])[0].log_softmax(-1)
         score = log_probs.gather(-1, torch.tensor(written, device=log_probs.device)[:, None]).sum().item()
@@ -239,7 +257,7 @@ def compare_beams(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> 
             yield f"beam search writes {written} for source {row.source} with the score {score:.3f}, and {best}"
 
 
-def write(model: Any, batch: dict[str, Tensor], num_beams: int) -> Any:
+def write(model: Any, batch: dict[str, Tensor], num_beams: int, ends: Sequence[int]) -> Any:
     """Return what `generate` makes of a batch, with settings of its own: the folder's may forbid or favour tokens."""
     own, config = model.generation_config, model.config
     settings = GenerationConfig(
@@ -247,8 +265,8 @@ def write(model: Any, batch: dict[str, Tensor], num_beams: int) -> Any:
         num_beams=num_beams,
         do_sample=False,
         length_penalty=0.0 if num_beams > 1 else None,
-        pad_token_id=config.pad_token_id or 0,
-        eos_token_id=config.eos_token_id,
+        pad_token_id=padding_of(config),
+        eos_token_id=list(ends) or None,
         decoder_start_token_id=start_of(config),
         return_dict_in_generate=True,
         output_scores=True,
@@ -261,19 +279,16 @@ def write(model: Any, batch: dict[str, Tensor], num_beams: int) -> Any:
         model.generation_config = own
 
 
-def cut(sequences: Tensor, config: Any) -> list[list[int]]:
-    """Return the rows of (R, T) up to their first end of sequence, and it."""
-    answers = []
-    for ids in sequences.tolist():
-        ends = [place for place, token in enumerate(ids) if token in ends_of(config)]
-        answers.append(ids[: ends[0] + 1] if ends else ids)
-    return answers
+def up_to_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Return ids up to the first that ends a sentence, and it."""
+    first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[: first + 1])
 
 
 def padded_on_both_sides(sources: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
     """Return sources of different lengths as ids and mask (R, S), padded on the left and on the right in turns."""
     longest = max(map(len, sources))
-    ids = torch.full((len(sources), longest), model.config.pad_token_id or 0)
+    ids = torch.full((len(sources), longest), padding_of(model.config))
     mask = torch.zeros_like(ids)
     for row, source in enumerate(sources):
         first = 0 if row % 2 else longest - len(source)
