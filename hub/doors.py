@@ -42,7 +42,7 @@ from seqloom.modeling.canary import (
     CANARY_NAME,
     Row,
     compare_greedy,
-    cut,
+    ends_of,
     find_faults,
     forced_logits,
     margin,
@@ -53,6 +53,7 @@ from seqloom.modeling.canary import (
     sources_of,
     start_of,
     steps_of,
+    up_to_end,
 )
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 
@@ -114,7 +115,7 @@ class Measure:
     def answer(self, source: Sequence[int]) -> list[int]:
         """Return what `generate` writes for one source alone, up to the end of sequence."""
         ids = torch.tensor([list(source)], device=self.model.device)
-        return cut(self.model.generate(ids, **self.options)[:, 1:], self.model.config)[0]
+        return up_to_end(self.model.generate(ids, **self.options)[0, 1:].tolist(), ends_of(self.model.config))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return ids as text, without special tokens."""
@@ -262,7 +263,8 @@ def ask_seq2seq(measure: Measure) -> str | None:
         faults = list(compare_greedy(measure.model, batch, rows))
     if faults:
         return "; ".join(faults)
-    together = cut(measure.model.generate(**batch, **measure.options)[:, 1:], measure.model.config)
+    together = measure.model.generate(**batch, **measure.options)[:, 1:].tolist()
+    together = [up_to_end(ids, ends_of(measure.model.config)) for ids in together]
     return _first_difference(measure.sources, together, measure.answers)
 
 

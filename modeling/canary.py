@@ -209,7 +209,7 @@ def compare_greedy(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) ->
     A source may need more tokens than are written here, and then its end would never be seen. So the first row's second
     word ends a sentence, too.
     """
-    ends = [*ends_of(model.config), rows[0].written[:2][-1]]
+    ends = [*ends_of(model.config), *rows[0].written[1:2]]
     output = write(model, batch, num_beams=1, ends=ends)
     for row, ids in zip(rows, output.sequences[:, 1:].tolist(), strict=True):
         written = up_to_end(ids, ends)
