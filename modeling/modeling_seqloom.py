@@ -48,7 +48,6 @@ from seqloom.modeling.library import (
     by_one_name,
     known_keywords,
     naming_unknown_keywords,
-    refuse_unknown,
 )
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
@@ -987,16 +986,17 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, decoder_attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Count positions from the target's 2D mask while it is one: static caches turn it into a 4D mask next."""
+        """Count positions from the target's 2D mask while it is one: static caches turn it into a 4D mask next.
+
+        What nobody here knows is handed on, as transformers does, for the forward to refuse.
+        """
         if decoder_attention_mask is not None:
             kwargs["decoder_attention_mask"] = decoder_attention_mask
             if decoder_attention_mask.ndim == 2 and kwargs.get("decoder_position_ids") is None:
                 kwargs["decoder_position_ids"] = count_positions(
                     decoder_attention_mask, decoder_attention_mask[..., None]
                 )
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE))
-        refuse_unknown(inputs, self.forward.known, f"{type(self).__name__}.prepare_inputs_for_generation")
-        return inputs
+        return super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
