@@ -1,6 +1,7 @@
 """What the library calls otherwise: both names of the cache work, and no keyword is swallowed."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -112,7 +113,11 @@ def test_callers_may_use_either_name(tiny_model, name):
     whole = model(**BATCH).logits
     first = model(**{**BATCH, "decoder_input_ids": BATCH["decoder_input_ids"][:, :2]})
     rest = {"decoder_input_ids": BATCH["decoder_input_ids"][:, 2:], name: first.cache}
-    torch.testing.assert_close(model(**{**BATCH, **rest}).logits, whole[:, 2:])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.testing.assert_close(model(**{**BATCH, **rest}).logits, whole[:, 2:])
+    is_old_name = name != CACHE == "cache"
+    assert any("`past_key_values` is deprecated" in str(warning.message) for warning in caught) == is_old_name
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
