@@ -886,13 +886,13 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             "decoder_input_ids": decoder_input_ids,
             "decoder_attention_mask": decoder_attention_mask,
             "decoder_inputs_embeds": decoder_inputs_embeds,
+            "cache": cache,
             "use_cache": use_cache,
         }
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
             encoder_outputs=encoder_outputs,
-            cache=cache,
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             decoder_position_ids=decoder_position_ids,
@@ -908,14 +908,19 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         )
 
     def complete_target(self, target: dict[str, Any], labels: Tensor | None) -> dict[str, Any]:
-        """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached."""
+        """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached.
+
+        What a given cache holds already, as a trained prefix does, stands before them and is seen.
+        """
         if labels is None:
             return target
         target["use_cache"] = False
         if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:
             target["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
             if target["decoder_attention_mask"] is None:  # causality hides padding on the right
-                target["decoder_attention_mask"] = is_first_target(labels).cumsum(-1)
+                past_length = 0 if target["cache"] is None else target["cache"].get_seq_length()
+                seen = is_first_target(labels).cumsum(-1)
+                target["decoder_attention_mask"] = nn.functional.pad(seen, (past_length, 0), value=1)
         return target
 
     def exact_loss(
