@@ -974,7 +974,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             inputs: (B, S) source ids, padded on whichever side.
             generation_config: None: the folder's.
             *args: as there.
-            **kwargs: as there; the cache by either of its names.
+            **kwargs: as there; the cache by either of its names; `labels` are left out.
 
         Returns:
             (B * num_return_sequences, 1 + new) ids, the decoder's start token first; or an output object.
@@ -984,6 +984,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             CanaryError: where this library makes another answer of these weights.
         """
         check_once(self)
+        kwargs.pop("labels", None)  # transformers' Seq2SeqTrainer hands over the whole batch
         with naming_unknown_keywords(kwargs, self.forward, GenerationMixin.generate):
             output = super().generate(inputs, generation_config, *args, **by_one_name(kwargs, CACHE))
         return answer_to_both_names(output)
