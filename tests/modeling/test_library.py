@@ -1,6 +1,7 @@
 """What the library calls otherwise: both names of the cache work, and no keyword is swallowed."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -69,11 +70,11 @@ def test_generate_leaves_other_refusals_to_the_library(tiny_model):
         tiny_model().generate(BATCH["input_ids"], num_beams=2, num_return_sequences=3)
 
 
-def test_inputs_prepared_for_generation_are_known(tiny_model):
-    with pytest.raises(
-        UnknownKeywordError, match=r"prepare_inputs_for_generation does not know the keyword source_mask"
-    ):
-        tiny_model().prepare_inputs_for_generation(BATCH["decoder_input_ids"], source_mask=torch.ones(1, 4))
+def test_what_is_handed_to_the_preparation_of_a_step_is_refused_by_the_step(tiny_model):
+    model = tiny_model()
+    inputs = model.prepare_inputs_for_generation(BATCH["decoder_input_ids"], source_mask=torch.ones(1, 4))
+    with pytest.raises(UnknownKeywordError, match=r"forward does not know the keyword source_mask"):
+        model(BATCH["input_ids"], **inputs)
 
 
 @pytest.mark.parametrize("name", ["source_mask", "kv_store"])
@@ -112,7 +113,11 @@ def test_callers_may_use_either_name(tiny_model, name):
     whole = model(**BATCH).logits
     first = model(**{**BATCH, "decoder_input_ids": BATCH["decoder_input_ids"][:, :2]})
     rest = {"decoder_input_ids": BATCH["decoder_input_ids"][:, 2:], name: first.cache}
-    torch.testing.assert_close(model(**{**BATCH, **rest}).logits, whole[:, 2:])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.testing.assert_close(model(**{**BATCH, **rest}).logits, whole[:, 2:])
+    is_old_name = name != CACHE == "cache"
+    assert any("`past_key_values` is deprecated" in str(warning.message) for warning in caught) == is_old_name
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
