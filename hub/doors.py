@@ -40,9 +40,8 @@ from seqloom.hub.upgrade import SEAL_NAME
 from seqloom.hub.verify import check_folder
 from seqloom.modeling.canary import (
     CANARY_NAME,
-    Row,
     compare_greedy,
-    cut,
+    ends_of,
     find_faults,
     forced_logits,
     margin,
@@ -50,9 +49,11 @@ from seqloom.modeling.canary import (
     read_canary,
     rows_that_hold,
     save_canary,
+    sing,
     sources_of,
     start_of,
     steps_of,
+    up_to_end,
 )
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 
@@ -114,7 +115,7 @@ class Measure:
     def answer(self, source: Sequence[int]) -> list[int]:
         """Return what `generate` writes for one source alone, up to the end of sequence."""
         ids = torch.tensor([list(source)], device=self.model.device)
-        return cut(self.model.generate(ids, **self.options)[:, 1:], self.model.config)[0]
+        return up_to_end(self.model.generate(ids, **self.options)[0, 1:].tolist(), ends_of(self.model.config))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return ids as text, without special tokens."""
@@ -257,13 +258,14 @@ def ask_tokenizer(measure: Measure) -> str | None:
 
 def ask_seq2seq(measure: Measure) -> str | None:
     """Compare greedy search with forced passes, and each source alone with all of them in a batch."""
-    batch, rows = padded_on_both_sides(measure.sources, measure.model), [Row(list(ids)) for ids in measure.sources]
+    batch, ends = padded_on_both_sides(measure.sources, measure.model), ends_of(measure.model.config)
     with torch.no_grad():
+        rows = [sing(measure.model, source) for source in measure.sources]
         faults = list(compare_greedy(measure.model, batch, rows))
     if faults:
         return "; ".join(faults)
-    together = cut(measure.model.generate(**batch, **measure.options)[:, 1:], measure.model.config)
-    return _first_difference(measure.sources, together, measure.answers)
+    together = measure.model.generate(**batch, **measure.options)[:, 1:].tolist()
+    return _first_difference(measure.sources, [up_to_end(ids, ends) for ids in together], measure.answers)
 
 
 def ask_base_model(measure: Measure) -> str | None:
