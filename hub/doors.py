@@ -40,7 +40,6 @@ from seqloom.hub.upgrade import SEAL_NAME
 from seqloom.hub.verify import check_folder
 from seqloom.modeling.canary import (
     CANARY_NAME,
-    Row,
     compare_greedy,
     ends_of,
     find_faults,
@@ -50,6 +49,7 @@ from seqloom.modeling.canary import (
     read_canary,
     rows_that_hold,
     save_canary,
+    sing,
     sources_of,
     start_of,
     steps_of,
@@ -258,14 +258,14 @@ def ask_tokenizer(measure: Measure) -> str | None:
 
 def ask_seq2seq(measure: Measure) -> str | None:
     """Compare greedy search with forced passes, and each source alone with all of them in a batch."""
-    batch, rows = padded_on_both_sides(measure.sources, measure.model), [Row(list(ids)) for ids in measure.sources]
+    batch, ends = padded_on_both_sides(measure.sources, measure.model), ends_of(measure.model.config)
     with torch.no_grad():
+        rows = [sing(measure.model, source) for source in measure.sources]
         faults = list(compare_greedy(measure.model, batch, rows))
     if faults:
         return "; ".join(faults)
     together = measure.model.generate(**batch, **measure.options)[:, 1:].tolist()
-    together = [up_to_end(ids, ends_of(measure.model.config)) for ids in together]
-    return _first_difference(measure.sources, together, measure.answers)
+    return _first_difference(measure.sources, [up_to_end(ids, ends) for ids in together], measure.answers)
 
 
 def ask_base_model(measure: Measure) -> str | None:

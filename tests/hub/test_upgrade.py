@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers import dynamic_module_utils
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from seqloom import __version__, cli
 from seqloom.hub import upgrade
@@ -313,7 +314,7 @@ class KilledError(BaseException):
 def answer_of_its_own_code(folder: Path) -> list[int]:
     """Return what forced passes write with the classes that config.json leads to; half of one code does not load."""
     reference = json.loads((folder / "config.json").read_text())["auto_map"]["AutoModelForSeq2SeqLM"]
-    model = get_class_from_dynamic_module(reference, str(folder)).from_pretrained(folder).eval()
+    model = dynamic_module_utils.get_class_from_dynamic_module(reference, str(folder)).from_pretrained(folder).eval()
     written = [1]
     with torch.no_grad():
         for _ in range(4):
@@ -325,6 +326,9 @@ def answer_of_its_own_code(folder: Path) -> list[int]:
 def test_killed_between_any_two_steps_the_folder_works_and_the_next_start_ends_it(
     unpacked: Path, upgraded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    text_generation = PIPELINE_REGISTRY.supported_tasks["text-generation"]  # a folder's code puts its class there
+    monkeypatch.setitem(text_generation, "impl", text_generation["impl"])
     steps = plan_upgrade(unpacked).steps
     expected = answer_of_its_own_code(unpacked)
     assert len(set(expected)) > 2
