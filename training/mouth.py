@@ -53,7 +53,7 @@ from seqloom.training.tokenizer import SeqloomTokenizers
 LENGTHS = (4, 8, 16)
 """Tokens that the sources should have: few, for they are read dozens of times; different, so that some are padded."""
 
-FOLDER_BYTES = 400_000_000
+FOLDER_BYTES = 100_000_000
 """Weights up to which a folder is written and loaded before training; above, that takes longer than two seconds."""
 
 READ_AGAIN = 8
@@ -163,14 +163,15 @@ def faults_of_doors(
     if faults := find_faults(loaded, rows or sing_here(loaded)):
         return [f"out of a saved folder, {fault}" for fault in faults]
     write = pipeline("text-generation", model=str(folder), device=model.device, trust_remote_code=False)
-    faults = []
-    for text, [answer] in zip(
-        texts, write(list(texts), return_tensors=True, num_beams=1, max_new_tokens=STEPS), strict=True
-    ):
-        source, ids = tokenizers.source(text).input_ids, answer["generated_token_ids"]
-        if ids[: len(source)] != source:
-            faults.append(f"out of a saved folder, the pipeline reads {text!r} as {ids[: len(source)]}, not {source}")
-        elif fault := misread(loaded, source, up_to_end(ids[len(source) :], loaded.config), most=STEPS):
+    answers = write(list(texts), batch_size=len(texts), return_tensors=True, num_beams=1, max_new_tokens=STEPS)
+    sources, faults = tokenizers.source(list(texts)).input_ids, []
+    longest = max(map(len, sources))
+    for text, source, [answer] in zip(texts, sources, answers, strict=True):
+        ids = answer["generated_token_ids"]
+        read = [token for token in ids[:longest] if token != loaded.config.pad_token_id]
+        if read != source:
+            faults.append(f"out of a saved folder, the pipeline reads {text!r} as {read}, not {source}")
+        elif fault := misread(loaded, source, up_to_end(ids[longest:], loaded.config), most=STEPS):
             faults.append(f"out of a saved folder, the pipeline answers {text!r} with other tokens: {fault}")
     return faults
 
