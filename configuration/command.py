@@ -103,7 +103,8 @@ def explain_error(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    if text and isinstance(error, (ValueError, OSError, ImportError)):
+    is_ours = type(error).__module__.startswith("seqloom.")
+    if text and (is_ours or isinstance(error, (ValueError, OSError, ImportError))):
         return text
     kind = type(error).__name__
     return f"{kind}: {text or 'no message'} (unexpected; run it again with --debug to see where)"

@@ -208,9 +208,12 @@ def naming_unknown_keywords(kwargs: dict[str, Any], forward: Any, generate: Call
         raise
 
 
+TESTED_PAIR = f"install a tested pair, as with pip install transformers=={list(TESTED)[-1]} torch=={TESTED_TORCH[-1]}"
+"""What helps everywhere."""
+
 REMEDY = (
-    f"install a tested pair, as with pip install transformers=={list(TESTED)[-1]} torch=={TESTED_TORCH[-1]}, or let a "
-    f"newer Seqloom renew the folder's code: pip install -U seqloom, then seqloom upgrade FOLDER."
+    f"{TESTED_PAIR}, or let a newer Seqloom renew the folder's code: pip install -U seqloom, then seqloom upgrade "
+    f"FOLDER."
 )
 """What helps where a library does what this code does not expect."""
 
@@ -272,6 +275,7 @@ __all__ = [
     "EVERYWHERE",
     "REMEDY",
     "TESTED",
+    "TESTED_PAIR",
     "TESTED_TORCH",
     "BaseModelOutputWithPastAndCrossAttentions",
     "GradientCheckpointingLayer",

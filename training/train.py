@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -19,7 +19,7 @@ from datasets import DatasetDict
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 import seqloom  # registers the classes and the bundler that every checkpoint is written with
-from seqloom.configuration.command import CommandParser, run_command
+from seqloom.configuration.command import EXIT_FAILED, CommandParser, run_command
 from seqloom.configuration.recipe import (
     Recipe,
     RecipeError,
@@ -35,12 +35,13 @@ from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
+from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing, remedy_for_disk
 from seqloom.training.metrics import get_metrics
 from seqloom.training.monitoring import preflight
 from seqloom.training.monitoring.console import SampleOutputs, say, say_how_to_use
 from seqloom.training.monitoring.gradient_flow import can_draw
 from seqloom.training.monitoring.progress import RunClock, mean_loss
+from seqloom.training.mouth import check_mouth, check_trained
 from seqloom.training.preparation import encode, epoch_encodings, leave_out_long, read_corpus, read_or_train_tokenizers
 from seqloom.training.quality.averaging import KeepBestCheckpoints, average_run, describe_average
 from seqloom.training.quality.selection import EarlyStopping
@@ -51,6 +52,9 @@ from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+DOUBT = "doubt"
+"""Key in results.json: why the scores say nothing. Such a run is not finished."""
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def train_in(
         arguments: transformers' own, of this recipe.
         signals: what may ask for a stop.
     """
-    if folder.is_finished and recipe.resume == "auto":
+    if folder.is_finished and recipe.resume == "auto" and DOUBT not in folder.results():
         say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
         if recipe.training_arguments.get("push_to_hub"):
             push_finished(folder, recipe)
@@ -109,8 +113,9 @@ def train_in(
     trainer = build_trainer(recipe, arguments, tokenizers, data, folder)
     trainer.listen_to(signals)
     check_before_training(trainer, data, recipe)
-
     checkpoint = from_main_process(folder.last_checkpoint)
+    listen_before_training(trainer, data, folder, checkpoint)
+
     trainer.train(resume_from_checkpoint=checkpoint)
     results = training_facts(trainer, data, checkpoint)
     trainer.use_moving_average()
@@ -124,6 +129,8 @@ def train_in(
         folder.write("results.json", results)
         trainer.create_model_card()
         say_how_to_use(recipe, results, prompts, outputs)
+    if DOUBT in results:
+        raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")
     if arguments.push_to_hub:
         trainer.publish("End of training")
     return results
@@ -234,6 +241,43 @@ def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Re
     trainer.add_callback(preflight.TimeEstimate(say))
 
 
+def listen_before_training(
+    trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, checkpoint: str | None
+) -> None:
+    """Refuse a library with which the model does not write what it says, and say that it was tried.
+
+    Raises:
+        TrainingError: before anything is trained.
+    """
+
+    def listen() -> str:
+        with folder.scratch() as staging, explained_writing(staging, folder.path, remedy_for_disk(trainer.args)):
+            return check_mouth(trainer.model, trainer.tokenizers, data["train"], staging, checkpoint)
+
+    line = refused_together(listen) if not trainer.is_sharded else "not checked, for the weights are sharded"
+    if trainer.is_world_process_zero():
+        say(f"mouth     {line}")
+
+
+def refused_together(check: Callable[[], T]) -> T:
+    """Return what the first process finds, on every process; what it refuses ends them all, and it alone says why.
+
+    Raises:
+        TrainingError: by `check`, on the first process.
+    """
+
+    def found() -> tuple[T | None, TrainingError | None]:
+        try:
+            return check(), None
+        except TrainingError as error:
+            return None, error
+
+    result, error = from_main_process(found)
+    if error:
+        raise error if PartialState().is_main_process else SystemExit(EXIT_FAILED)
+    return cast(T, result)
+
+
 def example_prompts(data: DatasetDict, recipe: Recipe) -> list[str]:
     """Return three sources that the end of a run shows with what the model writes."""
     last = data["test"] if "test" in data else data.get("validation", data["train"])
@@ -265,11 +309,14 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, fol
     """Score validation and test sets as the folder will decode, and keep what the model wrote for the test set."""
     trainer.remove_callback(SampleOutputs)
     trainer.evaluation = replace(trainer.evaluation, num_beams=recipe.num_beams)
+    if recipe.num_beams > 1 and trainer.evaluation.metrics and not trainer.is_sharded:
+        refused_together(lambda: check_trained(trainer.model))  # what beams write is not read again
     results: dict[str, Any] = {}
     for split in ("validation", "test"):
         if split in data:
             results |= trainer.evaluate(data[split], metric_key_prefix=split)
             results |= trainer.signatures
+            results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
     if "test" in data and trainer.outputs and trainer.is_world_process_zero():
         texts = data["test"].select_columns(["source", "target"])
         rows = ({**text, "output": output} for text, output in zip(texts, trainer.outputs, strict=True))

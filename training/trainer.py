@@ -6,6 +6,7 @@ tokens divided once by their number, over all processes and accumulation steps; 
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -35,8 +36,10 @@ from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
 from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_of, longest_first
 from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
 from seqloom.training.fault_tolerance.resumable import ResumableTrainer
+from seqloom.training.fault_tolerance.run_health import MouthError, speechless
 from seqloom.training.monitoring.gradient_flow import GradientFlow
 from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
+from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums, suppressed_by
 from seqloom.training.publishing import PublishingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
@@ -44,6 +47,9 @@ from seqloom.training.tokenizer import SeqloomTokenizers
 
 if TYPE_CHECKING:
     from seqloom.training.quality.bpe_dropout import EpochEncodings
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,9 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         """What the model wrote for each example of the set evaluated last; empty if nothing was decoded."""
         self.signatures: dict[str, str] = {}
         """How the scores were measured, e.g. `bleu_signature`."""
+        self.doubt: Doubt | None = None
+        """Why the scores of the set evaluated last say nothing; None: they do."""
+        self._is_read_again = False
         self.encodings = encodings
         self.packing = packing
         self.rdrop_alpha = rdrop_alpha
@@ -261,10 +270,19 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
 
         Returns:
             Scores by name, each with the prefix.
+
+        Raises:
+            MouthError: when generate does not write what the model says; what was learned is saved before.
         """
         self.scored_dataset = longest_first(self.eval_dataset if eval_dataset is None else eval_dataset)
-        with self.moving_average.in_use() if self.moving_average else contextlib.nullcontext():
-            return super().evaluate(self.scored_dataset, ignore_keys, metric_key_prefix)
+        self._is_read_again = False
+        try:
+            with self.moving_average.in_use() if self.moving_average else contextlib.nullcontext():
+                return super().evaluate(self.scored_dataset, ignore_keys, metric_key_prefix)
+        except MouthError as error:
+            if self.is_in_train and self.state.global_step:
+                self._save_checkpoint(self.model, trial=None)
+            raise speechless(self.args, self.state, str(error)) from error
 
     def prediction_step(
         self,
@@ -273,14 +291,38 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, tuple[Tensor, ...], Tensor]:
-        """Return per-sentence sums of the forced pass (B, 3), and the decoded ids (B, T) if text is scored."""
+        """Return per-sentence sums of the forced pass (B, 3), and if text is scored what was decoded.
+
+        That is the ids (B, T), and sums of what was foreseen and written (B, 4).
+        """
         inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs, label_smoothing=0.0).logits  # (B, T, V)
         predictions: tuple[Tensor, ...] = (forced_sums(logits, inputs["labels"]),)
         if self.evaluation.metrics:
-            predictions = (*predictions, self.decode(inputs))
+            ids = self.decode(inputs)
+            self._read_again(inputs, ids)
+            most, suppressed = self.evaluation.max_new_tokens, suppressed_by(self.model)
+            spoken = spoken_sums(logits, inputs["labels"], ids, suppressed=suppressed, most=most)
+            predictions = (*predictions, ids, spoken)
         return None, predictions, inputs["labels"]
+
+    def _read_again(self, inputs: dict[str, Tensor], ids: Tensor) -> None:
+        """Hold some outputs of an evaluation's first batch against forced passes over them.
+
+        Beams may write something else than the arg max. Shards would have to read as many sentences on every process.
+
+        Raises:
+            MouthError: on all processes, if it is found on any.
+        """
+        if self._is_read_again or self.evaluation.num_beams > 1 or self.is_sharded:
+            return
+        self._is_read_again = True
+        is_exact = not (self.args.bf16 or self.args.fp16 or self.args.tf32)
+        with self.compute_loss_context_manager():
+            faults = misread_in(self.model, inputs, ids, most=self.evaluation.max_new_tokens, is_exact=is_exact)
+        if faults := gather_object(faults):
+            raise MouthError(broken_mouth(faults))
 
     @torch.no_grad()
     def decode(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -309,14 +351,29 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             "perplexity": math.exp(min(loss, 700.0)),
             "token_accuracy": 100 * float(num_correct / num_tokens),
         }
-        self.outputs = []
+        self.outputs, self.doubt = [], None
         if decoded:
             outputs = self.to_texts(decoded[0])
             scored = scoring.score(outputs, self.scored_dataset["target"][:], self.evaluation.metrics)
             self.signatures = {name: scored.pop(name) for name in list(scored) if name.endswith("_signature")}
             scores.update(scored)
             self.outputs = in_original_order(outputs, self.scored_dataset["position"][:])
+            longest, most = int(forced[:, 1].max()), self.evaluation.max_new_tokens
+            self._weigh(doubt_of(scores, decoded[1], longest, most))
         return scores
+
+    def _weigh(self, doubt: Doubt | None) -> None:
+        """Keep what speaks against the scores of a set; while training, stop at a broken mouth and warn of the rest.
+
+        Raises:
+            MouthError: on all processes.
+        """
+        self.doubt = doubt
+        if doubt and self.is_in_train:
+            if doubt.is_broken:
+                raise MouthError(doubt.reason)
+            if self.is_world_process_zero():
+                logger.warning(doubt.reason)
 
     def to_texts(self, ids: np.ndarray) -> list[str]:
         """Return the text of each row of ids; -100 is padding."""

@@ -9,6 +9,7 @@ import pytest
 
 from seqloom.configuration import command
 from seqloom.configuration.command import CommandParser, UsageError, explain_error, run_command
+from seqloom.modeling.canary import CanaryError
 
 
 def failing(error: BaseException) -> Callable[[], int]:
@@ -31,6 +32,7 @@ def test_the_commands_own_code_is_the_exit_code() -> None:
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 1, "x.txt: No such file or directory.\n"),
         (OSError("plain"), 1, "plain\n"),
         (ImportError("install seqloom[export]"), 1, "install seqloom[export]\n"),
+        (CanaryError("wrong under 6.0;\n install 5.24."), 1, "wrong under 6.0; install 5.24.\n"),
         (KeyError("x"), 1, "KeyError: 'x' (unexpected; run it again with --debug to see where)\n"),
         (ValueError(), 1, "ValueError: no message (unexpected; run it again with --debug to see where)\n"),
         (KeyboardInterrupt(), 130, "\nInterrupted.\n"),

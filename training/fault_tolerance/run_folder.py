@@ -171,13 +171,19 @@ class RunFolder:
         self.write("data.json", facts)
 
     @contextlib.contextmanager
-    def staged(self, final: Path) -> Iterator[Path]:
-        """Hand out a path of the same name to write to; what was written there then appears at `final` in one step."""
+    def scratch(self) -> Iterator[Path]:
+        """Hand out a folder on the run's disk that is gone afterwards."""
         (self.path / STAGING).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.path / STAGING, ignore_cleanup_errors=True) as folder:
-            yield Path(folder) / final.name
-            flush(Path(folder))
-            put_in_place(Path(folder) / final.name, final)
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def staged(self, final: Path) -> Iterator[Path]:
+        """Hand out a path of the same name to write to; what was written there then appears at `final` in one step."""
+        with self.scratch() as folder:
+            yield folder / final.name
+            flush(folder)
+            put_in_place(folder / final.name, final)
 
     def publish(self, save: Callable[[str], None], *, is_main: bool) -> None:
         """Bring a finished model to the top of the folder, from where `save` writes it.

@@ -56,6 +56,12 @@ class LossError(TrainingError):
     is_shared = True
 
 
+class MouthError(TrainingError):
+    """This library does not write what the model would say."""
+
+    is_shared = True
+
+
 # Loss ----------------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +177,20 @@ def diverged(args: Any, state: TrainerState, found: Divergence) -> LossError:
         f"{found.reference:.3g}, which is {found.meaning}; the run has diverged. "
         f"{_what_is_kept(args, found.last_good_update)} Train with a lower learning rate or a longer warm-up, for "
         f"example {_gentler(args)} --resume never, or into another --output."
+    )
+
+
+def speechless(args: Any, state: TrainerState, found: str) -> MouthError:
+    """Return the error of a run whose weights are right, and whose texts are not.
+
+    Args:
+        args: the run's.
+        state: where it stands.
+        found: what is wrong, why, and what helps.
+    """
+    return MouthError(
+        f"What is written is not what the model says ({_updates(state)}). {found} Nothing that was learned is lost: "
+        f"{_what_is_kept(args)} The same command goes on from there."
     )
 
 
@@ -372,6 +392,7 @@ __all__ = [
     "LossGuard",
     "LossWatch",
     "MicroBatch",
+    "MouthError",
     "TrainingError",
     "broken_weights",
     "diverged",
@@ -384,4 +405,5 @@ __all__ = [
     "not_finite",
     "out_of_memory",
     "remedy_for_disk",
+    "speechless",
 ]
