@@ -28,14 +28,23 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 
 SUITE = [
-    "tests/modeling",
-    "tests/hub",
-    "tests/system",
+    "tests/modeling",  # contracts, and generate in all modes
+    "tests/hub/test_bundle.py",
+    "tests/hub/test_chat_server.py",
+    "tests/hub/test_generate.py",
+    "tests/hub/test_pipeline_seqloom.py",
+    "tests/system/test_demo_journey.py",
+    "tests/system/test_remote_code.py",  # the doors from outside
+    "tests/system/test_resume.py::test_a_real_process_killed_inside_a_save",
+    "tests/system/test_server.py",
+    "tests/system/test_text_generation_outside.py",
     "tests/training/test_train.py",
     "tests/training/test_trainer.py",
-    "tests/training/fault_tolerance",
 ]
 """Where it shows that a release calls something otherwise."""
+
+LEFT_OUT = "_graph"
+"""Tests with this in their name compile for as long as a third of the rest takes; what they find is torch's."""
 
 LOWEST = "lowest"
 """The cell with the lower bound of each dependency."""
@@ -119,7 +128,7 @@ def run_cell(name: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         python = make_environment(Path(folder), pins)
         installed = time.monotonic()
-        command = [python, "-m", "pytest", "-q", *SUITE]
+        command = [python, "-m", "pytest", "-q", "-k", f"not {LEFT_OUT}", *SUITE]
         tests = subprocess.run(command, check=False, cwd=ROOT, env=environment())
     seconds = f"{installed - start:.0f} s to install, {time.monotonic() - installed:.0f} s of tests"
     print(f"== compat {name}: {'failed' if tests.returncode else 'passed'}, {seconds}", flush=True)
