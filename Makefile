@@ -1,12 +1,13 @@
 # `make check` is what a change has to pass; .ci/run does the same in a fresh environment.
 PYTHON ?= python3
 
-.PHONY: help check lint test slow demo format clean
+.PHONY: help check lint test compat slow demo format clean
 
 help:
 	@echo "make check   linters, type check and tests: what a change has to pass"
 	@echo "make lint    ruff, ruff format --check, mypy"
 	@echo "make test    the tests that take seconds"
+	@echo "make compat  a selection of them with older releases (VERSIONS=\"5.22.2 lowest\": only these)"
 	@echo "make slow    whole journeys and real corpora (SEQLOOM_DATA names their folder)"
 	@echo "make demo    train the built-in demo"
 	@echo "make format  let ruff rewrite what it can"
@@ -19,6 +20,9 @@ lint:
 
 test:
 	$(PYTHON) -m pytest
+
+compat:
+	$(PYTHON) .ci/compat.py $(VERSIONS)
 
 slow:
 	$(PYTHON) -m pytest -m slow

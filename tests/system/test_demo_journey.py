@@ -13,16 +13,31 @@ from seqloom.training.demo import DEMO_EXAMPLES, DEMO_TARGET
 
 TRAIN = Path(__file__).parents[2] / "training" / "train.py"
 
+SHORT = "--max_steps 250 --eval_steps 250 --save_steps 250 --warmup_steps 25 --per_device_eval_batch_size 500"
+SHORT += " --tokens_per_update 1024 --tokens_per_device 1024 --learning_rate 0.005"
+"""A tenth of the updates, twice as large; the data stay whole, for no key makes them smaller."""
+
+
+def run_demo(folder, keys=""):
+    """Start README's first command in a folder; return the scores and what it printed."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", str(TRAIN), *keys.split()]
+    run = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((folder / "seqloom-demo" / "run" / "results.json").read_text()), run.stdout
+
+
+def test_the_demo_shortened_writes_dates_it_has_not_seen(tmp_path):
+    results, _ = run_demo(tmp_path, SHORT)
+    # Four seeds reached 50 to 75 %. A model that scores well and writes garbage has 0: no date is right by chance.
+    assert results["test_exact_match"] >= 20
+
 
 @pytest.mark.slow
 def test_the_demo_learns_dates_it_has_not_seen(tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", str(TRAIN)]
-    run = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=900)
-    assert run.returncode == 0, run.stderr[-3000:]
-    results = json.loads((tmp_path / "seqloom-demo" / "run" / "results.json").read_text())
+    results, printed = run_demo(tmp_path)
     assert results["test_exact_match"] >= 99.5
     for example in DEMO_EXAMPLES:
-        assert f"{example}  ->  {DEMO_TARGET}" in run.stdout
+        assert f"{example}  ->  {DEMO_TARGET}" in printed
 
     write = pipeline("text-generation", model=str(tmp_path / "seqloom-demo"))
     for batch_size in (1, 8):
