@@ -29,7 +29,7 @@ from transformers import GenerationConfig, modeling_layers, modeling_outputs
 from transformers.utils import ModelOutput, TransformersKwargs
 
 TESTED = {
-    "5.21.1": "7c3bb0b4c1169b35",
+    "5.21.0": "7c3bb0b4c1169b35",
     "5.22.2": "f2c419a43bbdb5b1",
     "5.23.0": "5812c1e7271f921d",
     "5.24.0": "6ff84827266b8369",
