@@ -112,32 +112,43 @@ def most_tokens(config: Any) -> int:
 
 def forced_logits(model: Any, source: Sequence[int], targets: Sequence[Sequence[int]]) -> Tensor:
     """Return the logits (R, T, V), in 32 bits, with which the model reads targets of one length after one source."""
-    ids = torch.tensor([list(source)] * len(targets), device=model.device)
-    read = torch.tensor([list(target) for target in targets], device=model.device)
-    mask = torch.ones_like(ids)
-    return model(input_ids=ids, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits.float()
+    return read(model, encode(model, source), targets)
+
+
+def encode(model: Any, source: Sequence[int]) -> Tensor:
+    """Return what the encoder makes of one source, (1, S, D)."""
+    ids = torch.tensor([list(source)], device=model.device)
+    return model.get_encoder()(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+
+def read(model: Any, states: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
+    """Return the logits (R, T, V) of targets after a source that was encoded, (1, S, D)."""
+    ids = torch.tensor([list(target) for target in targets], device=model.device)
+    states = states.expand(len(targets), -1, -1)
+    mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+    return model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=ids, use_cache=False).logits.float()
 
 
 def sing(model: Any, source: Sequence[int]) -> Row:
     """Return what forced passes make of a source: each asks for one more token of the target so far."""
-    row = Row(list(source))
+    row, states = Row(list(source)), encode(model, source)
     for _ in range(steps_of(model.config)):
-        logits = forced_logits(model, source, [[start_of(model.config), *row.written]])[0, -1]  # (V)
+        logits = read(model, states, [[start_of(model.config), *row.written]])[0, -1]  # (V)
         top = logits.topk(min(WORDS, len(logits)))
         row.written.append(int(top.indices[0]))
         row.words.append(top.indices.tolist())
         row.logits.append([round(logit, 4) for logit in top.values.tolist()])
         if row.written[-1] in ends_of(model.config):
             break
-    row.beam_score = round(best_beam(model, source), 4)
+    row.beam_score = round(best_beam(model, states), 4)
     return row
 
 
-def best_beam(model: Any, source: Sequence[int]) -> float:
+def best_beam(model: Any, states: Tensor) -> float:
     """Return the score of the best of `BEAMS` beams: beam search by the book, with a forced pass for every step."""
     beams, finished = [(0.0, [start_of(model.config)])], [float("-inf")]
     for _ in range(steps_of(model.config)):
-        log_probs = forced_logits(model, source, [ids for _, ids in beams])[:, -1].log_softmax(-1)  # (beams, V)
+        log_probs = read(model, states, [ids for _, ids in beams])[:, -1].log_softmax(-1)  # (beams, V)
         scores = log_probs + torch.tensor([[score] for score, _ in beams], device=log_probs.device)
         best = scores.flatten().topk(min(2 * BEAMS, scores.numel()))
         ranked = [
