@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -68,6 +68,9 @@ ALLOWED_PACKAGES = frozenset({"torch", "transformers", "huggingface_hub"}) | sys
 MANIFEST_NAME = "seqloom_manifest.json"
 """The file that holds the Seqloom version and the SHA-256 of every code file."""
 
+STAND_IN = re.compile(r"_next_[0-9a-f]{8}$")
+"""Ends the name of a file that stands in for another one while a folder is upgraded; see hub/upgrade.py."""
+
 # transformers finds relative imports with a pattern that wants them first on their line, so ours have to be there too.
 _OUR_IMPORT = re.compile(r"^(\s*from\s+)(seqloom\.\w+)(\.\w+)(\s+import\b)")
 
@@ -90,9 +93,7 @@ def write_bundle(folder: str | PathLike[str]) -> None:
     folder = Path(folder)
     config = _read_config(folder / "config.json")
     write_code(folder)
-    config["auto_map"] = AUTO_MAP | _foreign_entries(config.get("auto_map", {}))
-    config["custom_pipelines"] = CUSTOM_PIPELINES | _foreign_entries(config.get("custom_pipelines", {}))
-    write_whole(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")  # transformers' own format
+    write_whole(folder / "config.json", config_text(name_code(config)))
 
 
 def write_code(folder: str | PathLike[str]) -> None:
@@ -106,6 +107,30 @@ def write_code(folder: str | PathLike[str]) -> None:
     """
     for name, text in bundle_files().items():
         write_whole(Path(folder) / name, text)
+
+
+def name_code(config: Mapping[str, Any], ending: str = "") -> dict[str, Any]:
+    """Return a configuration that names our classes and pipelines beside those of others.
+
+    Args:
+        config: what config.json holds.
+        ending: of the names of our files, where they stand in for those with the right names (see hub/upgrade.py).
+    """
+    classes = {name: _put_behind_file(reference, ending) for name, reference in AUTO_MAP.items()}
+    pipelines = {
+        task: {**entry, "impl": _put_behind_file(str(entry["impl"]), ending)}
+        for task, entry in CUSTOM_PIPELINES.items()
+    }
+    return {
+        **config,
+        "auto_map": classes | _foreign_entries(config.get("auto_map") or {}),
+        "custom_pipelines": pipelines | _foreign_entries(config.get("custom_pipelines") or {}),
+    }
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return config.json as transformers writes it."""
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 @cache
@@ -192,7 +217,12 @@ def flatten(module: str, source: str, release: str) -> str:
 def _foreign_entries(entries: dict[str, Any]) -> dict[str, Any]:
     """Return what somebody's own class or pipeline, registered and copied by transformers, has put there."""
     ours = {_stem(module) for module in ENTRY_MODULES}
-    return {name: entry for name, entry in entries.items() if _file_of(entry) not in ours}
+    return {name: entry for name, entry in entries.items() if STAND_IN.sub("", _file_of(entry)) not in ours}
+
+
+def _put_behind_file(reference: str, ending: str) -> str:
+    """modeling_seqloom.SeqloomModel, _x -> modeling_seqloom_x.SeqloomModel."""
+    return reference.replace(".", f"{ending}.")
 
 
 def _file_of(entry: Any) -> str:
@@ -250,11 +280,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     raise BundleError(f"{path} is not valid JSON ({problem}); save the model again.") from problem
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write beside the place and move there in one step: no reader sees half a file, and a link is replaced."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 `transformers serve` looks a class up by its name in `transformers` and so refuses every class from outside; it lists
 and loads whatever the Hub's cache holds. Its parts take what they are given, so they are given our model here:
 `build_server` and the handlers do the work, and their hooks are overridden where a single folder answers differently.
-Source: https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers/cli/serving, the same in 5.21.
+Source: https://github.com/huggingface/transformers/tree/v5.24.0/src/transformers/cli/serving; what we lean on there
+stands under "Seams" in docs/ARCHITECTURE.md.
 Importing this file needs the extra `serving`.
 
     POST /v1/chat/completions   messages -> FolderHandler._validate_request -> chat template -> ids (1, S)
@@ -52,8 +53,8 @@ from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
 
 logger = logging.getLogger(__name__)
 
-ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"})
-"""What is kept of transformers' routes; the others load any folder, unload ours, or want sound."""
+ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/health"})
+"""What is kept of transformers' routes; the others list the Hub's cache, load and unload, or want sound."""
 
 MAX_BODY_BYTES = 4 << 20
 """Largest request; a text of 100,000 Chinese characters has 600,000 bytes when JSON escapes them."""
@@ -217,14 +218,6 @@ class FolderManager(ModelManager):
             tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
         self.model, self.tokenizer, self.names, self.created, self.limits = model, tokenizer, names, created, limits
 
-    def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[ServedModel, Any]:
-        """Return the one model and its tokenizer, whatever is asked for."""
-        return self.model, self.tokenizer
-
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
-        """Return what /v1/models lists: this model, and not the Hub's cache."""
-        return [{"id": self.names[0], "object": "model", "created": self.created, "owned_by": "seqloom"}]
-
     def check_name(self, name: Any) -> None:
         """Refuse a request for another model; none named is this one.
 
@@ -265,7 +258,8 @@ class FolderHandler(BaseHandler):
 
     def _resolve_model(self, body: dict[str, Any]) -> tuple[str, ServedModel, Any]:
         """Return the name for the answer, the model and the tokenizer."""
-        return self.model_manager.names[0], *self.model_manager.load_model_and_processor()
+        manager = self.model_manager
+        return manager.names[0], manager.model, manager.tokenizer
 
     def _build_generation_config(
         self, body: dict[str, Any], model_generation_config: GenerationConfig, use_cb: bool = False
@@ -315,15 +309,20 @@ def build_app(manager: FolderManager, state: GenerationState) -> Any:
         generation_state=state,
     )
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
-    _add_load_model(app, manager)
+    _add_routes(app, manager)
     app.add_middleware(BodyLimit)
     _add_error_handlers(app)
     return app
 
 
-def _add_load_model(app: Any, manager: FolderManager) -> None:
-    """Tell `transformers chat`, which asks for it first, that the model is there."""
+def _add_routes(app: Any, manager: FolderManager) -> None:
+    """List the one model, and tell `transformers chat`, which asks for it first, that it is there."""
     from fastapi.responses import Response
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        model = {"id": manager.names[0], "object": "model", "created": manager.created, "owned_by": "seqloom"}
+        return {"object": "list", "data": [model]}
 
     @app.post("/load_model")
     async def load_model(body: dict[str, Any]) -> Response:

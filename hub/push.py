@@ -6,8 +6,8 @@
 One commit, because it is all or nothing: when the connection breaks, the repository is what it was, and files that
 arrived are not sent again by the next try. A repository is private unless it is asked to be public.
 
-What goes: the model, its tokenizers, its code and its card. What stays: running checkpoints, optimizer states and
-pickles, hidden files, and `run/`, whose records quote the data; its facts are in the card.
+What goes: the model, its tokenizers, its code, its canary and its card. What stays: running checkpoints, optimizer
+states and pickles, hidden files, and `run/`, whose records quote the data; its facts are in the card.
 """
 
 import re

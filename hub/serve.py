@@ -55,16 +55,25 @@ def serve_folder(
         ImportError: if the extra `serving` is missing.
         ValueError: for a folder, limit or address that cannot be used, with the remedy.
     """
-    if not is_serve_available():
-        raise ImportError(
-            'seqloom serve needs fastapi, uvicorn, pydantic and openai; pip install "seqloom[serving]" brings them.'
-        )
+    require_serving()
     config = read_config(folder)
     limits = limits_of(config, folder, max_tokens)
     with open_socket(host, port) as listener:
         manager = load_manager(folder, limits)
         _announce(manager.names[0], listener)
         _run(manager, listener)
+
+
+def require_serving() -> None:
+    """Refuse to go on without what the extra brings.
+
+    Raises:
+        ImportError: naming it.
+    """
+    if not is_serve_available():
+        raise ImportError(
+            'seqloom serve needs fastapi, uvicorn, pydantic and openai; pip install "seqloom[serving]" brings them.'
+        )
 
 
 def read_config(folder: str | PathLike[str]) -> SeqloomConfig:
@@ -221,4 +230,13 @@ def _clean_end(server: Any, stopping: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-__all__ = ["answer_length", "limits_of", "load_manager", "names_of", "open_socket", "read_config", "serve_folder"]
+__all__ = [
+    "answer_length",
+    "limits_of",
+    "load_manager",
+    "names_of",
+    "open_socket",
+    "read_config",
+    "require_serving",
+    "serve_folder",
+]

@@ -5,6 +5,7 @@ well, so `verify_folder` compares the files with what the installed Seqloom woul
 shipped here. It reads files and runs nothing.
 
     folder --> code       ok | changed | missing | extra | unknown    as in bundle_files() or RELEASES?
+           |              older                                       as it was: seqloom upgrade renews it
            --> manifest   does it agree with the files beside it?
            --> pickles    loading one runs what it says
            --> paths      code, weights and links that point out of the folder
@@ -18,7 +19,7 @@ import json
 import os
 import pickletools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatch
@@ -32,6 +33,18 @@ from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 RELEASES: dict[str, dict[str, str]] = {}
 """Released version -> code file -> SHA-256 of what that version writes. Development versions have no entry; for a
 release that has none a test fails and prints the entry to add."""
+
+EARLIER: dict[str, dict[str, str]] = {
+    "8d00292": {
+        "configuration_seqloom.py": "5521c2f973c40872847c2765a24c0803fe2f3dc9310894b451bb247d0f7e94ee",
+        "fast_dropout.py": "e67f171536fb9b247fbcaaab8c0bfb08b8c590969414582e075b237fb0c4f71e",
+        "fused_loss.py": "f56adb21d089903fb90537890ab55e4a54fbd04e50ebc071eeef8cedba55cc11",
+        "modeling_seqloom.py": "cb4d48b3f711fcad78650168379e709a09cae773c43ce3fbf9bfc68516cf13ef",
+        "packing.py": "b907613d0e027b8a859a3f9ed42f29370b64b2fa67fca4ae0d1a5b697bdb2160",
+        "pipeline_seqloom.py": "5c3af79313403729474575cc66a8e47981d4cc1bc93b633d380cec88522d5468",
+    },
+}
+"""Commit -> the same, for development versions whose folders are in people's hands. All of them have one version."""
 
 CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib"})
 """What Python can import."""
@@ -62,6 +75,8 @@ class Kind(StrEnum):
     """Released code."""
     NOTE = "note"
     """Worth knowing, no reason for distrust."""
+    OLDER = "older"
+    """Released code, and not of this release."""
     CHANGED = "changed"
     """Code that is not as released."""
     MISSING = "missing"
@@ -97,7 +112,7 @@ class Finding:
     @property
     def is_problem(self) -> bool:
         """Whether it speaks against trusting the folder."""
-        return self.kind not in (Kind.OK, Kind.NOTE)
+        return self.kind not in (Kind.OK, Kind.NOTE, Kind.OLDER)
 
     def __str__(self) -> str:
         return f"{self.kind:<8}  {self.file}: {self.text}"
@@ -124,20 +139,21 @@ def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
     ]
 
 
-def check_folder(folder: str | PathLike[str]) -> None:
+def check_folder(folder: str | PathLike[str], *, allow: Collection[Kind] = ()) -> None:
     """Refuse a folder that is dangerous to open, even for those who run no code of it.
 
     `RUN_FOLDERS` in it are not looked into.
 
     Args:
         folder: a checkpoint folder.
+        allow: what the caller deals with.
 
     Raises:
         FolderError: for a pickle, a path that leaves the folder, a manifest that disagrees with the files, settings
             that cannot be read, and where there is no config.json.
     """
     top = _require_config(folder)
-    dangers = [found for found in _find_dangers(top) if found.kind in DANGERS]
+    dangers = [found for found in _find_dangers(top) if found.kind in DANGERS.difference(allow)]
     if dangers:
         others = f" (and {len(dangers) - 1} more: seqloom verify {folder} lists them)" if dangers[1:] else ""
         raise FolderError(f"{top / dangers[0].file}: {dangers[0].text}{others}")
@@ -154,7 +170,13 @@ def summarize(folder: str | PathLike[str], findings: Iterable[Finding]) -> str:
 
 def release_digests() -> dict[str, str]:
     """Return code file -> SHA-256 of what this installation writes: the entry of `RELEASES` for its version."""
-    return {name: _digest(text.encode()) for name, text in bundle_files().items() if name != MANIFEST_NAME}
+    written = bundle_files().items()
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written if name != MANIFEST_NAME}
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # Code ---------------------------------------------------------------------------------------------------------------
@@ -163,16 +185,33 @@ def release_digests() -> dict[str, str]:
 def _compare_code(folder: Path) -> list[Finding]:
     """Hold every code file of a folder against the release that it names."""
     claimed, ours = _claimed_version(folder), version("seqloom")
-    digests = release_digests() if claimed in (ours, None) else RELEASES.get(str(claimed))
-    if digests is None:
+    known = _known_code(claimed)
+    if not known:
         text = (
             f"it says that Seqloom {claimed} wrote the code, and Seqloom {ours} does not know that release; verify "
             f"with seqloom=={claimed} installed, or with a later version."
         )
         return [Finding(Kind.UNKNOWN, MANIFEST_NAME, text)]
-    release = claimed or ours
+    release = max(known, key=lambda release: _count_same(folder, known[release]))  # the first of equals
+    digests = known[release]
     compared = [_compare_file(folder, name, digest, release) for name, digest in sorted(digests.items())]
+    if release != ours:
+        text = f"older code; seqloom upgrade {folder} gives the folder that of Seqloom {ours}."
+        compared.append(Finding(Kind.OLDER, MANIFEST_NAME, text))
     return [*compared, *_find_extra_code(folder, digests), *_find_foreign_references(folder, digests)]
+
+
+def _known_code(claimed: str | None) -> dict[str, dict[str, str]]:
+    """Return name -> digests of all known code that a folder may hold which claims a version; None: no version."""
+    ours = version("seqloom")
+    if claimed not in (ours, None):
+        return {str(claimed): RELEASES[str(claimed)]} if claimed in RELEASES else {}
+    earlier = {f"at commit {commit}": digests for commit, digests in EARLIER.items()}
+    return {ours: release_digests()} | earlier | (RELEASES if claimed is None else {})
+
+
+def _count_same(folder: Path, digests: Mapping[str, str]) -> int:
+    return sum((folder / name).is_file() and digest_of(folder / name) == digest for name, digest in digests.items())
 
 
 def _compare_file(folder: Path, name: str, digest: str, release: str) -> Finding:
@@ -180,7 +219,7 @@ def _compare_file(folder: Path, name: str, digest: str, release: str) -> Finding
     path = folder / name
     if not path.is_file():
         return Finding(Kind.MISSING, name, f"Seqloom {release} writes this file, and it is not there; {remedy}")
-    found = _digest(path.read_bytes())
+    found = digest_of(path)
     if found == digest:
         return Finding(Kind.OK, name, f"the code of Seqloom {release}.")
     since = " as it is installed here (a development version may have changed since)" if ".dev" in release else ""
@@ -235,7 +274,7 @@ def _check_manifest(folder: Path) -> Iterator[Finding]:
         return
     for name, digest in sorted(digests.items()):
         file = folder / name
-        found = _digest(file.read_bytes()) if _is_plain(name) and file.is_file() else "missing"
+        found = digest_of(file) if _is_plain(name) and file.is_file() else "missing"
         if found != digest:
             rule = f"its SHA-256 {found[:12]} is not {str(digest)[:12]}, which {MANIFEST_NAME} says"
             yield Finding(Kind.MANIFEST, name, f"{rule}; {_MANIFEST_REMEDY}")
@@ -410,8 +449,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-__all__ = ["DANGERS", "RELEASES", "Finding", "FolderError", "Kind", "check_folder", "summarize", "verify_folder"]
+__all__ = [
+    "DANGERS",
+    "EARLIER",
+    "RELEASES",
+    "Finding",
+    "FolderError",
+    "Kind",
+    "check_folder",
+    "digest_of",
+    "release_digests",
+    "summarize",
+    "verify_folder",
+]

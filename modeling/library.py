@@ -13,6 +13,7 @@ does not know (`known_keywords`), and whether a library is one that was tested i
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -137,6 +138,7 @@ def known_keywords(forward: T) -> T:
     @wraps(forward)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         if takes_cache and "past_key_values" in kwargs:
+            warn_of_the_old_name()
             kwargs = by_one_name(kwargs, "cache")
         if not known.issuperset(kwargs):
             refuse_unknown(kwargs, known, where)
@@ -147,6 +149,12 @@ def known_keywords(forward: T) -> T:
         named = [p.replace(name=CACHE) if name == "cache" else p for name, p in signature.parameters.items()]
         checked.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
     return checked  # type: ignore[return-value]
+
+
+def warn_of_the_old_name() -> None:
+    """Say that `past_key_values` has another name, under a library in which it has."""
+    if CACHE != "past_key_values" and not torch.compiler.is_compiling():
+        warnings.warn("`past_key_values` is deprecated: it is `cache` since transformers 5.24.", FutureWarning, 3)
 
 
 def by_one_name(kwargs: dict[str, Any], name: str) -> dict[str, Any]:

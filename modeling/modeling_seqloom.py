@@ -48,7 +48,6 @@ from seqloom.modeling.library import (
     by_one_name,
     known_keywords,
     naming_unknown_keywords,
-    refuse_unknown,
 )
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
@@ -887,13 +886,13 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             "decoder_input_ids": decoder_input_ids,
             "decoder_attention_mask": decoder_attention_mask,
             "decoder_inputs_embeds": decoder_inputs_embeds,
+            "cache": cache,
             "use_cache": use_cache,
         }
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
             encoder_outputs=encoder_outputs,
-            cache=cache,
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             decoder_position_ids=decoder_position_ids,
@@ -909,14 +908,19 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         )
 
     def complete_target(self, target: dict[str, Any], labels: Tensor | None) -> dict[str, Any]:
-        """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached."""
+        """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached.
+
+        What a given cache holds already, as a trained prefix does, stands before them and is seen.
+        """
         if labels is None:
             return target
         target["use_cache"] = False
         if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:
             target["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
             if target["decoder_attention_mask"] is None:  # causality hides padding on the right
-                target["decoder_attention_mask"] = is_first_target(labels).cumsum(-1)
+                past_length = 0 if target["cache"] is None else target["cache"].get_seq_length()
+                seen = is_first_target(labels).cumsum(-1)
+                target["decoder_attention_mask"] = nn.functional.pad(seen, (past_length, 0), value=1)
         return target
 
     def exact_loss(
@@ -970,7 +974,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             inputs: (B, S) source ids, padded on whichever side.
             generation_config: None: the folder's.
             *args: as there.
-            **kwargs: as there; the cache by either of its names.
+            **kwargs: as there; the cache by either of its names; `labels` are left out.
 
         Returns:
             (B * num_return_sequences, 1 + new) ids, the decoder's start token first; or an output object.
@@ -980,6 +984,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             CanaryError: where this library makes another answer of these weights.
         """
         check_once(self)
+        kwargs.pop("labels", None)  # transformers' Seq2SeqTrainer hands over the whole batch
         with naming_unknown_keywords(kwargs, self.forward, GenerationMixin.generate):
             output = super().generate(inputs, generation_config, *args, **by_one_name(kwargs, CACHE))
         return answer_to_both_names(output)
@@ -987,16 +992,17 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, decoder_attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Count positions from the target's 2D mask while it is one: static caches turn it into a 4D mask next."""
+        """Count positions from the target's 2D mask while it is one: static caches turn it into a 4D mask next.
+
+        What nobody here knows is handed on, as transformers does, for the forward to refuse.
+        """
         if decoder_attention_mask is not None:
             kwargs["decoder_attention_mask"] = decoder_attention_mask
             if decoder_attention_mask.ndim == 2 and kwargs.get("decoder_position_ids") is None:
                 kwargs["decoder_position_ids"] = count_positions(
                     decoder_attention_mask, decoder_attention_mask[..., None]
                 )
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE))
-        refuse_unknown(inputs, self.forward.known, f"{type(self).__name__}.prepare_inputs_for_generation")
-        return inputs
+        return super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

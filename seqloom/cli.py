@@ -47,6 +47,7 @@ def build_parser() -> CommandParser:
     _add_train(verbs)
     _add_generate(verbs)
     _add_verify(verbs)
+    _add_upgrade(verbs)
     _add_serve(verbs)
     _add_push(verbs)
     _add_space(verbs)
@@ -102,10 +103,15 @@ def _run_generate(namespace: argparse.Namespace, unknown: list[str], parser: Com
 
 
 def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
-    text = "tell whether the code in a folder is the released code"
-    more = f"{text.capitalize()}, before you load it with trust_remote_code=True; nothing in it is run."
+    text = "tell whether the code in a folder is the released code, and with --run whether it answers rightly here"
+    more = (
+        "Tell whether the code in a folder is the released code, before you load it with trust_remote_code=True; "
+        "nothing in it is run. With --run the installed code answers in its place."
+    )
     parser = verbs.add_parser("verify", help=text, description=more)
     parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    text = "let the canary and every door answer, and compare; if all is well, the canary notes this library"
+    parser.add_argument("--run", dest="doors", action="store_true", help=text)
     _add_debug(parser)
     parser.set_defaults(run=lambda namespace, unknown: _run_verify(namespace, unknown, parser))
 
@@ -116,7 +122,50 @@ def _run_verify(namespace: argparse.Namespace, unknown: list[str], parser: Comma
 
     findings = verify_folder(namespace.folder)
     print(*findings, summarize(namespace.folder, findings), sep="\n")
-    return EXIT_FAILED if any(found.is_problem for found in findings) else 0
+    is_wrong = any(found.is_problem for found in findings)
+    if namespace.doors:
+        is_wrong |= _try_doors(namespace.folder)
+    return EXIT_FAILED if is_wrong else 0
+
+
+def _try_doors(folder: str) -> bool:
+    """Print the table line by line; return whether a door answers wrongly."""
+    from seqloom.hub.doors import describe_doors, note_library, try_doors
+
+    print("\nThe doors, opened with the installed classes; the folder's own code is not run:")
+    doors = []
+    for door in try_doors(folder):
+        print(door)
+        doors.append(door)
+    print(describe_doors(folder, doors))
+    if any(door.is_wrong for door in doors):
+        return True
+    print(note_library(folder))
+    return False
+
+
+def _add_upgrade(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "give an old folder today's code"
+    more = (
+        f"{text.capitalize()}, and a canary if it has none; weights and tokenizer are not touched. Nothing is changed "
+        "if the folder would not answer as before."
+    )
+    parser = verbs.add_parser("upgrade", help=text, description=more)
+    parser.add_argument("folder", metavar="FOLDER", help="a trained model; each checkpoint-N is a folder of its own")
+    _add_flag(parser, "--dry_run", "say what would be done, and do nothing")
+    _add_flag(parser, "--replace_edited", "replace code that you have edited, too, and keep it as FILE.edited")
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: _run_upgrade(namespace, unknown, parser))
+
+
+def _run_upgrade(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
+    parser.refuse(unknown)
+    from seqloom.hub.upgrade import describe_upgrade, plan_upgrade, upgrade_folder
+
+    make = plan_upgrade if namespace.dry_run else upgrade_folder
+    upgrade = make(namespace.folder, replace_edited=namespace.replace_edited)
+    print(describe_upgrade(upgrade, dry_run=namespace.dry_run))
+    return 0
 
 
 def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

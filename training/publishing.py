@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import HubStrategy
 
 import seqloom
+from seqloom.training.fault_tolerance.checkpoints import STAGING, update_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ class PublishingTrainer(Trainer):
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
         self.hub_model_id, _ = seqloom.create_repository(name, private=private is not False, token=self._token(token))
-        self.push_in_progress = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write Seqloom's card at the top of the folder; what it says comes from the run, not from arguments."""
@@ -95,8 +95,12 @@ class PublishingTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Send a running checkpoint, which is a whole folder; a push that fails does not end the training."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        """Send a running checkpoint, which is a whole folder; a push that fails does not end the training.
+
+        Trainer asks while the checkpoint is staged, `ResumableTrainer` once more when it stands in its place.
+        """
+        is_staged = Path(checkpoint_folder).parent.name == STAGING
+        if is_staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         try:
             seqloom.push_folder(
@@ -109,12 +113,9 @@ class PublishingTrainer(Trainer):
         except ValueError as error:
             logger.warning("The checkpoint at step %s was not pushed: %s", self.state.global_step, error)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a card with every running checkpoint; the finished folder gets its own when the scores are known."""
-        super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
-        if self.args.should_save and is_checkpoint and any(folder.glob("model*.safetensors")):
+    def write_checkpoint_card(self, folder: Path) -> None:
+        """Write the card of a running checkpoint; the finished folder gets its own when the scores are known."""
+        if update_of(folder) >= 0 and any(folder.glob("model*.safetensors")):
             seqloom.write_model_card(folder, self.hub_model_id)
 
     def _token(self, token: str | None = None) -> str | None:

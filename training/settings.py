@@ -38,7 +38,7 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     chosen.setdefault("ddp_find_unused_parameters", False)
     chosen.setdefault("hub_strategy", "end")  # a half-trained model is nobody's business unless it is asked for
     chosen["logging_nan_inf_filter"] = False  # a loss that is no number ends the run, see run_health
-    chosen["restore_callback_states_from_checkpoint"] = True  # early stopping goes on counting
+    chosen["restore_callback_states_from_checkpoint"] = True  # the clock goes on counting
     if chosen.pop("enable_jit_checkpoint", False):
         logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
     return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -38,7 +38,7 @@ from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
 from seqloom.training.fault_tolerance.resumable import ResumableTrainer
 from seqloom.training.fault_tolerance.run_health import MouthError, speechless
 from seqloom.training.monitoring.gradient_flow import GradientFlow
-from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress, no_bars_of_others
+from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
 from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums, suppressed_by
 from seqloom.training.publishing import PublishingTrainer
 from seqloom.training.quality import rdrop
@@ -188,16 +188,6 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         ignore_stop_signals()
         seed_worker(worker_id, self.args.dataloader_num_workers, self.args.process_index)
 
-    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
-        """Hand the model its two columns; texts stay behind for scoring."""
-        return dataset.select_columns([name for name in MODEL_COLUMNS if name in dataset.column_names])
-
-    def _prepare_input(self, data: Any) -> Any:
-        """Let pinned tensors travel while the device still computes; Trainer would wait for each."""
-        if isinstance(data, Tensor) and data.is_pinned():
-            data = data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
-
     # Loss --------------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -246,21 +236,16 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             self.remove_callback(self.moving_average)
             self.moving_average = None
 
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint's moving average too: its score was that of the average."""
-        super()._load_best_model()
-        if self.moving_average:
-            self.moving_average.load_part(Path(str(self.state.best_model_checkpoint)))
-
     # What is seen ------------------------------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """Count what an update learns from, before it goes to the device."""
+        """Count what an update learns from, then send it off; pinned tensors travel while the device still computes."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.meter.start(batches)
-        return batches, num_items
+        is_pinned = self.args.dataloader_pin_memory and torch.cuda.is_available()
+        return [send_to_device(batch, device, non_blocking=is_pinned) for batch in batches], num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the speed in tokens, the padding and the layers' gradients to each reading of the loss."""
@@ -310,7 +295,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
 
         That is the ids (B, T), and sums of what was foreseen and written (B, 4).
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs, label_smoothing=0.0).logits  # (B, T, V)
         predictions: tuple[Tensor, ...] = (forced_sums(logits, inputs["labels"]),)
@@ -419,15 +404,10 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
                 f"fsdp_state_dict_type: FULL_STATE_DICT in the accelerate configuration, as in fsdp2.yaml."
             )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the target side's tokenizer too, where it has its own; tied weights gathered from shards once."""
-        if state_dict is not None:
-            tied = self.model.all_tied_weights_keys
-            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
-        with no_bars_of_others():
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.tokenizers.save(output_dir or self.args.output_dir)
+    def complete(self, folder: Path) -> None:
+        """Save the target side's tokenizer too, where it has its own, and a running checkpoint's card."""
+        self.tokenizers.save(folder)
+        self.write_checkpoint_card(folder)
 
 
 class LogLastUpdates(TrainerCallback):

@@ -24,6 +24,7 @@ MODEL_FILES = {
     "model.safetensors",
     "modeling_seqloom.py",
     "pipeline_seqloom.py",
+    "seqloom_canary.json",
     "seqloom_manifest.json",
     "tokenizer.json",
     "tokenizer_config.json",

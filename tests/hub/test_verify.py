@@ -16,8 +16,18 @@ from seqloom import __version__, cli
 from seqloom.hub import verify
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.generate import load_folder
-from seqloom.hub.verify import RELEASES, FolderError, Kind, check_folder, release_digests, summarize, verify_folder
+from seqloom.hub.verify import (
+    EARLIER,
+    RELEASES,
+    FolderError,
+    Kind,
+    check_folder,
+    release_digests,
+    summarize,
+    verify_folder,
+)
 from tests.exploit import Exploit
+from tests.old_folder import unpack_old_folder
 
 CODE = sorted(set(bundle_files()) - {MANIFEST_NAME})
 MODELING = "modeling_seqloom.py"
@@ -203,13 +213,40 @@ def test_another_release_is_looked_up(folder: Path, monkeypatch: pytest.MonkeyPa
         f"know that release; verify with seqloom==0.0.7 installed, or with a later version."
     )
     monkeypatch.setitem(RELEASES, "0.0.7", json.loads((folder / MANIFEST_NAME).read_text())["sha256"])
-    assert {str(found) for found in verify_folder(folder)} == {
-        f"ok        {n}: the code of Seqloom 0.0.7." for n in CODE
-    }
+    *code, last = verify_folder(folder)
+    assert {str(found) for found in code} == {f"ok        {n}: the code of Seqloom 0.0.7." for n in CODE}
+    assert str(last) == (
+        f"older     {MANIFEST_NAME}: older code; seqloom upgrade {folder} gives the folder that of Seqloom "
+        f"{__version__}."
+    )
+    assert not last.is_problem
     change(folder / MODELING)
     renew_manifest(folder)
     (line,) = (str(found) for found in verify_folder(folder) if found.is_problem)
     assert "..., that of Seqloom 0.0.7; get the folder" in line
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_code_of_a_known_commit_is_older_and_not_changed(
+    taught_model: Callable[..., Any], tmp_path: Path, has_manifest: bool
+) -> None:
+    """Its manifest names the version of today; without one, the files speak for themselves."""
+    old = unpack_old_folder(tmp_path / "dates", taught_model())
+    assert json.loads((old / MANIFEST_NAME).read_text()) == {
+        "seqloom_version": "0.1.0.dev0",
+        "sha256": EARLIER["8d00292"],
+    }
+    if not has_manifest:
+        (old / MANIFEST_NAME).unlink()
+    lines = [str(found) for found in verify_folder(old)]
+    assert lines[: len(EARLIER["8d00292"])] == [
+        f"ok        {name}: the code of Seqloom at commit 8d00292." for name in sorted(EARLIER["8d00292"])
+    ]
+    assert problems(old) == []
+    assert Kind.OLDER in [found.kind for found in verify_folder(old)]
+    change(old / MODELING)
+    assert (Kind.CHANGED, MODELING) in problems(old)
+    assert not {(Kind.CHANGED, "configuration_seqloom.py"), (Kind.EXTRA, "packing.py")} & set(problems(old))
 
 
 def test_a_release_has_its_digests_in_the_table() -> None:

@@ -148,3 +148,25 @@ def test_dropout_is_off_in_eval_and_on_in_train(tiny_model: Callable[..., Any]) 
         assert torch.equal(model(**batch).loss, model(**batch).loss)
         model.train()
         assert not torch.equal(model(**batch).loss, model(**batch).loss), f"{kind} drops nothing"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_labels_are_read_behind_what_a_cache_holds(tiny_model: Callable[..., Any], positions: str, side: str) -> None:
+    """As prefix tuning gives it: keys and values before the target, and labels of the target alone."""
+    model = tiny_model(position_embedding_type=positions)
+    source = torch.tensor([[5, 6, 7, 2]])
+
+    def prefix(rows: int) -> Any:
+        start = torch.tensor([[1, 8, 9]] * rows)
+        return model(source.expand(rows, -1), decoder_input_ids=start, use_cache=True).cache
+
+    alone = []
+    for labels in ([12, 13, 14, 2], [15, 2]):
+        read = torch.tensor([[1, *labels[:-1]]])
+        logits = model(source, decoder_input_ids=read, cache=prefix(1)).logits[0]
+        alone.append(functional.cross_entropy(logits, torch.tensor(labels), reduction="sum"))
+    labels, _ = padded([[12, 13, 14, 2], [15, 2]], side, pad=-100)
+    together = model(source.expand(2, -1), labels=labels, cache=prefix(2), num_items_in_batch=1).loss
+    torch.testing.assert_close(together, sum(alone))

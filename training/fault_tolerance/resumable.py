@@ -1,7 +1,7 @@
 """ResumableTrainer: a Trainer that can be killed at any moment and ends with the same weights.
 
 transformers' Trainer restores weights, optimizer, schedule, random states and the place in the epoch. What it lacks,
-and what these hooks add (read against transformers 5.23):
+and what these hooks add:
 
 - its checkpoints grow where they will be looked for -> staged, sealed and renamed, see `checkpoints`
 - resumed at the last update it computes one more -> an epoch is not entered when nothing is left to learn
@@ -44,6 +44,7 @@ from seqloom.training.fault_tolerance.run_health import (
     out_of_memory,
     remedy_for_disk,
 )
+from seqloom.training.monitoring.progress import no_bars_of_others
 
 
 @runtime_checkable
@@ -73,6 +74,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(LossGuard(self.model.config.vocab_size))
         self._is_staging = False
         self._is_done = False
+        self._update_loss: Tensor | float = 0.0
 
     def listen_to(self, signals: StopSignals) -> None:
         """Save and stop when one of these signals arrives."""
@@ -93,35 +95,40 @@ class ResumableTrainer(Trainer):
         with self._explained_failures():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any
-    ) -> tuple[int, int]:
-        """Also notice when a checkpoint is the end of its run, and where its best checkpoint lies now."""
-        place = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial)
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        """Also notice when a checkpoint is the end of its run, and load what Trainer does not know of it."""
+        model, dataloader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._is_done = self.state.global_step >= max_steps
-        if checkpoint is not None:
-            self._is_done |= ended_early(TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)))
-            self._name_best_checkpoint()
-        return place
+        if resume_from_checkpoint is not None:
+            self._go_on_from(Path(resume_from_checkpoint))
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            self._settle(model)
+        return model, dataloader
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
+    def _go_on_from(self, checkpoint: Path) -> None:
+        self._is_done |= ended_early(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+        self._name_best_checkpoint()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, CheckpointPart):
+                callback.load_part(checkpoint)
+
+    def _settle(self, model: nn.Module) -> None:
         """Let DDP settle how it packs gradients, before the first update of every start.
 
         DDP packs them in one order for the first backward pass and in another, by arrival, ever after. Three processes
         and more add in an order that depends on the packing, so the first update after a resume would be rounded
         differently. A pass whose gradients are thrown away brings every start to the final packing.
         """
-        model, dataloader = super()._prepare_for_training(*args, **kwargs)
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            ids = torch.full((2, 4), self.model.config.eos_token_id, device=self.args.device)
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-            with kept_random_state():
-                model.train()
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, inputs)
-                self.accelerator.backward(loss)
-            model.zero_grad()
-        return model, dataloader
+        ids = torch.full((2, 4), self.model.config.eos_token_id, device=self.args.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        with kept_random_state():
+            model.train()
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs)
+            self.accelerator.backward(loss)
+        model.zero_grad()
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """Compute an epoch, unless nothing is left to learn."""
@@ -135,26 +142,23 @@ class ResumableTrainer(Trainer):
         self.micro_batch.start(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.micro_batch.finish()
+        self._update_loss = self._update_loss + loss
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """Refuse a gradient that is no number before the optimizer takes it; the norm is that of all processes."""
         norm = super()._get_grad_norm(model, grad_norm)
+        loss, self._update_loss = self._update_loss, 0.0
         is_scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16 finds its scale by such updates
         if not is_scaled and not is_finite_without_waiting(norm):
-            raise not_finite(self.args, self.state, grad_norm=float(norm), loss=self._mean_loss())
+            raise not_finite(self.args, self.state, grad_norm=float(norm), loss=float(loss))
         return norm
-
-    def _mean_loss(self) -> float:
-        """Return the mean loss since the last log entry, this process's share, the running update included."""
-        return float(self._tr_loss) / max(1, self.state.global_step + 1 - self._globalstep_last_logged)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """End the training; a stopped one ends here, before its best model would be looked for."""
         if not self.stopper.reason:
             return super()._finalize_training(*args, **kwargs)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self._finish_current_push()
         raise self.stopper.error(str(self._final_folder()), self.state)
 
     # Random states -----------------------------------------------------------------------------------------------
@@ -168,32 +172,18 @@ class ResumableTrainer(Trainer):
         return scores
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore this process's random state; one that was not there before gets a seed of its own."""
-        if checkpoint is not None and not self._rng_file(Path(checkpoint)).is_file():
+        """Restore this process's random state; one that was not there before keeps a seed of its own."""
+        if checkpoint is not None:
             set_seed(self.args.seed + self.args.process_index + self.args.world_size * self.state.global_step)
         super()._load_rng_state(checkpoint)
 
-    def _rng_file(self, checkpoint: Path) -> Path:
-        return checkpoint / (
-            f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
-        )
-
     # Checkpoints -------------------------------------------------------------------------------------------------
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the callbacks' parts, too."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, CheckpointPart):
-                callback.load_part(Path(checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of missing weights, but not of those that are another's second name and never saved."""
-        tied = set(self.model.all_tied_weights_keys)
-        missing = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+        tied = self.model.all_tied_weights_keys
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint that is whole or not there, then remove the oldest.
@@ -247,16 +237,23 @@ class ResumableTrainer(Trainer):
         folder = super()._get_output_dir(trial)
         return str(Path(folder) / STAGING) if self._is_staging else folder
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint when it has its name."""
-        if not self._is_staging:
-            super()._push_from_checkpoint(checkpoint_folder)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model without the pickle of the arguments: the recipe says the same, and nobody has to trust it."""
-        super()._save(output_dir, state_dict)
+        """Save the model and what `complete` adds, without bars; tied weights that were gathered from shards once.
+
+        The pickle of the arguments leaves: the recipe says the same, and nobody has to trust it.
+        """
+        if state_dict is not None:
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        with no_bars_of_others():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            self.complete(folder)
+
+    def complete(self, folder: Path) -> None:
+        """Add what a saved model is to have beside its weights; on the process that saves. Here: nothing."""
 
     def _final_folder(self) -> Path:
         return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
@@ -165,7 +166,7 @@ def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: i
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         trainer.compute_loss_context_manager(),
     ):
-        loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
+        loss = trainer.compute_loss(model, send_to_device(inputs, trainer.args.device))
     model.train(was_training)
     del loss  # only now: memory that is freed is used again, and would be counted once
     return sum(kept.values())

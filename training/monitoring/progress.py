@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 from transformers.utils import logging
 
@@ -107,22 +107,56 @@ def no_bars_of_others() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-class TrainingProgress(ProgressCallback):
-    """Trainer's bars, with what matters beside the training one; each reading is a line above it."""
+class TrainingProgress(TrainerCallback):
+    """A bar of updates with what matters beside it, one of an evaluation's batches; each reading is a line above."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self.training_bar: Any = None
+        self.evaluation_bar: Any = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar where the run stands, so that a resumed one shows its own speed and time left."""
-        self.current_step = state.global_step
         if state.is_world_process_zero:
             self.training_bar = tqdm(
                 total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True, smoothing=0.05
             )
 
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move to the update that is done."""
+        if self.training_bar is not None:
+            self.training_bar.update(state.global_step - self.training_bar.n)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+        self.training_bar = None
+
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Show how far an evaluation is; the bar stays only where there is no training above it."""
+        if not state.is_world_process_zero:
+            return
+        if self.evaluation_bar is None:
+            leave = self.training_bar is None
+            self.evaluation_bar = tqdm(total=len(eval_dataloader), leave=leave, dynamic_ncols=True)
+        self.evaluation_bar.update(1)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the evaluation's bar."""
+        if self.evaluation_bar is not None:
+            self.evaluation_bar.close()
+        self.evaluation_bar = None
+
+    on_predict = on_evaluate
+
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Show a reading: its main numbers beside the bar, all of it above."""
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
+        if self.training_bar is None or not logs:
             return
         if "loss" in logs:
             self.training_bar.set_postfix(brief(logs), refresh=False)

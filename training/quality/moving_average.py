@@ -50,6 +50,11 @@ class MovingAverage(TrainerCallback):
         self.averaged.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, warm))
         self.averaged.update_parameters(self.model)
 
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Load the best checkpoint's average too, where Trainer has loaded that model: its score was the average's."""
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            self.load_part(Path(state.best_model_checkpoint))
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Let the model have the averaged weights for a while; afterwards it has its own again, to the bit."""

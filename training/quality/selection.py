@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from transformers import EarlyStoppingCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.recipe import Recipe, RecipeError
@@ -70,26 +70,27 @@ def best_updates(scores: Mapping[int, float], count: int, *, higher: bool) -> li
     return sorted(scores, key=lambda update: (scores[update] if higher else -scores[update], update))[::-1][:count]
 
 
-class EarlyStopping(EarlyStoppingCallback):
-    """Stops when the score has not improved for `patience` evaluations; a resumed run counts on where it stood."""
+class EarlyStopping(TrainerCallback):
+    """Stops when the score has not improved for `patience` evaluations.
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count the evaluations since the best one from the history: transformers would start again at 0."""
-        super().on_train_begin(args, state, control, **kwargs)
-        scores = list(scores_by_update(state.log_history, _metric_of(args)).values())
-        best = (max if args.greater_is_better else min)(scores, default=None)
-        self.early_stopping_patience_counter = 0 if best is None else len(scores) - 1 - scores.index(best)
+    They are counted in the history, which a resumed run has whole; transformers' own counter is its checkpoint's.
+    """
+
+    def __init__(self, patience: int) -> None:
+        """Wait for `patience` evaluations without a better score."""
+        self.patience = patience
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         """Look at evaluations of the run; the passes after its end have other names and do not count."""
-        if f"eval_{_metric_of(args)}" in metrics:
-            super().on_evaluate(args, state, control, metrics, **kwargs)
-
-
-def _metric_of(args: Any) -> str:
-    return str(args.metric_for_best_model).removeprefix("eval_")
+        metric = str(args.metric_for_best_model).removeprefix("eval_")
+        if f"eval_{metric}" not in metrics:
+            return
+        scores = list(scores_by_update(state.log_history, metric).values())
+        best = (max if args.greater_is_better else min)(scores)
+        if len(scores) - 1 - scores.index(best) >= self.patience:
+            control.should_training_stop = True
 
 
 __all__ = ["EarlyStopping", "best_updates", "scores_by_update", "selection_settings"]

@@ -88,3 +88,19 @@ def test_the_bar_begins_where_a_resumed_run_stands(capsys: Any) -> None:
     out = capsys.readouterr().out
     assert "update     41  epoch 1.25  loss 3.215" in out
     assert "update     41  eval_bleu 31.5" in out
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_evaluation_has_a_bar_of_its_own_on_one_process(is_first: bool, capsys: Any) -> None:
+    bar = TrainingProgress()
+    state = SimpleNamespace(is_world_process_zero=is_first, global_step=0, max_steps=9)
+    bar.on_train_begin(None, state, None)
+    for _ in range(2):
+        bar.on_prediction_step(None, state, None, eval_dataloader=[1, 2, 3])
+    assert (bar.evaluation_bar.n if is_first else bar.evaluation_bar) == (2 if is_first else None)
+    bar.on_evaluate(None, state, None)
+    bar.on_step_end(None, state, None)
+    bar.on_log(None, state, None, logs={"loss": 1.0})
+    bar.on_train_end(None, state, None)
+    assert (bar.evaluation_bar, bar.training_bar) == (None, None)
+    assert ("0/3" in capsys.readouterr().err) is is_first

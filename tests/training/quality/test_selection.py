@@ -75,22 +75,28 @@ def test_scores_come_from_the_history():
     assert scores_by_update(history(3.0, 2.0), "cer") == {10: 3.0, 20: 2.0}
 
 
-@pytest.mark.parametrize(("scores", "waited"), [((), 0), ((5.0,), 0), ((5.0, 4.0), 0), ((4.0, 5.0, 4.0), 2)])
-def test_a_resumed_run_counts_on(scores, waited):
-    args = SimpleNamespace(
-        metric_for_best_model="cer", greater_is_better=False, load_best_model_at_end=True, eval_strategy="steps"
-    )
-    stopping = EarlyStopping(3)
-    stopping.on_train_begin(args, TrainerState(log_history=history(*scores)), TrainerControl())
-    assert stopping.early_stopping_patience_counter == waited
+@pytest.mark.parametrize(
+    ("higher", "scores", "stops"),
+    [
+        (False, (5.0,), False),
+        (False, (5.0, 6.0), False),
+        (False, (4.0, 5.0, 4.0), True),  # the same again is no improvement
+        (False, (4.0, 5.0, 3.0), False),
+        (True, (4.0, 5.0, 3.0), False),
+        (True, (5.0, 4.0, 3.0), True),
+    ],
+)
+def test_patience_is_counted_in_the_history_so_that_a_resumed_run_counts_on(higher, scores, stops):
+    args, control = SimpleNamespace(metric_for_best_model="cer", greater_is_better=higher), TrainerControl()
+    EarlyStopping(2).on_evaluate(args, TrainerState(log_history=history(*scores)), control, {"eval_cer": scores[-1]})
+    assert control.should_training_stop is stops
 
 
-def test_only_evaluations_of_the_run_count(caplog):
+def test_only_evaluations_of_the_run_count():
     args = SimpleNamespace(metric_for_best_model="cer", greater_is_better=False)
     stopping, control = EarlyStopping(1), TrainerControl()
-    state = TrainerState(best_metric=1.0)
+    state = TrainerState(log_history=history(1.0, 9.0))
     stopping.on_evaluate(args, state, control, {"test_cer": 9.0})
     assert not control.should_training_stop
-    assert not caplog.records
     stopping.on_evaluate(args, state, control, {"eval_cer": 9.0})
     assert control.should_training_stop
