@@ -13,7 +13,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from seqloom.configuration.command import run_command
 from seqloom.configuration.recipe import resolve_recipe
 from seqloom.modeling import modeling_seqloom
-from seqloom.modeling.canary import CANARY_NAME, read_canary
+from seqloom.modeling.canary import CANARY_NAME, find_faults, read_canary
 from seqloom.training import mouth, trainer
 from seqloom.training import train as run
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in
@@ -169,6 +169,14 @@ class TestBeforeTheFirstUpdate:
         forget_padding(monkeypatch)
         with pytest.raises(MouthError, match=r"out of a saved folder, for source \[.*\] a forced pass over a padded"):
             train(recipe(save_steps=5))
+
+    def test_a_run_in_16_bits_is_no_fault_and_its_canary_sings_in_the_precision_of_its_weights(
+        self, learn_by_heart, tmp_path
+    ):
+        assert learn_by_heart(bf16=True, num_beams=2, eval_steps=30) == 0
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
+        assert loaded.dtype == torch.float32
+        assert find_faults(loaded, read_canary(tmp_path / "run" / CANARY_NAME).rows) == []
 
     def test_it_can_be_switched_off(self, recipe, monkeypatch, capsys):
         monkeypatch.setenv("SEQLOOM_CANARY", "off")
