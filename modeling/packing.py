@@ -111,9 +111,11 @@ def _attend_in_one_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     (ends, longest), (key_ends, longest_key) = asking, answering
-    rows = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]  # (T, N, H), (S, G, H) twice
+    queries, keys, values = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
     mixed = varlen_attn(  # (T, N, H)
-        *rows,
+        queries,
+        keys,
+        values,
         ends,
         key_ends,
         longest,

@@ -112,7 +112,9 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=SeqloomCollator(tokenizers.source.pad_token_id, model.config.decoder_start_token_id),
+            data_collator=SeqloomCollator(
+                tokenizers.source.pad_token_id, int(model.config.decoder_start_token_id or 0)
+            ),
             processing_class=tokenizers.source,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
