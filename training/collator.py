@@ -21,8 +21,8 @@ class SeqloomCollator:
 
     pad_token_id: int
     """Fills the source; the attention mask hides it."""
-    decoder_start_token_id: int
-    """What the decoder reads first."""
+    decoder_start_token_id: int | None
+    """What the decoder reads first; only packing has to know."""
     packs: bool = False
     """Lay the sentences end to end, see `modeling.packing`."""
 
@@ -44,6 +44,7 @@ class SeqloomCollator:
         return {**batch, "labels": pad(targets, IGNORED_LABEL)} if targets else batch
 
     def _pack(self, sources: list[Sequence[int]], targets: list[Sequence[int]]) -> dict[str, Any]:
+        assert self.decoder_start_token_id is not None, "a configuration without it cannot train at all"
         read = [[self.decoder_start_token_id, *self._readable(target)[:-1]] for target in targets]
         return {
             "input_ids": flat(sources),
