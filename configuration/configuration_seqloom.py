@@ -52,7 +52,7 @@ class SeqloomConfig(PreTrainedConfig):
     """
 
     model_type = "seqloom"
-    keys_to_ignore_at_inference = ("cache", "past_key_values")
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 - Trainer adds to it as to a list
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
@@ -144,14 +144,25 @@ class SeqloomConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "SeqloomConfig":
         """Return one side's view, in which `num_attention_heads`, `num_hidden_layers`, ... are that side's.
 
-        Rotary parameters are shared with the view, not copied, so that a change reaches the model.
+        Where the sides are alike, that is this configuration itself; else rotary parameters are shared with the view,
+        not copied, so that a change reaches the model.
         """
+        if self._has_equal_sides():
+            return self
         side = super().get_text_config(decoder=decoder, encoder=encoder)
         if side is not self:
             side.num_key_value_heads = self.num_key_value_heads or side.num_attention_heads
             if self.position_embedding_type == "rotary":
                 side.rope_parameters = self.rope_parameters
         return side
+
+    def _has_equal_sides(self) -> bool:
+        """Whether a view of one side would say nothing else than the whole."""
+        are_equal = (self.encoder_layers, self.encoder_attention_heads) == (
+            self.decoder_layers,
+            self.decoder_attention_heads,
+        )
+        return are_equal and self.num_key_value_heads is not None
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Write config.json, then let the bundler make the folder self-contained (see `after_save`)."""

@@ -863,7 +863,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        label_smoothing: float | None = None,
+        smoothing: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -875,7 +875,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             decoder_input_ids: (B, T) what the decoder reads; None, with `labels`: they, shifted right.
             labels: (B, T) target ids, not shifted; -100 is ignored.
             logits_to_keep: score the last so many positions only, or those that a tensor names; 0: all.
-            label_smoothing: epsilon of the loss; None: the configuration's.
+            smoothing: epsilon of the loss; None: the configuration's `label_smoothing`. (Trainer takes whatever has
+                "label" in its name for a target, and evaluates nothing without it.)
             num_items_in_batch: targets in the whole update; the loss is the sum divided by it. None: the mean.
             skip_logits: return the loss of `labels` without logits: faster, and the memory of (B, T, V) is saved.
 
@@ -902,7 +903,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = None if skip_logits else self.lm_head(hidden_states)  # (B, T, V)
         return Seq2SeqLMOutput(
-            loss=self.exact_loss(hidden_states, logits, labels, label_smoothing, num_items_in_batch),
+            loss=self.exact_loss(hidden_states, logits, labels, smoothing, num_items_in_batch),
             logits=logits,
             **{name: value for name, value in outputs.items() if name != "last_hidden_state"},
         )
@@ -928,7 +929,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         hidden_states: Tensor,
         logits: Tensor | None,
         labels: Tensor | None,
-        label_smoothing: float | None,
+        smoothing: float | None,
         num_items: Tensor | int | None,
     ) -> Tensor | None:
         """Return the loss of `labels` (None: of nothing), summed over targets and divided once.
@@ -940,7 +941,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             if logits is not None:
                 return None
             raise ValueError("skip_logits=True leaves the loss as the only result, and without labels there is none.")
-        smoothing = self.config.label_smoothing if label_smoothing is None else label_smoothing
+        smoothing = self.config.label_smoothing if smoothing is None else smoothing
         if logits is None:
             total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
         else:

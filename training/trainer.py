@@ -202,7 +202,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         """Let the model smooth the labels, so that smoothing too is summed and divided once; logits are not needed."""
         # An LM head of its own gathers its sharded weight only where it is called, and without logits it is not.
         skip_logits = not return_outputs and (self.model.config.tie_word_embeddings or not self.is_sharded)
-        inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor, "skip_logits": skip_logits}
+        inputs = {**inputs, "smoothing": self.args.label_smoothing_factor, "skip_logits": skip_logits}
         if self.rdrop_alpha and model.training:
             return self._loss_of_two_passes(model, inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -299,7 +299,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         """
         inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs, label_smoothing=0.0).logits  # (B, T, V)
+            logits = model(**inputs, smoothing=0.0).logits  # (B, T, V)
         predictions: tuple[Tensor, ...] = (forced_sums(logits, inputs["labels"]),)
         if self.evaluation.metrics:
             ids = self.decode(inputs)

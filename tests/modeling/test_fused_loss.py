@@ -146,7 +146,7 @@ def test_the_model_learns_the_same_without_logits(
             input_ids=source,
             attention_mask=mask,
             labels=labels,
-            label_smoothing=epsilon,
+            smoothing=epsilon,
             num_items_in_batch=100,
             skip_logits=skip,
         )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers.utils.generic import find_labels
 
 from tests.reference import smoothed_losses
 from tests.toy import padded, toy_pairs
@@ -170,3 +171,8 @@ def test_labels_are_read_behind_what_a_cache_holds(tiny_model: Callable[..., Any
     labels, _ = padded([[12, 13, 14, 2], [15, 2]], side, pad=-100)
     together = model(source.expand(2, -1), labels=labels, cache=prefix(2), num_items_in_batch=1).loss
     torch.testing.assert_close(together, sum(alone))
+
+
+def test_trainer_finds_labels_and_nothing_else_to_compare_with(tiny_model: Callable[..., Any]) -> None:
+    """It evaluates a loss only where a batch has all that the forward names "...label..."."""
+    assert find_labels(type(tiny_model())) == ["labels"]

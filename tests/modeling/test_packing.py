@@ -48,7 +48,7 @@ def test_loss_states_and_gradients_are_those_of_the_padded_batch(switches, side)
     results = []
     for given in (inputs, packed_batch()):
         model.zero_grad()
-        outputs = model(**given, label_smoothing=0.1)
+        outputs = model(**given, smoothing=0.1)
         outputs.loss.backward()
         gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
         results.append((outputs, gradients))
@@ -198,7 +198,7 @@ def test_one_graph_serves_all_shapes(packs, switches, kernel_without_gpu, monkey
         sources, targets = [row[-longest:] for row in SOURCES[-rows:]], [row[1 - longest :] for row in TARGETS[:rows]]
         ids, mask = padded(sources)
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": padded(targets, pad=-100)[0]}
-        keys = {"skip_logits": True, "label_smoothing": 0.1, "num_items_in_batch": torch.tensor(7)}
+        keys = {"skip_logits": True, "smoothing": 0.1, "num_items_in_batch": torch.tensor(7)}
         loss = compiled(**(packed_batch(sources, targets) if packs else inputs), **keys).loss
         loss.backward()
         torch.testing.assert_close(loss, model(**inputs, **keys).loss)

@@ -33,9 +33,9 @@ def test_disagreement_pulls_both_passes():
 
 
 def test_twice_doubles_what_has_a_batch():
-    inputs = twice({"input_ids": torch.arange(6).view(2, 3), "label_smoothing": 0.1, "count": torch.tensor(5)})
+    inputs = twice({"input_ids": torch.arange(6).view(2, 3), "smoothing": 0.1, "count": torch.tensor(5)})
     assert inputs["input_ids"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
-    assert (inputs["label_smoothing"], inputs["count"].item()) == (0.1, 5)
+    assert (inputs["smoothing"], inputs["count"].item()) == (0.1, 5)
 
 
 def test_twice_packs_the_second_half_behind_the_first():
@@ -60,7 +60,7 @@ def test_the_loss_of_a_step_is_equation_four(tmp_path, tiny_model):
     loss = trainer.compute_loss(model, dict(inputs), num_items_in_batch=torch.tensor(num_items)).item()
     torch.manual_seed(7)
     with torch.no_grad():
-        logits = model(**twice(inputs), label_smoothing=0.0, skip_logits=False).logits.double()
+        logits = model(**twice(inputs), smoothing=0.0, skip_logits=False).logits.double()
     log_p = torch.log_softmax(logits, -1).numpy()
     vocab = log_p.shape[-1]
     total = 0.0

@@ -1,0 +1,107 @@
+"""PEFT on a folder of ours: LoRA from first step to merged weights, and what prefix tuning hands to the forward."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import DynamicCache, EncoderDecoderCache
+
+import seqloom
+from seqloom.modeling import canary, library
+from seqloom.modeling.canary import CANARY_NAME, read_canary, save_canary
+from tests.toy import toy_pairs
+
+peft = pytest.importorskip("peft")
+
+MODERN = {
+    "norm_position": "pre",
+    "norm_type": "rmsnorm",
+    "position_embedding_type": "rotary",
+    "use_gated_ffn": True,
+    "activation_function": "silu",
+    "num_key_value_heads": 2,
+}
+SOURCE, MASK, LABELS = toy_pairs(6, seed=7)
+BATCH = {"input_ids": SOURCE, "attention_mask": MASK}
+
+
+def with_lora(model):
+    torch.manual_seed(0)
+    places = ["q_proj", "v_proj", "fc1"]
+    return peft.get_peft_model(
+        model, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, target_modules=places, init_lora_weights=False)
+    )
+
+
+def write(model):
+    return model.generate(**BATCH, max_new_tokens=8, num_beams=2)
+
+
+@pytest.mark.parametrize("overrides", [{}, MODERN], ids=["paper", "modern"])
+def test_lora_learns_writes_is_saved_and_merged(taught_model, tmp_path, overrides):
+    model = with_lora(taught_model(**overrides)).train()
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, losses = torch.optim.Adam(adapters, lr=1e-2), []
+    for _ in range(10):
+        losses.append(model(**BATCH, labels=LABELS).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    written = write(model.eval())
+
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(taught_model(**overrides), tmp_path / "adapter").eval()
+    assert torch.equal(write(again), written)
+
+    merged = model.merge_and_unload()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**BATCH, labels=LABELS).logits, again(**BATCH, labels=LABELS).logits)
+    merged.save_pretrained(tmp_path / "merged")
+    assert read_canary(tmp_path / "merged" / CANARY_NAME).rows
+    opened = seqloom.SeqloomForConditionalGeneration.from_pretrained(tmp_path / "merged")
+    assert torch.equal(write(opened), written)
+
+
+def test_the_canary_is_heard_before_a_model_with_lora_answers(taught_model, tmp_path, monkeypatch):
+    """Under a library that was not tested: merged weights against the file, and unmerged ones against themselves."""
+    with_lora(taught_model()).merge_and_unload().save_pretrained(tmp_path)
+    untested = read_canary(tmp_path / CANARY_NAME)
+    untested.tested = []
+    save_canary(untested, tmp_path)
+    monkeypatch.setattr(library, "TESTED", {})
+    heard, find_faults = [], canary.find_faults
+    monkeypatch.setattr(
+        canary, "find_faults", lambda model, rows: heard.append(copy.deepcopy(rows)) or find_faults(model, rows)
+    )
+    model = seqloom.SeqloomForConditionalGeneration.from_pretrained(tmp_path)
+    write(model)
+    assert heard == [untested.rows]
+    write(with_lora(seqloom.SeqloomForConditionalGeneration.from_pretrained(tmp_path)))
+    assert len(heard) == 2
+    assert [row.source for row in heard[1]] == [row.source for row in heard[0]]
+    assert heard[1] != heard[0]
+
+
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
+def test_a_prefix_is_seen_by_every_target(taught_model):
+    """PEFT hands it over as `past_key_values`, with labels: the loss is that of the logits, and the prefix learns."""
+    model = taught_model(**MODERN)
+    prefix = {"num_virtual_tokens": 3, "num_layers": 2, "num_attention_heads": 2, "token_dim": 8}
+    model = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", **prefix)).eval()
+    loss = model(**BATCH, labels=LABELS).loss
+    loss.backward()
+    (table,) = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    assert table.grad.abs().sum() > 0
+
+    read = model.get_base_model().prepare_decoder_input_ids_from_labels(LABELS)
+    cache = model.get_prompt(len(SOURCE))
+    assert isinstance(cache, EncoderDecoderCache)
+    assert isinstance(cache.self_attention_cache, DynamicCache)
+    with torch.no_grad():
+        logits = model.get_base_model()(**BATCH, decoder_input_ids=read, cache=cache).logits
+        without = model.get_base_model()(**BATCH, decoder_input_ids=read).logits
+    expected = functional.cross_entropy(logits.flatten(0, 1), LABELS.flatten())
+    torch.testing.assert_close(loss.detach(), expected)
+    assert not torch.allclose(logits, without, atol=1e-3)
