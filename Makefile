@@ -1,13 +1,14 @@
 # `make check` is what a change has to pass; .ci/run does the same in a fresh environment.
 PYTHON ?= python3
 
-.PHONY: help check lint test slow demo format clean
+.PHONY: help check lint test slow own_tests demo format clean
 
 help:
 	@echo "make check   linters, type check and tests: what a change has to pass"
 	@echo "make lint    ruff, ruff format --check, mypy"
 	@echo "make test    the tests that take seconds"
 	@echo "make slow    whole journeys and real corpora (SEQLOOM_DATA names their folder)"
+	@echo "make own_tests  transformers' own common tests against our classes (SEQLOOM_TRANSFORMERS_SOURCE names a checkout)"
 	@echo "make demo    train the built-in demo"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove caches and build results"
@@ -22,6 +23,9 @@ test:
 
 slow:
 	$(PYTHON) -m pytest -m slow
+
+own_tests:
+	$(PYTHON) -m pytest -m slow tests/system/test_transformers_own.py
 
 demo:
 	$(PYTHON) -m accelerate.commands.launch training/train.py
