@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass; .ci/run does the same in a fresh environment.
 PYTHON ?= python3
 
-.PHONY: help check lint test compat slow demo format clean
+.PHONY: help check lint test compat slow own_tests demo format clean
 
 help:
 	@echo "make check   linters, type check and tests: what a change has to pass"
@@ -9,6 +9,7 @@ help:
 	@echo "make test    the tests that take seconds"
 	@echo "make compat  a selection of them with older releases (VERSIONS=\"5.22.2 lowest\": only these)"
 	@echo "make slow    whole journeys and real corpora (SEQLOOM_DATA names their folder)"
+	@echo "make own_tests  transformers' own common tests against our classes (SEQLOOM_TRANSFORMERS_SOURCE names a checkout)"
 	@echo "make demo    train the built-in demo"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove caches and build results"
@@ -26,6 +27,9 @@ compat:
 
 slow:
 	$(PYTHON) -m pytest -m slow
+
+own_tests:
+	$(PYTHON) -m pytest -m slow tests/system/test_transformers_own.py
 
 demo:
 	$(PYTHON) -m accelerate.commands.launch training/train.py

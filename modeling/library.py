@@ -160,10 +160,14 @@ def warn_of_the_old_name() -> None:
 def by_one_name(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
     """Return keywords in which the cache, by whichever name it came, has this one.
 
+    PEFT hands over its prefix under the old name beside an empty cache of the library's: the empty one gives way.
+
     Raises:
-        ValueError: if both names came with a value.
+        ValueError: if two caches came, and both hold something.
     """
     given = [kwargs[key] for key in CACHE_NAMES if kwargs.get(key) is not None]
+    if len(given) > 1:
+        given = [cache for cache in given if cache.get_seq_length() > 0] or given[:1]
     if len(given) > 1:
         raise ValueError("cache and past_key_values are two names of one thing, and both were given; give one.")
     others = {key: value for key, value in kwargs.items() if key not in CACHE_NAMES}

@@ -139,6 +139,14 @@ def test_two_caches_at_once_are_refused(tiny_model):
     assert by_one_name({"cache": None, "past_key_values": 1, "x": 2}, "cache") == {"x": 2, "cache": 1}
 
 
+def test_an_empty_cache_gives_way(tiny_model):
+    """PEFT adds its prefix under the old name to what generate has prepared."""
+    full = tiny_model()(**BATCH).cache
+    empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    assert by_one_name({"cache": empty, "past_key_values": full}, "cache") == {"cache": full}
+    assert by_one_name({"cache": full, "past_key_values": empty}, "cache") == {"cache": full}
+
+
 def test_gradient_checkpointing_leaves_the_cache_out_whatever_it_is_called(tiny_model):
     """A layer that is computed again on the way back would write into the cache twice."""
     model = tiny_model().train()
