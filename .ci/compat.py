@@ -33,6 +33,7 @@ SUITE = [
     "tests/hub/test_chat_server.py",
     "tests/hub/test_generate.py",
     "tests/hub/test_pipeline_seqloom.py",
+    "tests/test_seams.py",
     "tests/system/test_demo_journey.py",
     "tests/system/test_remote_code.py",  # the doors from outside
     "tests/system/test_resume.py::test_a_real_process_killed_inside_a_save",

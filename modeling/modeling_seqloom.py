@@ -462,7 +462,7 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         """Save a folder with a canary in it; all as in `PreTrainedModel.save_pretrained`."""
         if is_main_process and not Path(save_directory).is_file():
             write_canary(self, save_directory, foreign_weights=self._are_others(state_dict))
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
 
     def _are_others(self, state_dict: dict[str, Tensor] | None) -> bool:
         """Whether a state_dict holds other tensors than this model."""
