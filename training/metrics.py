@@ -7,7 +7,6 @@ tokenises by the script of the references, for Chinese scored with "13a" is one 
 """
 
 import inspect
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from typing import Any
 
 import evaluate
 import numpy as np
+import regex
 from datasets import Features, Value
 from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU, CHRF
@@ -137,15 +137,10 @@ def score(predictions: Sequence[str], references: Sequence[str], names: Sequence
 
 def bleu_tokenizer_for(references: Sequence[str]) -> str:
     """Return sacreBLEU's tokeniser for the script that most letters of the references are written in."""
-    letters = [c for reference in references[:1000] for c in reference if c.isalpha()]
-    spaceless = sum(_script(c) in {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"} for c in letters)
-    if spaceless * 2 <= len(letters):
+    letters = "".join(regex.findall(r"\p{L}+", "".join(references[:1000])))
+    han = len(regex.findall(r"\p{Script=Han}", letters))
+    kana = len(regex.findall(r"[\p{Script=Hiragana}\p{Script=Katakana}]", letters))
+    others = len(regex.findall(r"[\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]", letters))
+    if (han + kana + others) * 2 <= len(letters):
         return "13a"
-    han = sum(_script(c) == "CJK" for c in letters)
-    kana = sum(_script(c) in {"HIRAGANA", "KATAKANA"} for c in letters)
     return "zh" if han * 2 > len(letters) and not kana else "char"
-
-
-def _script(character: str) -> str:
-    """Return the first word of a character's Unicode name, which names its script."""
-    return unicodedata.name(character, "").split(" ")[0]
