@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from seqloom.training.batching import accumulation_steps, cut_update, padded_size, plan_updates
+from seqloom.training.batching import BatchSettings, accumulation_steps, cut_update, padded_tokens, plan_updates
 from seqloom.training.tokenizer import train_tokenizer
 
 BUDGETS = (8192, 16_384, 50_000, 65_536)
@@ -39,9 +39,9 @@ def count_tokens(sources: list[str], targets: list[str], vocab_size: int) -> np.
 
 
 def padding_share(updates: list[np.ndarray], lengths: np.ndarray, pieces: int) -> float:
-    """Return padded places / all places over an epoch."""
+    """Return the share of an epoch's padded tokens that are padding."""
     parts = [part for update in updates for part in cut_update(update, lengths, pieces)]
-    return 1 - lengths.sum() / sum(padded_size(lengths[part]) for part in parts)
+    return 1 - lengths.sum() / sum(padded_tokens(lengths[part]) for part in parts)
 
 
 def repeats(lengths: np.ndarray, budget: int) -> float:
@@ -71,7 +71,7 @@ def main() -> None:
     for budget in BUDGETS:
         updates = plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=0)
         again = f"{repeats(lengths, budget):.2f}"
-        auto = accumulation_steps(lengths, tokens_per_update=budget, tokens_per_device=TOKENS_PER_DEVICE)
+        auto = accumulation_steps(lengths, BatchSettings(budget, TOKENS_PER_DEVICE))
         for name, pieces in (*zip(PIECES, PIECES), (f"auto ({auto})", auto)):
             share = padding_share(updates, lengths, pieces)
             rows.writerow([len(lengths), unit, budget, len(updates), name, f"{share:.4f}", again])

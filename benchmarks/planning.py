@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from seqloom.training.batching import UpdateSampler, accumulation_steps
+from seqloom.training.batching import BatchSettings, UpdateSampler, accumulation_steps
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 CHUNK = 1_000_000
@@ -42,8 +42,8 @@ def measure(count: int, tokens_per_update: int) -> list[object]:
     """Return a row: time and memory of setting up and planning one epoch."""
     lengths = draw_lengths(count)
     before, started = peak(), time.process_time()
-    steps = accumulation_steps(lengths, tokens_per_update=tokens_per_update, tokens_per_device=8192)
-    sampler = UpdateSampler(lengths, tokens_per_update=tokens_per_update, seed=1, accumulation_steps=steps)
+    steps = accumulation_steps(lengths, BatchSettings(tokens_per_update, 8192))
+    sampler = UpdateSampler(lengths, BatchSettings(tokens_per_update, seed=1, accumulation_steps=steps))
     set_up = time.process_time()
     updates = sampler.plan(0)
     planned = time.process_time()

@@ -9,11 +9,12 @@ from datasets import Dataset
 from transformers import Seq2SeqTrainingArguments
 
 import seqloom
+from seqloom.training.batching import BatchSettings
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 from seqloom.training.trainer import SeqloomTrainer
 from tests.toy import TINY
 
-OWN = ("tokens_per_update", "evaluation", "callbacks", "encodings", "rdrop_alpha", "ema_decay", "packing")
+OWN = ("evaluation", "callbacks", "encodings", "rdrop_alpha", "ema_decay")
 
 
 def tiny_tokenizers(kind: str = "char") -> SeqloomTokenizers:
@@ -41,18 +42,20 @@ def tiny_trainer(
         folder: where it saves.
         tokenizers: None: characters.
         model: fields of the configuration beyond `tests.toy.TINY`.
-        **keys: the trainer's own arguments, or transformers'.
+        **keys: the trainer's own arguments, `tokens_per_update` and `packing`, or transformers'.
     """
     tokenizers = tokenizers or tiny_tokenizers()
     torch.manual_seed(0)
     config = seqloom.SeqloomConfig(**{**TINY, "vocab_size": tokenizers.vocab_size, **(model or {})})
     pairs = tiny_pairs(tokenizers)
-    own = {"tokens_per_update": 10_000} | {name: keys.pop(name) for name in OWN if name in keys}
+    own = {name: keys.pop(name) for name in OWN if name in keys}
+    batching = BatchSettings(keys.pop("tokens_per_update", 10_000), packed=keys.pop("packing", False))
     arguments = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1, "max_grad_norm": 0.0}
     return SeqloomTrainer(
         seqloom.SeqloomForConditionalGeneration(config),
         Seq2SeqTrainingArguments(output_dir=str(folder), **{**arguments, **keys}),
         tokenizers=tokenizers,
+        batching=batching,
         train_dataset=pairs,
         eval_dataset=pairs,
         **own,

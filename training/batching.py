@@ -1,62 +1,111 @@
 """Which examples learn together: an epoch as a list of updates, and an update as micro-batches.
 
-`tokens_per_update` is meaning: it fixes what one optimizer step learns from, counted in real source + target tokens.
-World size and accumulation are mechanics: they cut the same update into more or fewer pieces. So the plan depends on
-(lengths, seed, epoch) alone, and the number of devices changes the speed, never the sequence of updates.
+`tokens_per_update` fixes what one optimizer step learns from, counted in source + target tokens without padding. The
+numbers of processes and of accumulation steps only say into how many micro-batches the same update is cut. So the plan
+depends on (lengths, seed, epoch) alone: more devices make a run faster and do not change its updates.
 
-Padding is computed and learns nothing, so a micro-batch should hold sentences of near-equal length. An update should
-not: where length goes with language or format, updates of one length teach one thing at a time (the date demo had
-learned 45 % after 300 sorted updates, and 97 % after 300 random ones; LOG 2026-11-23). Both are had at once:
+Padding is computed and teaches nothing, so the sentences of a micro-batch should have nearly the same length. Those of
+an update should not: length often goes with language or format, and then an update of one length teaches one thing only
+(the date demo had learned 45 % after 300 sorted updates, and 97 % after 300 random ones; LOG 2026-11-23). So:
 
-    a random order -> pools of 64 updates and more -> each pool sorted by both lengths, cut into chunks
-    -> every update is dealt one chunk of each stratum of lengths, short to long
-    -> its micro-batches are runs of its own, sorted examples
+    all examples in random order -> pools of at least 64 updates -> each pool sorted by length, cut into strata
+    -> each stratum cut into one chunk for every update of the pool
+    -> an update is one chunk of each stratum, from short to long
+    -> a micro-batch is a run of neighbours in this order
 
-Both lengths count: with the target as the first key and the source as the second, running up and down in turns (a snake
-through the plane of lengths), neighbours hardly differ on either side.
+Both lengths count. Examples are sorted by target length, and among equal targets by source length: rising for one
+target length, falling for the next. So neighbours hardly differ on either side.
 """
 
 import logging
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 POOL_UPDATES = 64
-"""Updates, at least, whose examples are sorted together: more pad less and repeat neighbours more (LOG 2026-11-23)."""
+"""Least number of updates in a pool: larger pools pad less, and bring the same examples together again more often (LOG
+2026-11-23)."""
 
 MIN_STRATA = 3
-"""Classes of length, at least, from which every update gets its share: it learns as well as from 8, in fewer and larger
-micro-batches (LOG 2026-11-23)."""
+"""Least number of strata. Three teach as well as eight, and allow fewer and larger micro-batches (LOG 2026-11-23)."""
 
 STRATUM_TOKENS = 2048
-"""Tokens that a large update has for each of its strata: it has more of them than a small one."""
+"""Large updates have one stratum for so many of their tokens."""
 
 IMBALANCE = 1.02
-"""How much dearer than the fairest cut allows a micro-batch may be, where that saves padding (LOG 2026-11-23)."""
+"""The largest micro-batch of an update may have so many times the padded tokens that it has in the most even cut, where
+that saves padding (LOG 2026-11-23)."""
 
-MAX_PLACES = 128
-"""Places in an update at which a cut is considered, unless there are many parts."""
+MAX_CUT_POINTS = 128
+"""Cut points that are tried in an update; more only where there are many micro-batches."""
 
-MAX_PARTS = 64
-"""Micro-batches that are cut at once; more are cut by halves, for the cost of the search grows with the square."""
+MAX_MICRO_BATCHES = 64
+"""An update is cut at once into at most so many micro-batches, for the time grows with the square of the cut points.
+For more it is halved first."""
 
 ATTEMPTS = 5
-"""Random deals that are tried before the examples are dealt by size; the first one nearly always fits."""
+"""Random deals that are tried before updates are filled by size instead; nearly always the first one fits."""
 
 COSTED_UPDATES = 8
 """Updates on which numbers of micro-batches are compared."""
 
 HEADROOM = 0.95
-"""Share of `tokens_per_device` that the sampled updates may fill, so that those of all epochs fit."""
+"""Share of `tokens_per_device` that a sample of updates may fill, so that the micro-batches of all epochs fit."""
 
 CPU_OVERHEAD, ACCELERATOR_OVERHEAD = 128, 4096
-"""What a micro-batch costs before its first token, in tokens: 40 to 110 measured on a CPU with the presets tiny to base
-(LOG 2026-11-23), thousands on a GPU, where hundreds of kernels are launched for however little work."""
+"""Time that a micro-batch takes however small it is, in tokens computed meanwhile: 40 to 110 measured on a CPU with the
+presets tiny to base (LOG 2026-11-23), thousands on a GPU, which is given hundreds of kernels for each."""
+
+UNLIMITED = sys.maxsize
+"""As many tokens as it takes."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How a process of a run makes updates of examples, and its micro-batches of updates."""
+
+    tokens_per_update: int
+    """Most source + target tokens in an update, padding not counted."""
+    tokens_per_device: int = UNLIMITED
+    """Most padded tokens in a micro-batch."""
+    packed: bool = False
+    """Sentences of a micro-batch stand end to end, without padding."""
+    seed: int = 0
+    """Of the order of the examples."""
+    accumulation_steps: int = 1
+    """Micro-batches of an update that a process computes one after the other."""
+    world_size: int = 1
+    """Processes that share an update."""
+    rank: int = 0
+    """Number of this process."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches into which an update is cut, over all processes."""
+        return self.accumulation_steps * self.world_size
+
+    def in_run(self, args: "TrainingArguments") -> "BatchSettings":
+        """Return these settings for one process of a run, with the four fields that Trainer's arguments know."""
+        return replace(
+            self,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            accumulation_steps=args.gradient_accumulation_steps,
+            world_size=args.world_size,
+            rank=args.process_index,
+        )
+
+
+# The plan of an epoch -------------------------------------------------------------------------------------------------
 
 
 def plan_updates(
@@ -69,16 +118,17 @@ def plan_updates(
         tokens_per_update: most source + target tokens in an update, padding not counted.
         seed: of the run.
         epoch: counted from 0; each has its own order.
-        num_updates: as many, where lengths change from epoch to epoch and the number must not; None: as few as fit.
+        num_updates: how many; None: as few as fit. Given where lengths change from epoch to epoch, and the number of
+            updates must not.
 
     Returns:
         Updates in the order in which they are learned: arrays of example indices, ordered so that neighbours are alike
-        in length. Together they hold each example exactly once, none is over budget, and there are as many of them, and
-        none with fewer than `PlanSize.fewest_examples`, in every epoch.
+        in length. Together they hold each example exactly once, and none is over budget. Every epoch has as many, each
+        of at least `PlanSize.fewest_examples`.
 
     Raises:
-        ValueError: when an example alone has more than `tokens_per_update` tokens, there are no examples, or they do
-            not make `num_updates`.
+        ValueError: when an example alone has more than `tokens_per_update` tokens, there are no examples, or they
+            cannot be made into `num_updates`.
     """
     size = plan_size(lengths, tokens_per_update, num_updates)
     sizes = token_counts(lengths)
@@ -100,22 +150,22 @@ class PlanSize:
     num_updates: int
     """Updates an epoch."""
     fewest_examples: int
-    """No update has fewer, whatever the epoch: so many micro-batches can always be fed."""
+    """No update of any epoch has fewer, so it can be cut into that many micro-batches."""
     runs: np.ndarray
-    """(num_updates,) how many examples each update would get if they were dealt by size, largest first."""
+    """(num_updates,) examples of each update in the plan by size: largest first, each update filled before the next."""
 
 
 def plan_size(lengths: np.ndarray, tokens_per_update: int, num_updates: int | None = None) -> PlanSize:
-    """Return how many updates an epoch has, and how many examples each of them has at least; no epoch is planned.
+    """Return how many updates an epoch has, and how many examples each of them has at least, without planning one.
 
-    Updates are a little more than tokens / budget, for chunks do not fill to the brim. That they suffice in every epoch
-    is known from one way to fill them that always works: the examples by size, each update filled until the next one
-    does not fit.
+    There are a little more updates than tokens / `tokens_per_update`, for chunks do not fill an update to the last
+    token. There are never fewer than in the plan by size, which fits in every epoch: examples from the largest to the
+    smallest, each update filled until the next example does not fit.
 
     Args:
         lengths: (examples, 2) source and target lengths in tokens.
         tokens_per_update: most source + target tokens in an update.
-        num_updates: as many; None: as few as fit.
+        num_updates: how many; None: as few as fit.
 
     Raises:
         ValueError: as `plan_updates`.
@@ -145,10 +195,10 @@ def plan_size(lengths: np.ndarray, tokens_per_update: int, num_updates: int | No
 
 
 def _spare_room(falling: np.ndarray, num_strata: int, tokens_per_update: int) -> tuple[int, int]:
-    """Return the tokens that an update leaves free for chunks that come out long, and those for outliers, over all.
+    """Return the tokens to leave free in each update, and those to add to the epoch's total for its outliers.
 
-    A chunk overshoots by half its longest example on average. The longest one in a hundred of the longest stratum are
-    few and find room one by one.
+    A chunk is over its share by half of its longest example on average. The longest 1 % of the longest stratum would
+    ask for too much room in every update; they are few, and are counted once in the total instead.
     """
     ranks = np.arange(num_strata) * len(falling) // num_strata
     ranks[0] = len(falling) // (100 * num_strata)
@@ -161,10 +211,10 @@ def token_counts(lengths: np.ndarray) -> np.ndarray:
     return np.add(lengths[:, 0], lengths[:, 1], dtype=np.int32, casting="same_kind")
 
 
-def padded_size(lengths: np.ndarray, *, packed: bool = False) -> int:
-    """Return the places that a micro-batch of examples with these (examples, 2) lengths takes, padding included.
+def padded_tokens(lengths: np.ndarray, *, packed: bool = False) -> int:
+    """Return the tokens of both sides, padding included, of a micro-batch with these (examples, 2) lengths.
 
-    Packed sentences stand side by side and have none.
+    Packed sentences stand end to end and need no padding.
     """
     return int(lengths.sum()) if packed else len(lengths) * int(lengths[:, 0].max() + lengths[:, 1].max())
 
@@ -189,7 +239,7 @@ def _number_of_strata(tokens_per_update: int) -> int:
 
 
 def _fill(total: np.ndarray, capacity: int) -> np.ndarray:
-    """Return where runs end when each is filled to `capacity`; `total` counts the tokens up to each example."""
+    """Return where runs end when each is filled to `capacity`; `total` are the cumulated tokens of the examples."""
     ends: list[int] = []
     spent = 0
     while not ends or ends[-1] < len(total):
@@ -199,7 +249,7 @@ def _fill(total: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def _level_last(runs: np.ndarray) -> np.ndarray:
-    """Share the examples of the last two runs evenly where the last one is a short rest; both fit, sizes fall."""
+    """Share the examples of the last two runs evenly where the last one has fewer; both fit, for sizes fall."""
     if len(runs) == 1 or runs[-1] >= runs[-2]:
         return runs
     rest = int(runs[-2:].sum())
@@ -209,8 +259,8 @@ def _level_last(runs: np.ndarray) -> np.ndarray:
 def _fewest_dealt(falling: np.ndarray, total: np.ndarray, num_updates: int, num_strata: int) -> int:
     """Return how many examples an update gets at least when it is dealt a chunk of equal tokens of each stratum.
 
-    A chunk may be short of its share by one example. A pool's strata are not quite those of all examples, so each
-    counts as if it were as long as the one above.
+    A chunk may lack one example of its share. The strata of a pool differ a little from those of all examples, so the
+    examples of each are taken to be as long as the longest of the stratum above, and none are counted in the first.
     """
     share = int(total[-1]) // (num_updates * num_strata)
     starts = np.searchsorted(total, total[-1] * np.arange(num_strata - 1) // num_strata, side="right")
@@ -218,7 +268,7 @@ def _fewest_dealt(falling: np.ndarray, total: np.ndarray, num_updates: int, num_
 
 
 def _halve_longest(runs: np.ndarray, times: int) -> np.ndarray:
-    """Cut up to `times` runs of examples in two, those with the most examples, and never one of a single example."""
+    """Halve the runs with the most examples, up to `times` of them; a single example stays whole."""
     longest = np.argsort(-runs, kind="stable")[: max(0, times)]
     longest = np.sort(longest[runs[longest] > 1])
     halves = runs[longest] // 2
@@ -248,7 +298,7 @@ def _deal_pools(
 def _deal(
     pool: np.ndarray, lengths: np.ndarray, num_updates: int, strata: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Deal a pool's examples to its updates, to each a chunk of each stratum; among equals their random order stays."""
+    """Deal a pool's examples to its updates: to each one chunk of each stratum. Equal lengths stay in random order."""
     by_length = _snake(lengths)
     total = np.cumsum(token_counts(lengths)[by_length], dtype=np.int64)
     num_chunks = num_updates * strata
@@ -261,7 +311,7 @@ def _deal(
 
 
 def _snake(lengths: np.ndarray) -> np.ndarray:
-    """Return the order by target length, the source rising where that is even and falling where it is odd."""
+    """Return the order by target length; source lengths rise where it is even and fall where it is odd."""
     source, target = lengths.astype(np.int64, copy=False).T
     width = int(source.max(initial=0)) + 1
     return np.argsort(target * width + np.where(target % 2, width - 1 - source, source), kind="stable")
@@ -270,10 +320,10 @@ def _snake(lengths: np.ndarray) -> np.ndarray:
 def _level(
     updates: list[np.ndarray], lengths: np.ndarray, sizes: np.ndarray, tokens_per_update: int, fewest_examples: int
 ) -> bool:
-    """Move single examples until no update is over budget and none has too few; few ever have to move.
+    """Move single examples until no update is over budget or has too few examples; few have to move.
 
     Returns:
-        Whether it worked out: not always where examples of half a budget and more crowd together.
+        Whether that succeeded; it may fail where many examples take half an update and more.
     """
     loads = np.array([sizes[update].sum() for update in updates], dtype=np.int64)
     counts = np.array([len(update) for update in updates])
@@ -286,20 +336,20 @@ def _level(
         else:
             return True
         offered = sizes[updates[giver]].astype(float)
-        offered[offered > tokens_per_update - loads[taker]] = np.inf  # finds no room there
-        place = int(np.abs(offered - max(over, 0)).argmin())
-        if giver == taker or np.isinf(offered[place]):
+        offered[offered > tokens_per_update - loads[taker]] = np.inf  # it has no room for these
+        best = int(np.abs(offered - max(over, 0)).argmin())
+        if giver == taker or np.isinf(offered[best]):
             return False
-        given = updates[giver][place]
+        given = updates[giver][best]
         joined = np.append(updates[taker], given)
         updates[taker] = joined[_snake(lengths[joined])]
-        updates[giver] = np.delete(updates[giver], place)
+        updates[giver] = np.delete(updates[giver], best)
         loads[[giver, taker]] += sizes[given] * np.array([-1, 1])
         counts[[giver, taker]] += (-1, 1)
 
 
 def _sorted_updates(order: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, runs: np.ndarray) -> list[np.ndarray]:
-    """Return updates by size, largest first: full, but not mixed. The way out where nothing else fits."""
+    """Return the plan by size, which always fits, for examples that cannot be mixed: largest first, `runs` of them."""
     falling = order[np.argsort(-sizes[order], kind="stable")]
     updates = np.split(falling, np.cumsum(runs)[:-1])
     return [update[_snake(lengths[update])] for update in updates]
@@ -309,148 +359,148 @@ def _sorted_updates(order: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, r
 
 
 def cut_update(
-    update: np.ndarray, lengths: np.ndarray, parts: int, tokens_per_device: int | None = None, *, packed: bool = False
+    update: np.ndarray,
+    lengths: np.ndarray,
+    num_micro_batches: int,
+    tokens_per_device: int = UNLIMITED,
+    *,
+    packed: bool = False,
 ) -> list[np.ndarray]:
-    """Cut one update into micro-batches of near-equal cost with as little padding as such a cut allows; none is empty.
+    """Cut an update into micro-batches of nearly equal cost, none of them empty, with the least padding that allows.
 
     Args:
         update: indices of its examples, ordered by length as `plan_updates` leaves them.
         lengths: (examples, 2) source and target lengths in tokens.
-        parts: world size x accumulation steps.
-        tokens_per_device: most places of a micro-batch, padding included; kept wherever a cut can keep it.
-        packed: sentences are packed, so that there is no padding.
+        num_micro_batches: world size x accumulation steps.
+        tokens_per_device: most padded tokens in a micro-batch; exceeded only where every cut exceeds it.
+        packed: sentences stand end to end, without padding.
 
     Returns:
-        `parts` arrays of indices, runs of `update`; parts `k * world size` to `(k + 1) * world size` are neighbours and
-        are computed at the same time.
+        Arrays of indices, each a run of `update`. Micro-batches `k * world size` to `(k + 1) * world size` are computed
+        at the same time, one on each process.
 
     Raises:
-        ValueError: when there are fewer examples than parts.
+        ValueError: when there are fewer examples than micro-batches.
     """
-    if len(update) < parts:
+    if len(update) < num_micro_batches:
         raise ValueError(
-            f"an update of {len(update)} examples cannot feed {parts} micro-batches (processes x accumulation steps); "
-            f"raise tokens_per_update or use fewer processes."
+            f"an update of {len(update)} examples cannot feed {num_micro_batches} micro-batches (processes x "
+            f"accumulation steps); raise tokens_per_update or use fewer processes."
         )
-    if parts > MAX_PARTS:
-        left, right = parts // 2, parts - parts // 2
+    if num_micro_batches > MAX_MICRO_BATCHES:
+        left, right = num_micro_batches // 2, num_micro_batches - num_micro_batches // 2
         total = np.cumsum(token_counts(lengths[update]), dtype=np.int64)
-        middle = int(np.clip(np.searchsorted(total, total[-1] * left // parts), left, len(update) - right))
+        middle = np.searchsorted(total, total[-1] * left // num_micro_batches)
+        middle = int(np.clip(middle, left, len(update) - right))
         return [
             *cut_update(update[:middle], lengths, left, tokens_per_device, packed=packed),
             *cut_update(update[middle:], lengths, right, tokens_per_device, packed=packed),
         ]
-    return np.split(update, _cheapest_cuts(lengths[update], parts, tokens_per_device, packed))
+    return np.split(update, _cheapest_cut(lengths[update], num_micro_batches, tokens_per_device, packed))
 
 
-def _cheapest_cuts(lengths: np.ndarray, parts: int, capacity: int | None, packed: bool) -> np.ndarray:
-    """Return the places of the cuts of least padding, among those that are near fair and keep `capacity` if any do."""
-    places = _places(lengths, parts)
-    costs = _run_costs(lengths, places, packed)
-    fairest, _ = _cut(costs, parts, np.maximum)
-    limit = fairest * IMBALANCE
-    if capacity is not None:
-        limit = max(fairest, min(limit, capacity))
-    _, cuts = _cut(np.where(costs <= limit, costs, np.inf), parts, np.add)
-    return places[cuts]
+def _cheapest_cut(lengths: np.ndarray, num_micro_batches: int, tokens_per_device: int, packed: bool) -> np.ndarray:
+    """Return where to cut for the least padding: nearly evenly, and within `tokens_per_device` if that can be."""
+    cut_points = _cut_points(lengths, num_micro_batches)
+    costs = _run_costs(lengths, cut_points, packed)
+    most_even, _ = _best_cut(costs, num_micro_batches, np.maximum)
+    limit = max(most_even, min(most_even * IMBALANCE, tokens_per_device))
+    _, cut = _best_cut(np.where(costs <= limit, costs, np.inf), num_micro_batches, np.add)
+    return cut_points[cut]
 
 
-def _places(lengths: np.ndarray, parts: int) -> np.ndarray:
-    """Return where a cut is considered, both ends included: everywhere, or at wide steps and at even distances."""
+def _cut_points(lengths: np.ndarray, num_micro_batches: int) -> np.ndarray:
+    """Return where a cut is tried, both ends included.
+
+    Everywhere in a small update. In a large one half of the cut points stand where lengths change most from one example
+    to the next, the others at even distances.
+    """
     count = len(lengths)
-    most = max(MAX_PLACES, 4 * parts)
+    most = max(MAX_CUT_POINTS, 4 * num_micro_batches)
     if count <= most:
         return np.arange(count + 1)
-    steps = np.abs(np.diff(lengths, axis=0)).sum(axis=1)
-    widest = 1 + np.argsort(-steps, kind="stable")[: most // 2]
-    return np.union1d(widest, np.arange(most // 2 + 1) * count // (most // 2))
+    changes = np.abs(np.diff(lengths, axis=0)).sum(axis=1)
+    largest = 1 + np.argsort(-changes, kind="stable")[: most // 2]
+    return np.union1d(largest, np.arange(most // 2 + 1) * count // (most // 2))
 
 
-def _run_costs(lengths: np.ndarray, places: np.ndarray, packed: bool) -> np.ndarray:
-    """Return (places, places) the padded size of the run from one place to another; infinite where there is none."""
+def _run_costs(lengths: np.ndarray, cut_points: np.ndarray, packed: bool) -> np.ndarray:
+    """Return (cut points, cut points) padded tokens of the examples between two of them; infinite if there are none."""
     if packed:
-        total = np.concatenate([[0], np.cumsum(token_counts(lengths), dtype=np.int64)])[places]
+        total = np.concatenate([[0], np.cumsum(token_counts(lengths), dtype=np.int64)])[cut_points]
         costs = (total[None] - total[:, None]).astype(float)
         return np.where(costs > 0, costs, np.inf)
-    longest = np.maximum.reduceat(lengths, places[:-1], axis=0)  # (places - 1, 2), between neighbouring places
+    longest = np.maximum.reduceat(lengths, cut_points[:-1], axis=0)  # (cut points - 1, 2), between neighbours
     is_run = np.triu(np.ones((len(longest), len(longest)), dtype=bool))
     widths = sum(np.maximum.accumulate(np.where(is_run, side, 0), axis=1) for side in longest.T)
-    rows = places[None, 1:] - places[:-1, None]
-    costs = np.full((len(places), len(places)), np.inf)
+    rows = cut_points[None, 1:] - cut_points[:-1, None]
+    costs = np.full((len(cut_points), len(cut_points)), np.inf)
     costs[:-1, 1:] = np.where(is_run, rows * widths, np.inf)
     return costs
 
 
-def _cut(costs: np.ndarray, parts: int, combine: np.ufunc) -> tuple[float, np.ndarray]:
-    """Return the least combined cost of `parts` runs from the first place to the last, and the cuts between them."""
+def _best_cut(costs: np.ndarray, num_micro_batches: int, combine: np.ufunc) -> tuple[float, np.ndarray]:
+    """Return the least cost of a cut, and the cut: indices into the cut points, ends left out.
+
+    Args:
+        costs: (cut points, cut points) of the micro-batch between two of them.
+        num_micro_batches: how many micro-batches the cut makes.
+        combine: makes one cost of two: the sum, or the maximum.
+    """
     best, came_from = costs[0], []
-    for _ in range(parts - 1):
+    for _ in range(num_micro_batches - 1):
         through = combine(best[:, None], costs)  # (last cut, end)
         came_from.append(through.argmin(axis=0))
         best = through.min(axis=0)
-    cuts = [len(costs) - 1]
+    cut = [len(costs) - 1]
     for previous in reversed(came_from):
-        cuts.append(int(previous[cuts[-1]]))
-    return float(best[-1]), np.array(cuts[:0:-1], dtype=int)
+        cut.append(int(previous[cut[-1]]))
+    return float(best[-1]), np.array(cut[:0:-1], dtype=int)
 
 
-# How many parts -------------------------------------------------------------------------------------------------------
+# How many micro-batches -----------------------------------------------------------------------------------------------
 
 
-def accumulation_steps(
-    lengths: np.ndarray,
-    *,
-    tokens_per_update: int,
-    tokens_per_device: int,
-    world_size: int = 1,
-    overhead: int = CPU_OVERHEAD,
-    packed: bool = False,
-) -> int:
+def accumulation_steps(lengths: np.ndarray, settings: BatchSettings, *, overhead: int = CPU_OVERHEAD) -> int:
     """Return into how many micro-batches each process cuts its share of an update.
 
-    So many that they fit into memory, and of those the number that costs least on a sample of the updates: one piece of
-    mixed lengths is half padding, and every further piece costs its overhead.
+    Enough to fit into memory, and of those the number that costs least on a sample of the updates: one micro-batch of
+    mixed lengths is half padding, and every further one costs its overhead.
 
     Args:
         lengths: (examples, 2) source and target lengths in tokens.
-        tokens_per_update: most source + target tokens in an update.
-        tokens_per_device: most places of a micro-batch, padding included.
-        world_size: processes that share an update.
-        overhead: what a micro-batch costs before its first token, in tokens.
-        packed: sentences are packed, so that there is no padding.
+        settings: of the run; its own `accumulation_steps` and `rank` are not read.
+        overhead: time that a micro-batch takes however small it is, in tokens computed meanwhile.
 
     Raises:
         ValueError: when an example does not fit into a micro-batch, or updates may have too few examples for the
             processes or for micro-batches so small.
     """
+    tokens_per_update, tokens_per_device = settings.tokens_per_update, settings.tokens_per_device
     _refuse_too_long(lengths, tokens_per_device)
     fewest = plan_size(lengths, tokens_per_update).fewest_examples
-    refuse_too_many_parts(fewest, tokens_per_update, world_size)
+    _refuse_too_many_micro_batches(fewest, tokens_per_update, settings.world_size)
     updates, sample = _sample_updates(lengths, tokens_per_update)
-    tried = _steps_to_try(tokens_per_update, tokens_per_device, world_size, fewest // world_size)
-    costs = {steps: _slot_costs(updates[:COSTED_UPDATES], sample, steps, world_size, packed) for steps in tried}
+    tried = [replace(settings, accumulation_steps=steps) for steps in _steps_to_try(settings, fewest)]
+    costs = {each: _step_costs(updates[:COSTED_UPDATES], sample, each) for each in tried}
     limit = max(HEADROOM * tokens_per_device, sample.sum(axis=1).max())
-    for steps in sorted(tried, key=lambda steps: float((costs[steps] + overhead).sum())):
-        if costs[steps].max() <= limit and _slot_costs(updates, sample, steps, world_size, packed).max() <= limit:
-            return steps
+    for each in sorted(tried, key=lambda each: float((costs[each] + overhead).sum())):
+        if costs[each].max() <= limit and _step_costs(updates, sample, each).max() <= limit:
+            return each.accumulation_steps
+    smallest = int(costs[tried[-1]].max())
     raise ValueError(
-        f"tokens_per_device={tokens_per_device} is too small: cut into {tried[-1] * world_size} micro-batches, as many "
-        f"as updates of tokens_per_update={tokens_per_update} can feed, the largest has {int(costs[tried[-1]].max())} "
-        f"tokens with padding; raise tokens_per_device to {int(costs[tried[-1]].max() / HEADROOM) + 1}."
+        f"tokens_per_device={tokens_per_device} is too small: cut into {tried[-1].num_micro_batches} micro-batches, as "
+        f"many as updates of tokens_per_update={tokens_per_update} can feed, the largest has {smallest} "
+        f"tokens with padding; raise tokens_per_device to {int(smallest / HEADROOM) + 1}."
     )
 
 
-def refuse_too_many_parts(fewest_examples: int, tokens_per_update: int, parts: int) -> None:
-    """Refuse a run in which an update might leave a process without an example.
-
-    Raises:
-        ValueError: before anything is trained.
-    """
-    if parts > fewest_examples:
+def _refuse_too_many_micro_batches(fewest_examples: int, tokens_per_update: int, num_micro_batches: int) -> None:
+    if num_micro_batches > fewest_examples:
         raise ValueError(
             f"an update of tokens_per_update={tokens_per_update} may have as few as {fewest_examples} examples, "
-            f"too few for {parts} micro-batches (processes x accumulation steps); raise tokens_per_update, lower "
-            f"max_source_length and max_target_length, or use fewer processes."
+            f"too few for {num_micro_batches} micro-batches (processes x accumulation steps); raise tokens_per_update, "
+            f"lower max_source_length and max_target_length, or use fewer processes."
         )
 
 
@@ -466,7 +516,7 @@ def _refuse_too_long(lengths: np.ndarray, tokens_per_device: int) -> None:
 
 
 def _sample_updates(lengths: np.ndarray, tokens_per_update: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the updates of one pool's worth of examples, and their lengths: the longest of all, and random ones."""
+    """Return updates of about a pool's examples, the longest of all and random others, and the lengths of these."""
     sizes = token_counts(lengths)
     count = min(len(sizes), int(POOL_UPDATES * tokens_per_update / sizes.mean()))
     longest = np.argpartition(-sizes, min(POOL_UPDATES, len(sizes) - 1))[:POOL_UPDATES]
@@ -475,70 +525,51 @@ def _sample_updates(lengths: np.ndarray, tokens_per_update: int) -> tuple[list[n
     return plan_updates(sample, tokens_per_update=tokens_per_update, seed=0, epoch=0), sample
 
 
-def _steps_to_try(tokens_per_update: int, tokens_per_device: int, world_size: int, most: int) -> list[int]:
-    """Return numbers of steps from what real tokens alone need to well beyond what padding can ask for."""
-    steps = [max(1, min(most, -(-tokens_per_update // (tokens_per_device * world_size * 2))))]
+def _steps_to_try(settings: BatchSettings, fewest_examples: int) -> list[int]:
+    """Return numbers of accumulation steps: from half of what tokens without padding need to far more than padding can.
+
+    Args:
+        settings: of the run.
+        fewest_examples: of an update; each micro-batch needs one.
+    """
+    world_size, tokens_per_update = settings.world_size, settings.tokens_per_update
+    most = fewest_examples // world_size
+    steps = [max(1, min(most, -(-tokens_per_update // (settings.tokens_per_device * world_size * 2))))]
     end = min(most, 4 * max(steps[0], -(-_number_of_strata(tokens_per_update) // world_size)))
     while steps[-1] < end:
         steps.append(min(end, steps[-1] + max(1, steps[-1] // 8)))
     return steps
 
 
-def _slot_costs(
-    updates: list[np.ndarray], lengths: np.ndarray, steps: int, world_size: int, packed: bool
-) -> np.ndarray:
-    """Return (updates, steps) the padded size of the largest of the micro-batches that run at the same time."""
-    parts = steps * world_size
-    cuts = (cut_update(update, lengths, parts, packed=packed) for update in updates)
-    sizes = [[padded_size(lengths[part], packed=packed) for part in cut] for cut in cuts]
-    return np.array(sizes).reshape(len(updates), steps, world_size).max(axis=2)
+def _step_costs(updates: list[np.ndarray], lengths: np.ndarray, settings: BatchSettings) -> np.ndarray:
+    """Return (updates, steps) padded tokens of the largest of the micro-batches that are computed at the same time."""
+    packed = settings.packed
+    cuts = [cut_update(update, lengths, settings.num_micro_batches, packed=packed) for update in updates]
+    costs = [[padded_tokens(lengths[micro_batch], packed=packed) for micro_batch in cut] for cut in cuts]
+    return np.array(costs).reshape(len(updates), settings.accumulation_steps, settings.world_size).max(axis=2)
 
 
 # One process's share --------------------------------------------------------------------------------------------------
 
 
 class UpdateSampler(Sampler[list[int]]):
-    """One process's micro-batches, in the order of the updates; it only walks the plan."""
+    """One process's micro-batches, in the order of the updates."""
 
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        *,
-        tokens_per_update: int,
-        seed: int,
-        accumulation_steps: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
-        tokens_per_device: int | None = None,
-        num_updates: int | None = None,
-        packed: bool = False,
-    ) -> None:
-        """Plan for one of `world_size` processes.
+    def __init__(self, lengths: np.ndarray, settings: BatchSettings, *, num_updates: int | None = None) -> None:
+        """Plan for one process.
 
         Args:
             lengths: (examples, 2) source and target lengths in tokens.
-            tokens_per_update: most source + target tokens in an update.
-            seed: of the run.
-            accumulation_steps: micro-batches an update that this process computes one after the other.
-            world_size: processes that share an update.
-            rank: this process's number.
-            tokens_per_device: most places of a micro-batch, padding included; None: as many as it takes.
-            num_updates: updates an epoch, where lengths change between them; None: as few as fit.
-            packed: sentences are packed, so that there is no padding.
+            settings: of this process.
+            num_updates: updates an epoch; None: as few as fit.
 
         Raises:
             ValueError: when an update of any epoch might have fewer examples than micro-batches.
         """
-        size = plan_size(lengths, tokens_per_update, num_updates)
-        refuse_too_many_parts(size.fewest_examples, tokens_per_update, accumulation_steps * world_size)
+        size = plan_size(lengths, settings.tokens_per_update, num_updates)
+        _refuse_too_many_micro_batches(size.fewest_examples, settings.tokens_per_update, settings.num_micro_batches)
         self.lengths = lengths
-        self.tokens_per_update = tokens_per_update
-        self.tokens_per_device = tokens_per_device
-        self.seed = seed
-        self.packed = packed
-        self.accumulation_steps = accumulation_steps
-        self.world_size = world_size
-        self.rank = rank
+        self.settings = settings
         self.epoch = 0
         self.num_updates = size.num_updates
         """Updates an epoch, the same in all of them."""
@@ -547,35 +578,42 @@ class UpdateSampler(Sampler[list[int]]):
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Return the updates of an epoch, the same for every process."""
-        return plan_updates(self.lengths, tokens_per_update=self.tokens_per_update, seed=self.seed, epoch=epoch)
+        return plan_updates(
+            self.lengths,
+            tokens_per_update=self.settings.tokens_per_update,
+            seed=self.settings.seed,
+            epoch=epoch,
+            num_updates=self.num_updates,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration walks through."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_updates * self.accumulation_steps
+        return self.num_updates * self.settings.accumulation_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        parts = self.accumulation_steps * self.world_size
+        settings = self.settings
+        num_micro_batches, most = settings.num_micro_batches, settings.tokens_per_device
         for update in self.plan(self.epoch):
-            cut = cut_update(update, self.lengths, parts, self.tokens_per_device, packed=self.packed)
-            for micro_batch in cut[self.rank :: self.world_size]:
+            cut = cut_update(update, self.lengths, num_micro_batches, most, packed=settings.packed)
+            for micro_batch in cut[settings.rank :: settings.world_size]:
                 self._count_oversized(micro_batch)
                 yield micro_batch.tolist()
 
     def _count_oversized(self, micro_batch: np.ndarray) -> None:
         """Say so, once, when a micro-batch is larger than it was asked to be."""
-        size = padded_size(self.lengths[micro_batch], packed=self.packed)
-        if self.tokens_per_device is None or size <= self.tokens_per_device:
+        size = padded_tokens(self.lengths[micro_batch], packed=self.settings.packed)
+        if size <= self.settings.tokens_per_device:
             return
         if not self.num_oversized:
             logger.warning(
                 "A micro-batch of %s tokens with padding is over tokens_per_device=%s: no cut of its update into %s "
                 "micro-batches keeps it. If memory runs out, lower tokens_per_device and start again.",
                 size,
-                self.tokens_per_device,
-                self.accumulation_steps * self.world_size,
+                self.settings.tokens_per_device,
+                self.settings.num_micro_batches,
             )
         self.num_oversized += 1
 

@@ -1,114 +1,116 @@
-"""Scores for decoded text, as `evaluate.Metric` classes that need no hub.
+"""Scores for decoded text. Each metric is defined once, as counts for every sentence and a score of their sum.
 
-`evaluate.load("sacrebleu")` fetches code from a hub; here the classes are at hand and instantiated. Each result says
-how it was measured: BLEU and chrF carry sacreBLEU's signature, and BLEU tokenises by the script of the references,
-for Chinese scored with "13a" is one word a sentence.
+Whatever is said of a score comes from these counts: its value, its confidence interval, and whether it differs from
+another system's (`seqloom.training.confidence`). `SeqloomMetric` shows them as an `evaluate.Metric`: `evaluate.load`
+would fetch code from a hub. Each result says how it was measured: BLEU and chrF carry sacreBLEU's signature, and BLEU
+tokenises by the script of the references, for Chinese scored with "13a" is one word a sentence.
 """
 
-import re
-import unicodedata
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 import evaluate
+import numpy as np
+import regex
 from datasets import Features, Value
 from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU, CHRF
 
-WORDS = re.compile(r"\S+")
+
+@dataclass(frozen=True)
+class SentenceSums:
+    """What a metric counts in each sentence, and how the sum over a set becomes the score of the set."""
+
+    values: np.ndarray
+    """(sentences, k) numbers that add up over a set."""
+    score: Callable[[np.ndarray], float]
+    """(k,) sums -> score."""
+    signature: str = ""
+    """How it was measured, in sacreBLEU's words; empty: there is nothing to choose."""
+
+    @property
+    def value(self) -> float:
+        """The score of all sentences."""
+        return self.score(self.values.sum(axis=0))
+
+
+Metric = Callable[[Sequence[str], Sequence[str]], SentenceSums]
+"""Counts from predictions and references, one text a sentence each."""
+
+
+def bleu(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Corpus BLEU by sacreBLEU (Post 2018), 0 to 100, with the tokeniser that fits the references' script."""
+    return _sacrebleu(BLEU(tokenize=bleu_tokenizer_for(references)), predictions, references)
+
+
+def tokenized_bleu(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Corpus BLEU of text that is tokenised already, as multi-bleu.perl and fairseq compute it on Moses' tokens."""
+    return _sacrebleu(BLEU(tokenize="none"), predictions, references)
+
+
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Corpus chrF2 by sacreBLEU (Popovic 2015), 0 to 100."""
+    return _sacrebleu(CHRF(), predictions, references)
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Percentage of predictions that equal their reference."""
+    return _percentage([(p == r, 1) for p, r in zip(predictions, references, strict=True)])
+
+
+def cer(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Edits of code points, in percent of the code points of the references."""
+    return _edits(predictions, references)
+
+
+def wer(predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Edits of space-separated words (phones, for grapheme-to-phoneme), in percent of the references' words."""
+    return _edits([text.split() for text in predictions], [text.split() for text in references])
+
+
+METRICS: dict[str, Metric] = {metric.__name__: metric for metric in (bleu, tokenized_bleu, chrf, exact_match, cer, wer)}
+LOWER_IS_BETTER = frozenset({"cer", "wer", "loss", "perplexity"})
+
+
+def _sacrebleu(metric: BLEU | CHRF, predictions: Sequence[str], references: Sequence[str]) -> SentenceSums:
+    """Count what sacreBLEU itself resamples; it has no public name for it."""
+    values = np.array(metric._extract_corpus_statistics(predictions, [references]), dtype=np.int64)
+    return SentenceSums(
+        values,
+        lambda sums: float(metric._compute_score_from_stats(sums.tolist()).score),
+        str(metric.get_signature()),
+    )
+
+
+def _edits(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> SentenceSums:
+    """Count insertions, deletions and substitutions, of characters in texts or of words in lists."""
+    return _percentage([(Levenshtein.distance(p, r), len(r)) for p, r in zip(predictions, references, strict=True)])
+
+
+def _percentage(counts: Sequence[tuple[int, int]]) -> SentenceSums:
+    """Return sums of (part, whole); a whole of 0, where all references are empty, counts as 1."""
+    return SentenceSums(np.array(counts, dtype=np.int64), lambda sums: 100 * int(sums[0]) / max(1, int(sums[1])))
 
 
 class SeqloomMetric(evaluate.Metric):
-    """What our metrics share: one text predicted, one text expected, and a dictionary of numbers."""
+    """One of `METRICS` as `evaluate` has them: `compute(predictions=, references=)` -> a dictionary of numbers."""
 
-    description = ""
-    citation = ""
-
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, name: str, **kwargs: Any) -> None:
         # In memory and on one process: predictions are gathered before, and no cache file is left behind.
-        super().__init__(keep_in_memory=True, **kwargs)
+        super().__init__(config_name=name, keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": Value("string"), "references": Value("string")})
-        return evaluate.MetricInfo(description=self.description, citation=self.citation, features=features)
-
-
-class Bleu(SeqloomMetric):
-    """Corpus BLEU by sacreBLEU (Post 2018), with the tokeniser that fits the references' script."""
-
-    description = "sacreBLEU's corpus BLEU, 0 to 100."
-
-    def __init__(self, tokenize: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.tokenize = tokenize
+        return evaluate.MetricInfo(
+            description=inspect.getdoc(METRICS[self.config_name]), citation="", features=features
+        )
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        bleu = BLEU(tokenize=self.tokenize or bleu_tokenizer_for(references))
-        score = bleu.corpus_score(predictions, [references])
-        return {"bleu": score.score, "bleu_signature": str(bleu.get_signature())}
-
-
-class TokenizedBleu(Bleu):
-    """Corpus BLEU of text that is tokenised already, as multi-bleu.perl and fairseq compute it on Moses' tokens."""
-
-    description = "sacreBLEU's corpus BLEU on space-separated tokens, 0 to 100."
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(tokenize="none", **kwargs)
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        return {f"tokenized_{name}": value for name, value in super()._compute(predictions, references).items()}
-
-
-class Chrf(SeqloomMetric):
-    """Corpus chrF2 by sacreBLEU (Popovic 2015)."""
-
-    description = "sacreBLEU's chrF2, 0 to 100."
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        chrf = CHRF()
-        score = chrf.corpus_score(predictions, [references])
-        return {"chrf": score.score, "chrf_signature": str(chrf.get_signature())}
-
-
-class ExactMatch(SeqloomMetric):
-    """Share of outputs that equal their reference."""
-
-    description = "Percentage of predictions identical with their reference."
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        hits = sum(prediction == reference for prediction, reference in zip(predictions, references, strict=True))
-        return {"exact_match": 100 * hits / len(references)}
-
-
-class CharacterErrorRate(SeqloomMetric):
-    """Edits of code points, divided by the code points of the references."""
-
-    description = "Levenshtein distance in characters / length of the references, as a percentage."
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        return {"cer": error_rate(predictions, references, list)}
-
-
-class WordErrorRate(SeqloomMetric):
-    """Edits of space-separated words (phones, for grapheme-to-phoneme), divided by the words of the references."""
-
-    description = "Levenshtein distance in words / number of words in the references, as a percentage."
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        return {"wer": error_rate(predictions, references, WORDS.findall)}
-
-
-METRICS: dict[str, type[SeqloomMetric]] = {
-    "bleu": Bleu,
-    "tokenized_bleu": TokenizedBleu,
-    "chrf": Chrf,
-    "exact_match": ExactMatch,
-    "cer": CharacterErrorRate,
-    "wer": WordErrorRate,
-}
-LOWER_IS_BETTER = frozenset({"cer", "wer", "loss", "perplexity"})
+        name, sums = self.config_name, METRICS[self.config_name](predictions, references)
+        return {name: sums.value} | ({f"{name}_signature": sums.signature} if sums.signature else {})
 
 
 def get_metrics(names: Sequence[str]) -> list[SeqloomMetric]:
@@ -122,7 +124,7 @@ def get_metrics(names: Sequence[str]) -> list[SeqloomMetric]:
             near = get_close_matches(name, METRICS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"metric {name!r} is unknown; {hint}use some of {', '.join(METRICS)}.")
-    return [METRICS[name]() for name in names]
+    return [SeqloomMetric(name) for name in names]
 
 
 def score(predictions: Sequence[str], references: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
@@ -133,24 +135,12 @@ def score(predictions: Sequence[str], references: Sequence[str], names: Sequence
     return results
 
 
-def error_rate(predictions: Sequence[str], references: Sequence[str], split: Callable[[str], list[str]]) -> float:
-    """Return edits / reference length over a corpus, in percent; `split` says what an edit is counted in."""
-    pairs = [(split(p), split(r)) for p, r in zip(predictions, references, strict=True)]
-    edits = sum(Levenshtein.distance(p, r) for p, r in pairs)
-    return 100 * edits / max(1, sum(len(r) for _, r in pairs))
-
-
 def bleu_tokenizer_for(references: Sequence[str]) -> str:
     """Return sacreBLEU's tokeniser for the script that most letters of the references are written in."""
-    letters = [c for reference in references[:1000] for c in reference if c.isalpha()]
-    spaceless = sum(_script(c) in {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"} for c in letters)
-    if spaceless * 2 <= len(letters):
+    letters = "".join(regex.findall(r"\p{L}+", "".join(references[:1000])))
+    han = len(regex.findall(r"\p{Script=Han}", letters))
+    kana = len(regex.findall(r"[\p{Script=Hiragana}\p{Script=Katakana}]", letters))
+    others = len(regex.findall(r"[\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]", letters))
+    if (han + kana + others) * 2 <= len(letters):
         return "13a"
-    han = sum(_script(c) == "CJK" for c in letters)
-    kana = sum(_script(c) in {"HIRAGANA", "KATAKANA"} for c in letters)
     return "zh" if han * 2 > len(letters) and not kana else "char"
-
-
-def _script(character: str) -> str:
-    """Return the first word of a character's Unicode name, which names its script."""
-    return unicodedata.name(character, "").split(" ")[0]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import Seq2SeqTrainingArguments
 
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.training.batching import BatchSettings
 from seqloom.training.corpus import load_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
@@ -132,19 +132,19 @@ def encode_batch(batch: dict[str, list[str]], tokenizers: SeqloomTokenizers) -> 
 
 
 def epoch_encodings(
-    pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, arguments: Seq2SeqTrainingArguments
+    pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, settings: BatchSettings
 ) -> EpochEncodings:
     """Return the training pairs as BPE-dropout cuts them, anew in each epoch."""
     limits = LengthLimits(
         recipe.max_source_length or np.inf,
         recipe.max_target_length or np.inf,
-        min(recipe.tokens_per_update, recipe.tokens_per_device // (2 if recipe.rdrop_alpha else 1)),
+        min(settings.tokens_per_update, settings.tokens_per_device),
     )
     return EpochEncodings(
         pairs,
         tokenizers,
         dropout=recipe.bpe_dropout,
-        seed=arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        seed=settings.seed,
         limits=limits,
         num_proc=recipe.num_proc,
     )

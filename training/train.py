@@ -29,7 +29,7 @@ from seqloom.configuration.recipe import (
 )
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.allocator import keep_freed_memory
-from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, accumulation_steps
+from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, accumulation_steps
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
@@ -153,16 +153,14 @@ def build_trainer(
     folder: RunFolder,
 ) -> SeqloomTrainer:
     """Return a fresh model in a trainer that does what the recipe says."""
-    encodings = epoch_encodings(data["train"], tokenizers, recipe, arguments) if recipe.bpe_dropout else None
     num_passes = 2 if recipe.rdrop_alpha else 1  # both lie in memory at once
-    tokens_per_device = recipe.tokens_per_device // num_passes
+    settings = BatchSettings(recipe.tokens_per_update, recipe.tokens_per_device // num_passes, packed=recipe.packing)
+    settings = settings.in_run(arguments)
+    encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
     arguments.gradient_accumulation_steps = accumulation_steps(
         encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"]),
-        tokens_per_update=recipe.tokens_per_update,
-        tokens_per_device=tokens_per_device,
-        world_size=arguments.world_size,
+        settings,
         overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
-        packed=recipe.packing,
     )
 
     check_packing(recipe, arguments)
@@ -175,13 +173,11 @@ def build_trainer(
         model,
         arguments,
         tokenizers=tokenizers,
-        tokens_per_update=recipe.tokens_per_update,
-        tokens_per_device=tokens_per_device,
+        batching=settings,
         evaluation=EvaluationPlan(metrics_of(recipe), max_new_tokens=recipe.max_new_tokens),
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         encodings=encodings,
-        packing=recipe.packing,
         rdrop_alpha=recipe.rdrop_alpha,
         ema_decay=recipe.ema_decay,
     )

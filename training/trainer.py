@@ -31,7 +31,7 @@ from seqloom.modeling.modeling_seqloom import (
 )
 from seqloom.modeling.packing import attend_to_packed
 from seqloom.training import metrics as scoring
-from seqloom.training.batching import UpdateLoader, UpdateSampler
+from seqloom.training.batching import BatchSettings, UpdateLoader, UpdateSampler
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
 from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_of, longest_first
 from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
@@ -76,13 +76,11 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         args: Seq2SeqTrainingArguments,
         *,
         tokenizers: SeqloomTokenizers,
-        tokens_per_update: int,
-        tokens_per_device: int | None = None,
+        batching: BatchSettings,
         evaluation: EvaluationPlan | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         encodings: "EpochEncodings | None" = None,
-        packing: bool = False,
         rdrop_alpha: float = 0.0,
         ema_decay: float = 0.0,
         callbacks: Sequence[TrainerCallback] = (),
@@ -94,19 +92,18 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
             args: transformers' own; `gradient_accumulation_steps` says into how many micro-batches a process cuts its
                 share of an update, `per_device_train_batch_size` is not read.
             tokenizers: saved with every checkpoint, and decode what the model writes.
-            tokens_per_update: most source + target tokens that one optimizer step learns from.
-            tokens_per_device: most places of a micro-batch, padding included; None: as many as it takes.
+            batching: how updates and micro-batches are made; what `args` knows of it is taken from there. Packed ones
+                compute real tokens only, see `modeling.packing`: right everywhere, fast on GPUs.
             evaluation: what to compute on validation and test sets.
             train_dataset: encoded pairs.
             eval_dataset: encoded pairs with their texts.
             encodings: the training pairs as each epoch cuts them anew (BPE-dropout); None: as `train_dataset` has them.
-            packing: compute real tokens only, see `modeling.packing`; right everywhere, fast on GPUs.
             rdrop_alpha: weight of R-Drop's disagreement term; 0: one pass, no such term.
             ema_decay: decay of the moving average that is evaluated in the weights' place; 0: none.
             callbacks: Trainer's.
         """
         freeze_inert_parameters(model)
-        if packing:
+        if batching.packed:
             attend_to_packed(model)
         model.set_input_embeddings(model.get_input_embeddings())  # tied tables as one module: FSDP2 refuses two
         super().__init__(
@@ -124,8 +121,7 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         self._refuse_sharded_state()
         self.label_smoother = None  # Trainer's divides by the micro-batch's tokens; the model smooths, see compute_loss
         self.tokenizers = tokenizers
-        self.tokens_per_update = tokens_per_update
-        self.tokens_per_device = tokens_per_device
+        self.batching = batching
         self.evaluation = evaluation or EvaluationPlan()
         self.scored_dataset = Dataset.from_dict({})
         """The set under evaluation, longest first."""
@@ -137,7 +133,6 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
         """Why the scores of the set evaluated last say nothing; None: they do."""
         self._is_read_again = False
         self.encodings = encodings
-        self.packing = packing
         self.rdrop_alpha = rdrop_alpha
         self.gradient_flow: GradientFlow | None = None
         """Measures each layer's gradient, once `watch_gradients` was called."""
@@ -169,22 +164,14 @@ class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
     @property
     def train_collator(self) -> SeqloomCollator:
         """What makes a micro-batch of training examples; evaluation pads."""
-        return replace(self.data_collator, packs=self.packing)
+        return replace(self.data_collator, packs=self.batching.packed)
 
     def train_sampler(self) -> UpdateSampler:
         """Return the plan of this process: which examples make its micro-batches, in which order."""
-        plan = {
-            "tokens_per_update": self.tokens_per_update,
-            "tokens_per_device": self.tokens_per_device,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "accumulation_steps": self.args.gradient_accumulation_steps,
-            "world_size": self.args.world_size,
-            "rank": self.args.process_index,
-            "packed": self.packing,
-        }
+        settings = self.batching.in_run(self.args)
         if self.encodings:
-            return self.encodings.sampler(**plan)
-        return UpdateSampler(lengths_of(self.train_dataset), **plan)
+            return self.encodings.sampler(settings)
+        return UpdateSampler(lengths_of(self.train_dataset), settings)
 
     def _seed_worker(self, worker_id: int) -> None:
         ignore_stop_signals()

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 import seqloom
+from seqloom.training.batching import BatchSettings
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer
 from tests.toy import TINY, toy_pairs
@@ -51,7 +52,7 @@ def build_trainer(folder, model):
         model,
         arguments,
         tokenizers=words,
-        tokens_per_update=100,
+        batching=BatchSettings(100),
         evaluation=EvaluationPlan(("exact_match",), num_beams=2, max_new_tokens=8),
         train_dataset=Dataset.from_dict(rows),
     )

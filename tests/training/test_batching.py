@@ -4,19 +4,23 @@ import gzip
 import itertools
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from seqloom.training import batching
 from seqloom.training.batching import (
+    BatchSettings,
     UpdateSampler,
     accumulation_steps,
     cut_update,
-    padded_size,
+    padded_tokens,
     plan_size,
     plan_updates,
 )
@@ -38,8 +42,8 @@ def sentences(count, seed=0):
     return np.stack([source, np.maximum(2, source + rng.integers(-4, 5, count))], axis=1)
 
 
-def places_of(parts, lengths):
-    """Count the places of micro-batches one by one, without the planner's help."""
+def padded_tokens_of(parts, lengths):
+    """Count the padded tokens of micro-batches one by one, without the planner's help."""
     return [sum(lengths[part][:, side].max() for side in (0, 1)) * len(part) for part in parts]
 
 
@@ -126,10 +130,22 @@ def test_a_number_of_updates_can_be_asked_for():
     updates = plan_updates(lengths, tokens_per_update=1000, seed=0, epoch=0, num_updates=fewest + 3)
     assert len(updates) == fewest + 3
     assert sorted(np.concatenate(updates).tolist()) == list(range(500))
-    sampler = UpdateSampler(lengths, tokens_per_update=1000, seed=0, num_updates=fewest + 3)
-    assert len(sampler) == fewest + 3
+    sampler = UpdateSampler(lengths, BatchSettings(1000, accumulation_steps=2), num_updates=fewest + 3)
+    micro_batches = list(sampler)
+    assert len(sampler) == len(micro_batches) == 2 * (fewest + 3)
+    assert sorted(itertools.chain(*micro_batches)) == list(range(500))
     with pytest.raises(ValueError, match=r"500 examples with \d+ tokens do not make 2 updates of .* let num_"):
         plan_size(lengths, 1000, num_updates=2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.one_of(lengths_strategy, skewed_strategy), slack=st.integers(0, 500))
+def test_asking_for_as_many_updates_as_there_are_changes_nothing(lengths, slack):
+    """The sampler always asks, also where nobody chose a number; plans of earlier runs must stay as they were."""
+    budget = int(lengths.sum(axis=1).max()) + slack
+    freely = plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=2)
+    asked = plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=2, num_updates=len(freely))
+    assert [update.tolist() for update in asked] == [update.tolist() for update in freely]
 
 
 def test_errors_of_the_plan_name_value_rule_and_remedy():
@@ -160,11 +176,11 @@ def test_cutting_an_update_leaves_no_part_empty(lengths, parts):
 @given(lengths=few_lengths, parts=st.integers(1, 4))
 def test_a_cut_is_the_one_with_least_padding_among_the_fair_ones(lengths, parts):
     update = np.argsort(lengths[:, 1], kind="stable")
-    found = places_of(cut_update(update, lengths, parts), lengths)
-    all_cuts = [places_of(pieces, lengths) for pieces in every_cut(update, parts)]
+    found = padded_tokens_of(cut_update(update, lengths, parts), lengths)
+    all_cuts = [padded_tokens_of(pieces, lengths) for pieces in every_cut(update, parts)]
     fairest = min(map(max, all_cuts))
     assert max(found) <= batching.IMBALANCE * fairest
-    assert sum(found) == min(sum(places) for places in all_cuts if max(places) <= batching.IMBALANCE * fairest)
+    assert sum(found) == min(sum(sizes) for sizes in all_cuts if max(sizes) <= batching.IMBALANCE * fairest)
 
 
 @settings(deadline=None, max_examples=60)
@@ -173,15 +189,15 @@ def test_a_cut_is_the_one_with_least_padding_among_the_fair_ones(lengths, parts)
 )
 def test_micro_batches_fit_the_device_whenever_a_cut_can_fit(lengths, parts, extra):
     update = np.argsort(lengths[:, 1], kind="stable")
-    fairest = min(max(places_of(pieces, lengths)) for pieces in every_cut(update, parts))
-    assert max(places_of(cut_update(update, lengths, parts, fairest + extra), lengths)) <= fairest + extra
-    assert max(places_of(cut_update(update, lengths, parts, fairest - 1), lengths)) == fairest
+    fairest = min(max(padded_tokens_of(pieces, lengths)) for pieces in every_cut(update, parts))
+    assert max(padded_tokens_of(cut_update(update, lengths, parts, fairest + extra), lengths)) <= fairest + extra
+    assert max(padded_tokens_of(cut_update(update, lengths, parts, fairest - 1), lengths)) == fairest
 
 
 def test_what_runs_at_the_same_time_costs_the_same():
     lengths = sentences(5000)
     for update in plan_updates(lengths, tokens_per_update=8192, seed=0, epoch=0)[:20]:
-        costs = np.array(places_of(cut_update(update, lengths, 8), lengths)).reshape(4, 2)
+        costs = np.array(padded_tokens_of(cut_update(update, lengths, 8), lengths)).reshape(4, 2)
         assert (costs.max(axis=1) < 1.2 * costs.mean(axis=1)).all()
 
 
@@ -197,11 +213,10 @@ def test_packed_sentences_are_cut_by_their_real_tokens(lengths, parts):
 
 def test_packed_updates_want_one_micro_batch_where_memory_has_room():
     lengths = sentences(3000)
-    keys = {"tokens_per_update": 8192, "overhead": batching.CPU_OVERHEAD}
-    assert accumulation_steps(lengths, tokens_per_device=9000, packed=True, **keys) == 1
-    assert accumulation_steps(lengths, tokens_per_device=9000, **keys) > 1
-    steps = accumulation_steps(lengths, tokens_per_device=3000, packed=True, **keys)
-    sampler = UpdateSampler(lengths, tokens_per_update=8192, seed=0, accumulation_steps=steps, packed=True)
+    assert accumulation_steps(lengths, BatchSettings(8192, 9000, packed=True)) == 1
+    assert accumulation_steps(lengths, BatchSettings(8192, 9000)) > 1
+    steps = accumulation_steps(lengths, BatchSettings(8192, 3000, packed=True))
+    sampler = UpdateSampler(lengths, BatchSettings(8192, packed=True, accumulation_steps=steps))
     assert max(lengths[rows].sum() for rows in sampler) <= 3000
 
 
@@ -211,12 +226,12 @@ def test_very_many_parts_are_cut_by_halves():
     pieces = cut_update(update, lengths, 200)
     assert len(pieces) == 200
     assert np.concatenate(pieces).tolist() == update.tolist()
-    costs = np.array(places_of(pieces, lengths))
+    costs = np.array(padded_tokens_of(pieces, lengths))
     assert costs.max() < 1.5 * costs.mean()
 
 
-def test_padded_size_counts_both_sides():
-    assert padded_size(np.array([[3, 5], [4, 1]])) == 2 * (4 + 5)
+def test_padded_tokens_counts_both_sides():
+    assert padded_tokens(np.array([[3, 5], [4, 1]])) == 2 * (4 + 5)
 
 
 # How many pieces -----------------------------------------------------------------------------------------------------
@@ -226,10 +241,10 @@ def test_padded_size_counts_both_sides():
 @pytest.mark.parametrize("budget", [8192, 16_384, 50_000])
 def test_three_percent_of_an_epoch_is_padding(budget, world_size):
     lengths = sentences(30_000)
-    steps = accumulation_steps(lengths, tokens_per_update=budget, tokens_per_device=8192, world_size=world_size)
+    steps = accumulation_steps(lengths, BatchSettings(budget, 8192, world_size=world_size))
     updates = plan_updates(lengths, tokens_per_update=budget, seed=0, epoch=1)
     pieces = [piece for update in updates for piece in cut_update(update, lengths, steps * world_size, 8192)]
-    assert lengths.sum() > 0.97 * sum(places_of(pieces, lengths))
+    assert lengths.sum() > 0.97 * sum(padded_tokens_of(pieces, lengths))
 
 
 @pytest.mark.skipif(DATA is None, reason="SEQLOOM_DATA names no folder with real corpora")
@@ -238,26 +253,26 @@ def test_three_percent_of_multi30k_is_padding(budget):
     files = [Path(DATA or "") / "multi30k" / f"train.{language}.gz" for language in ("en", "de")]
     texts = [gzip.decompress(file.read_bytes()).splitlines() for file in files]
     lengths = np.array([[len(line.split()) + 2 for line in text] for text in texts]).T
-    steps = accumulation_steps(lengths, tokens_per_update=budget, tokens_per_device=8192)
+    steps = accumulation_steps(lengths, BatchSettings(budget, 8192))
     updates = plan_updates(lengths, tokens_per_update=budget, seed=0, epoch=0)
     pieces = [piece for update in updates for piece in cut_update(update, lengths, steps, 8192)]
-    assert lengths.sum() > 0.97 * sum(places_of(pieces, lengths))
+    assert lengths.sum() > 0.97 * sum(padded_tokens_of(pieces, lengths))
 
 
 @pytest.mark.parametrize(("budget", "device", "world_size"), [(8192, 1024, 1), (2048, 512, 2), (512, 512, 1)])
 def test_steps_are_enough_for_memory_in_every_epoch(budget, device, world_size):
     lengths = sentences(4000)
-    steps = accumulation_steps(lengths, tokens_per_update=budget, tokens_per_device=device, world_size=world_size)
+    steps = accumulation_steps(lengths, BatchSettings(budget, device, world_size=world_size))
     for epoch in range(3):
         for update in plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=epoch):
             pieces = cut_update(update, lengths, steps * world_size, device)
-            assert max(places_of(pieces, lengths)) <= device
+            assert max(padded_tokens_of(pieces, lengths)) <= device
 
 
 def test_dear_micro_batches_are_fewer():
     lengths = sentences(4000)
     on_cpu, on_gpu = (
-        accumulation_steps(lengths, tokens_per_update=8192, tokens_per_device=16_384, overhead=overhead)
+        accumulation_steps(lengths, BatchSettings(8192, 16_384), overhead=overhead)
         for overhead in (batching.CPU_OVERHEAD, batching.ACCELERATOR_OVERHEAD)
     )
     assert on_gpu < on_cpu <= 10
@@ -266,8 +281,7 @@ def test_dear_micro_batches_are_fewer():
 def test_more_processes_accumulate_less():
     lengths = sentences(4000)
     steps = [
-        accumulation_steps(lengths, tokens_per_update=8192, tokens_per_device=8192, world_size=world_size)
-        for world_size in (1, 2, 4, 8)
+        accumulation_steps(lengths, BatchSettings(8192, 8192, world_size=world_size)) for world_size in (1, 2, 4, 8)
     ]
     assert steps == sorted(steps, reverse=True)
     assert steps[-1] == 1
@@ -278,13 +292,23 @@ def test_errors_of_the_budgets_name_value_rule_and_remedy():
     with pytest.raises(
         ValueError, match=r"1 training examples are longer than tokens_per_device=600, the longest has 700 .* raise"
     ):
-        accumulation_steps(lengths, tokens_per_update=1000, tokens_per_device=600)
+        accumulation_steps(lengths, BatchSettings(1000, 600))
     few = np.full((40, 2), 50)
     with pytest.raises(ValueError, match=r"tokens_per_update=300 may have as few as 1 examples, too few for 8 micro-"):
-        accumulation_steps(few, tokens_per_update=300, tokens_per_device=300, world_size=8)
+        accumulation_steps(few, BatchSettings(300, 300, world_size=8))
     wide = np.array([[1, 90], [90, 1]] * 20)
     with pytest.raises(ValueError, match=r"tokens_per_device=100 is too small: cut into \d+ micro-batches, .* raise "):
-        accumulation_steps(wide, tokens_per_update=1000, tokens_per_device=100)
+        accumulation_steps(wide, BatchSettings(1000, 100))
+
+
+def test_settings_of_a_run_come_from_trainers_arguments(tmp_path):
+    keys = {"gradient_accumulation_steps": 3, "seed": 5, "use_cpu": True, "output_dir": str(tmp_path)}
+    chosen = BatchSettings(800, 400, packed=True)
+    assert chosen.in_run(TrainingArguments(**keys)) == replace(chosen, seed=5, accumulation_steps=3)
+    assert chosen.in_run(TrainingArguments(**keys, data_seed=6)).seed == 6
+    others = SimpleNamespace(seed=5, data_seed=0, gradient_accumulation_steps=2, world_size=4, process_index=3)
+    assert chosen.in_run(others) == BatchSettings(800, 400, True, 0, 2, 4, 3)
+    assert chosen.in_run(others).num_micro_batches == 8
 
 
 # The sampler ---------------------------------------------------------------------------------------------------------
@@ -297,12 +321,7 @@ def test_processes_and_accumulation_share_the_same_updates():
         ranks = [
             list(
                 UpdateSampler(
-                    lengths,
-                    tokens_per_update=800,
-                    seed=3,
-                    accumulation_steps=steps,
-                    world_size=world_size,
-                    rank=rank,
+                    lengths, BatchSettings(800, seed=3, accumulation_steps=steps, world_size=world_size, rank=rank)
                 )
             )
             for rank in range(world_size)
@@ -319,7 +338,7 @@ def test_processes_and_accumulation_share_the_same_updates():
 
 def test_the_sampler_knows_its_length_and_its_epoch():
     lengths = np.random.default_rng(0).integers(5, 30, (400, 2))
-    sampler = UpdateSampler(lengths, tokens_per_update=800, seed=3, accumulation_steps=2)
+    sampler = UpdateSampler(lengths, BatchSettings(800, seed=3, accumulation_steps=2))
     first = list(sampler)
     assert len(first) == len(sampler)
     assert list(sampler) == first
@@ -329,18 +348,18 @@ def test_the_sampler_knows_its_length_and_its_epoch():
 
 def test_the_sampler_plans_only_when_it_is_walked(monkeypatch):
     monkeypatch.setattr(batching, "plan_updates", None)
-    sampler = UpdateSampler(sentences(400), tokens_per_update=800, seed=3)
+    sampler = UpdateSampler(sentences(400), BatchSettings(800, seed=3))
     assert len(sampler) == sampler.num_updates > 5
 
 
 def test_the_sampler_refuses_before_training_what_could_leave_a_process_without_work():
     few = np.full((40, 2), 50)
     with pytest.raises(ValueError, match=r"too few for 4 micro-batches .* raise tokens_per_update, lower max_source_l"):
-        UpdateSampler(few, tokens_per_update=300, seed=0, accumulation_steps=2, world_size=2)
+        UpdateSampler(few, BatchSettings(300, accumulation_steps=2, world_size=2))
 
 
 def test_micro_batches_that_no_cut_can_fit_are_counted_and_named(caplog):
-    sampler = UpdateSampler(sentences(400), tokens_per_update=800, seed=3, tokens_per_device=400)
+    sampler = UpdateSampler(sentences(400), BatchSettings(800, 400, seed=3))
     with caplog.at_level(logging.WARNING, logger=batching.__name__):
         list(sampler)
     assert sampler.num_oversized == len(sampler)

@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
 
-from seqloom.training.confidence import SENTENCE_SUMS, confidence_intervals, interval
+from seqloom.training.confidence import confidence_intervals, interval, paired_difference
 from seqloom.training.metrics import METRICS, score
 
 NAMES = ["bleu", "tokenized_bleu", "chrf", "exact_match", "cer", "wer"]
@@ -30,7 +31,7 @@ def texts():
 def test_the_whole_set_scores_as_the_metric_says(texts):
     expected = score(*texts, NAMES)
     for name in NAMES:
-        sums = SENTENCE_SUMS[name](*texts)
+        sums = METRICS[name](*texts)
         assert sums.score(sums.values.sum(axis=0)) == pytest.approx(expected[name], abs=1e-9), name
 
 
@@ -65,7 +66,7 @@ def test_intervals_hold_the_score_and_shrink_with_the_test_set(texts):
 
 
 def test_the_same_texts_give_the_same_interval(texts):
-    sums = SENTENCE_SUMS["cer"](*texts)
+    sums = METRICS["cer"](*texts)
     assert interval(sums) == interval(sums)
     assert interval(sums) != interval(sums, seed=1)
 
@@ -76,5 +77,72 @@ def test_no_interval_without_something_to_draw_from():
     assert confidence_intervals(["a", "b"], ["a", "b"], ["exact_match"]) == {"exact_match_ci95": [100.0, 100.0]}
 
 
-def test_every_metric_of_text_has_an_interval():
-    assert set(SENTENCE_SUMS) == set(METRICS)
+def test_every_metric_of_text_has_an_interval(texts):
+    assert set(confidence_intervals(*texts, list(METRICS))) == {f"{name}_ci95" for name in METRICS}
+
+
+# Two systems ---------------------------------------------------------------------------------------------------------
+
+
+def worse(outputs, share, seed=2):
+    """Return outputs of which a share has lost its last word."""
+    rng = random.Random(seed)
+    return [text.rpartition(" ")[0] if rng.random() < share else text for text in outputs]
+
+
+def test_p_agrees_with_sacrebleus_approximate_randomisation(texts):
+    """With systems that differ in so many sentences that ties, which sacreBLEU does not count, are rare."""
+    outputs, references = texts
+    one, other = worse(outputs, 0.30), worse(outputs, 0.33, seed=4)
+    systems = [("one", one), ("other", other)]
+    _, theirs = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="ar", n_samples=3000)()
+    ours = paired_difference(METRICS["bleu"](one, references), METRICS["bleu"](other, references))
+    assert 0.05 < theirs["BLEU"][1].p_value < 0.95, "a question that is not settled"
+    assert ours.p_value == pytest.approx(theirs["BLEU"][1].p_value, abs=0.05)
+
+
+def test_p_agrees_with_the_sign_test_on_hits():
+    """Seven sentences only the one system has right, one only the other: 18 of 256 ways to swap are as far apart."""
+    references = ["right"] * 20
+    one = METRICS["exact_match"](["right"] * 19 + ["wrong"], references)
+    other = METRICS["exact_match"](["wrong"] * 7 + ["right"] * 13, references)
+    assert paired_difference(one, other, num_resamples=10_000).p_value == pytest.approx(18 / 256, abs=0.01)
+
+
+def test_the_interval_of_a_difference_agrees_with_the_normal_approximation():
+    size, gained, lost = 400, 60, 20
+    references = ["a"] * size
+    one = METRICS["exact_match"](["b"] * lost + ["a"] * (size - lost), references)
+    other = METRICS["exact_match"](["a"] * lost + ["b"] * gained + ["a"] * (size - lost - gained), references)
+    found = paired_difference(one, other)
+    error = 100 * math.sqrt(gained + lost - (gained - lost) ** 2 / size) / size
+    assert found.value == 10
+    assert found.interval == pytest.approx((10 - 1.96 * error, 10 + 1.96 * error), abs=0.6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_systems_that_write_the_same_do_not_differ(texts, name):
+    sums = METRICS[name](*texts)
+    found = paired_difference(sums, sums, num_resamples=20)
+    assert (found.value, found.interval, found.p_value) == (0, (0, 0), 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clear_difference_is_seen_from_both_sides(texts, name):
+    outputs, references = texts
+    better, poorer = (METRICS[name](each, references) for each in (outputs, worse(references, 0.9)))
+    forth, back = paired_difference(better, poorer), paired_difference(poorer, better)
+    expected = score(outputs, references, [name])[name] - score(worse(references, 0.9), references, [name])[name]
+    assert forth.value == pytest.approx(expected)
+    assert (back.value, back.p_value) == (-forth.value, forth.p_value)
+    assert back.interval == tuple(-bound for bound in reversed(forth.interval))
+    assert forth.interval[0] < forth.value < forth.interval[1]
+
+
+def test_systems_of_other_test_sets_or_metrics_are_refused(texts):
+    outputs, references = texts
+    sums = METRICS["bleu"](outputs, references)
+    with pytest.raises(ValueError, match=r"one system has 300 scored sentences and the other 200 .* same test set"):
+        paired_difference(sums, METRICS["bleu"](outputs[:200], references[:200]))
+    with pytest.raises(ValueError, match=r"tok:13a.*tok:none.*score both by the same metric"):
+        paired_difference(sums, METRICS["tokenized_bleu"](outputs, references))

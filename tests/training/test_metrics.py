@@ -1,8 +1,15 @@
 """Scores: known values, the tokeniser that fits the script, and names that do not exist."""
 
+import evaluate
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU, CHRF
 
 from seqloom.training.metrics import METRICS, bleu_tokenizer_for, get_metrics, score
+
+texts = st.text(st.sampled_from("ab .,ß今天\u3000"), max_size=12) | st.sampled_from(["", "a b a b a", "今天的天气很好"])
+corpora = st.lists(st.tuples(texts, texts) | texts.map(lambda text: (text, text)), min_size=1, max_size=8)
 
 
 def test_identical_texts_score_perfectly():
@@ -20,6 +27,44 @@ def test_error_rates_count_edits_over_the_reference():
     assert scores["wer"] == pytest.approx(100 * 3 / 5)
     assert scores["cer"] == pytest.approx(100 * (2 + 4) / 8)
     assert scores["exact_match"] == 0
+
+
+def edits(output, reference):
+    """Return the Levenshtein distance, row by row as in the textbook."""
+    row = list(range(len(reference) + 1))
+    for i, left in enumerate(output, 1):
+        above, row = row, [i]
+        for j, right in enumerate(reference, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (left != right)))
+    return row[-1]
+
+
+@settings(deadline=None, max_examples=100)
+@given(corpora)
+def test_the_sums_score_as_sacrebleu_and_the_definitions_say(corpus):
+    """Empty outputs, empty references and Chinese included."""
+    outputs, references = map(list, zip(*corpus, strict=True))
+    theirs = {"bleu": BLEU(tokenize=bleu_tokenizer_for(references)), "tokenized_bleu": BLEU(tokenize="none")}
+    theirs["chrf"] = CHRF()
+    expected = {name: metric.corpus_score(outputs, [references]).score for name, metric in theirs.items()}
+    signatures = {name: str(metric.get_signature()) for name, metric in theirs.items()}
+    expected["exact_match"] = 100 * sum(map(str.__eq__, outputs, references)) / len(references)
+    expected["cer"] = 100 * sum(map(edits, outputs, references)) / max(1, sum(map(len, references)))
+    words = [[text.split() for text in side] for side in (outputs, references)]
+    expected["wer"] = 100 * sum(map(edits, *words)) / max(1, sum(map(len, words[1])))
+    found = {name: metric(outputs, references) for name, metric in METRICS.items()}
+    assert {name: sums.value for name, sums in found.items()} == pytest.approx(expected, abs=1e-9)
+    assert {name: found[name].signature for name in theirs} == signatures
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_each_is_a_metric_of_evaluate(name):
+    (metric,) = get_metrics([name])
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.description == METRICS[name].__doc__
+    metric.add_batch(predictions=["ein Hund"], references=["ein Hund"])
+    metric.add(prediction="今天", reference="今天")
+    assert metric.compute()[name] == METRICS[name](["ein Hund", "今天"], ["ein Hund", "今天"]).value
 
 
 def test_bleu_says_how_it_was_measured():

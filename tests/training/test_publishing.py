@@ -154,6 +154,7 @@ def test_push_to_hub_of_the_trainer_itself(recipe, hub, tmp_path, tiny_config, c
     from transformers import Seq2SeqTrainingArguments
 
     import seqloom
+    from seqloom.training.batching import BatchSettings
     from seqloom.training.tokenizer import train_tokenizer
     from seqloom.training.trainer import SeqloomTrainer
 
@@ -163,7 +164,7 @@ def test_push_to_hub_of_the_trainer_itself(recipe, hub, tmp_path, tiny_config, c
         seqloom.SeqloomForConditionalGeneration(tiny_config(vocab_size=tokenizers.vocab_size)),
         Seq2SeqTrainingArguments(output_dir=str(tmp_path / "own"), use_cpu=True, report_to="none", disable_tqdm=True),
         tokenizers=tokenizers,
-        tokens_per_update=100,
+        batching=BatchSettings(100),
         train_dataset=pairs,
     )
     report = trainer.push_to_hub(tags="mine")

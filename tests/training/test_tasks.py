@@ -4,10 +4,12 @@ import logging
 import unicodedata
 
 import pytest
+import regex
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqloom.training import tasks
 from seqloom.training.reading.readers import is_blank
 from seqloom.training.tasks import ContinuationTask, PairsTask, find_cuts, get_task, split_document
 
@@ -45,7 +47,6 @@ class TestSplitDocument:
     @given(documents | difficult)
     def test_no_visible_character_is_cut(self, text):
         """Held against the grapheme clusters of the regex package, which follows Unicode's UAX 29."""
-        regex = pytest.importorskip("regex")
         boundaries = {match.end() for match in regex.finditer(r"\X", text)}
         assert set(find_cuts(text)) <= boundaries
 
@@ -63,11 +64,30 @@ class TestSplitDocument:
             "한",
             unicodedata.normalize("NFD", "한"),
             "각\u11a8",
+            "क्षि",
+            "र्त्स्न्य",
         ],
     )
     def test_clusters_stay_whole(self, cluster):
         assert find_cuts(cluster) == []
         assert find_cuts(f"天{cluster}天") == [1, 1 + len(cluster)]
+
+    def test_what_only_looks_joined_is_cut_as_unicode_says(self):
+        """The second version of the rule; the first kept these whole."""
+        assert find_cuts("မာ") == [1], "Burmese AA is a character of its own"
+        assert find_cuts("क्a") == [2], "a virama takes the next letter of its script, not any"
+        assert find_cuts("天\u200d天") == [2], "a joiner joins pictures"
+
+    def test_the_signs_of_a_script_without_spaces_part_words_too(self):
+        assert find_cuts("「GPU」ー３３㍿x") == [1, 4, 5, 6, 7, 8, 9]
+        assert find_cuts("it's 5 ʻō·a") == [4, 6]
+
+    def test_a_change_of_the_rule_cuts_a_cached_corpus_anew(self, monkeypatch):
+        """A corpus cut by an older rule is never read from the cache."""
+        dataset = corpus("မာမာ")
+        now = ContinuationTask().to_pairs(dataset)
+        monkeypatch.setattr(tasks, "CUT_RULE", tasks.CUT_RULE - 1)
+        assert ContinuationTask().to_pairs(dataset)._fingerprint != now._fingerprint
 
     def test_flags_are_cut_between_pairs_of_letters(self):
         assert find_cuts("🇨🇳🇩🇪🇫🇷") == [2, 4]

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 import seqloom
+from seqloom.training.batching import BatchSettings
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.trainer import (
     EvaluationPlan,
@@ -58,7 +59,7 @@ def make_trainer(tmp_path, tokenizers, pairs, tiny_config):
             model,
             Seq2SeqTrainingArguments(output_dir=str(tmp_path / "run"), **{**defaults, **arguments}),
             tokenizers=tokenizers,
-            tokens_per_update=tokens_per_update,
+            batching=BatchSettings(tokens_per_update),
             evaluation=evaluation,
             train_dataset=pairs,
             eval_dataset=pairs,

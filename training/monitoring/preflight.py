@@ -95,14 +95,14 @@ class Memory:
 
 def survey(sampler: UpdateSampler) -> Plan:
     """Look at the micro-batches of the first epoch, as far as `PROBED_UPDATES` reach."""
-    lengths = sampler.lengths
-    batches = itertools.islice(sampler, PROBED_UPDATES * sampler.accumulation_steps)
-    row_lengths = _mean_lengths if sampler.packed else _longest
+    lengths, steps, packed = sampler.lengths, sampler.settings.accumulation_steps, sampler.settings.packed
+    batches = itertools.islice(sampler, PROBED_UPDATES * steps)
+    row_lengths = _mean_lengths if packed else _longest
     shapes = np.array([(len(rows), *row_lengths(lengths[rows]), lengths[rows].sum()) for rows in batches])
-    positions = shapes[:, 3] if sampler.packed else shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
+    positions = shapes[:, 3] if packed else shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
     rows, source, target, _ = shapes[positions.argmax()]
     return Plan(
-        num_updates=len(sampler) // sampler.accumulation_steps,
+        num_updates=len(sampler) // steps,
         num_tokens=int(lengths.sum()),
         padding=float(1 - shapes[:, 3].sum() / positions.sum()),
         largest=(int(rows), int(source), int(target)),

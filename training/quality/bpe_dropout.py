@@ -29,7 +29,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from seqloom.training.batching import UpdateSampler, plan_size, plan_updates
+from seqloom.training.batching import BatchSettings, UpdateSampler, plan_size
 from seqloom.training.examples import lengths_of
 from seqloom.training.tokenizer import BYTE_TOKENS, SeqloomTokenizers, check_bpe_dropout
 
@@ -171,9 +171,9 @@ class EpochEncodings(torch.utils.data.Dataset[dict[str, list[int]]]):
         self.set_epoch(epoch)
         return lengths_of(self.rows)
 
-    def sampler(self, **plan: int) -> "EpochSampler":
-        """Return the sampler that plans each epoch from its own lengths; arguments as for `UpdateSampler`."""
-        return EpochSampler(self, **plan)
+    def sampler(self, settings: BatchSettings) -> "EpochSampler":
+        """Return the sampler that plans each epoch from its own lengths."""
+        return EpochSampler(self, settings)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -204,13 +204,12 @@ def _cut_batch(
 class EpochSampler(UpdateSampler):
     """An UpdateSampler whose lengths are those of the epoch; every epoch has as many updates as epoch 0."""
 
-    def __init__(self, encodings: EpochEncodings, *, tokens_per_update: int, **others: Any) -> None:
-        """Plan for one process; arguments as for `UpdateSampler`, with the encodings in the lengths' place."""
+    def __init__(self, encodings: EpochEncodings, settings: BatchSettings) -> None:
+        """Plan for one process, with the encodings in the place of `UpdateSampler`'s lengths."""
         self.encodings = encodings
         lengths = encodings.lengths_of_epoch(0)
-        budget = max(int(share_planned(len(lengths)) * tokens_per_update), int(lengths.sum(axis=1).max()))
-        num_updates = plan_size(lengths, budget).num_updates
-        super().__init__(lengths, tokens_per_update=tokens_per_update, num_updates=num_updates, **others)
+        budget = max(int(share_planned(len(lengths)) * settings.tokens_per_update), int(lengths.sum(axis=1).max()))
+        super().__init__(lengths, settings, num_updates=plan_size(lengths, budget).num_updates)
 
     def set_epoch(self, epoch: int) -> None:
         """Cut the examples anew, before the loader's workers are started."""
@@ -220,13 +219,7 @@ class EpochSampler(UpdateSampler):
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Return the updates of an epoch, planned from its own lengths."""
         self.lengths = self.encodings.lengths_of_epoch(epoch)
-        return plan_updates(
-            self.lengths,
-            tokens_per_update=self.tokens_per_update,
-            seed=self.seed,
-            epoch=epoch,
-            num_updates=self.num_updates,
-        )
+        return super().plan(epoch)
 
 
 __all__ = ["EpochEncodings", "EpochSampler", "LengthLimits", "MergeDropout"]

@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 
 import seqloom
 from seqloom.configuration.recipe import RecipeError
-from seqloom.training.batching import UpdateSampler
+from seqloom.training.batching import BatchSettings, UpdateSampler
 from seqloom.training.monitoring import preflight
 from seqloom.training.monitoring.preflight import Memory, Plan, TimeEstimate, describe, duration, measure, survey
 from seqloom.training.tokenizer import train_tokenizer
@@ -31,7 +31,7 @@ def trainer(tmp_path: Any, tokenizers: Any, tiny_config: Any) -> SeqloomTrainer:
         seqloom.SeqloomForConditionalGeneration(tiny_config(vocab_size=tokenizers.vocab_size, dropout=0.1)),
         Seq2SeqTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True),
         tokenizers=tokenizers,
-        tokens_per_update=100,
+        batching=BatchSettings(100),
         train_dataset=Dataset.from_dict(rows),
     )
 
@@ -39,7 +39,7 @@ def trainer(tmp_path: Any, tokenizers: Any, tiny_config: Any) -> SeqloomTrainer:
 def test_the_survey_is_that_of_the_batches() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 30, (500, 2))
-    sampler = UpdateSampler(lengths, tokens_per_update=1000, seed=1, accumulation_steps=2)
+    sampler = UpdateSampler(lengths, BatchSettings(1000, seed=1, accumulation_steps=2))
     plan = survey(sampler)
     shapes = [(len(rows), *lengths[rows].max(axis=0)) for rows in sampler]
     places = [rows * (source + target) for rows, source, target in shapes]

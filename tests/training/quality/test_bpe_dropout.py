@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqloom.training.batching import BatchSettings
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits, MergeDropout
 from seqloom.training.tokenizer import TokenizerError, train_tokenizer
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
@@ -117,7 +118,7 @@ def test_what_grows_too_long_keeps_its_plain_pieces(encodings):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_epoch_has_the_same_updates_within_budget(encodings, world_size):
     samplers = [
-        encodings(count=600).sampler(tokens_per_update=400, seed=1, world_size=world_size, rank=rank)
+        encodings(count=600).sampler(BatchSettings(400, seed=1, world_size=world_size, rank=rank))
         for rank in range(world_size)
     ]
     counts = set()
