@@ -19,6 +19,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -117,22 +118,23 @@ def make_environment(folder: Path, pins: list[str]) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return the variables for a cell: without PYTHONPATH, which would stand in front of what it installs."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """Return the variables for a cell: one core, and no PYTHONPATH, which would stand in front of what it installs."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
 
 def run_cell(name: str) -> bool:
-    """Run the suite in one cell, say how long it took, and return whether all of it passed."""
+    """Run the suite in one cell, print what it said and how long it took, and return whether all of it passed."""
     pins = lowest_pins(declared()) if name == LOWEST else [f"transformers=={name}"]
-    print(f"\n== compat {name}: {' '.join(pins)}", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         python = make_environment(Path(folder), pins)
         installed = time.monotonic()
         command = [python, "-m", "pytest", "-q", "-k", f"not {LEFT_OUT}", *SUITE]
-        tests = subprocess.run(command, check=False, cwd=ROOT, env=environment())
+        tests = subprocess.run(command, check=False, cwd=ROOT, env=environment(), capture_output=True, text=True)
     seconds = f"{installed - start:.0f} s to install, {time.monotonic() - installed:.0f} s of tests"
-    print(f"== compat {name}: {'failed' if tests.returncode else 'passed'}, {seconds}", flush=True)
+    verdict = "failed" if tests.returncode else "passed"
+    said = tests.stdout + tests.stderr if tests.returncode else tests.stdout.splitlines()[-1]
+    print(f"\n== compat {name}: {' '.join(pins)}\n{said}\n== compat {name}: {verdict}, {seconds}", flush=True)
     return tests.returncode == 0
 
 
@@ -143,8 +145,10 @@ def all_cells() -> list[str]:
 
 
 def main() -> None:
-    """Run the named cells or all; exit with 1 and the names of those where a test failed."""
-    failed = [name for name in sys.argv[1:] or all_cells() if not run_cell(name)]
+    """Run the named cells or all, as many at once as there are cores; exit with 1 and name those that failed."""
+    cells = sys.argv[1:] or all_cells()
+    with ThreadPoolExecutor(os.cpu_count()) as cores:
+        failed = [name for name, passed in zip(cells, cores.map(run_cell, cells), strict=True) if not passed]
     if failed:
         raise SystemExit(f"compat suite failed with {', '.join(failed)}")
 
