@@ -29,7 +29,14 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import cached_file
 
-from seqloom.modeling.library import REMEDY, describe_running, describe_tested, is_tested, running_library
+from seqloom.modeling.library import (
+    REMEDY,
+    UnknownKeywordError,
+    describe_running,
+    describe_tested,
+    is_tested,
+    running_library,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -515,6 +522,8 @@ def check(model: Any) -> None:
     try:
         rows = rows_of(model) if is_as_saved else sing_here(model)
         faults = find_faults(model, rows)
+    except UnknownKeywordError:  # says all there is to say
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CanaryError(f"{refusal(canary)} It failed with {type(error).__name__}: {error}") from error
     if faults:
