@@ -31,6 +31,16 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def tested_pair() -> None:
+    """Name the installed transformers and torch as tested, for that is what the suite does with them."""
+    from seqloom.modeling import library
+
+    running = library.running_library()
+    library.TESTED = {**library.TESTED, running["transformers"]: running["digest"]}
+    library.TESTED_TORCH = tuple(dict.fromkeys([*library.TESTED_TORCH, running["torch"]]))
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
     """Return a function that builds a tiny `SeqloomConfig`; keyword arguments override its fields."""

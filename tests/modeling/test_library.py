@@ -9,7 +9,14 @@ import transformers
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
 from seqloom.modeling import library
-from seqloom.modeling.library import CACHE, TESTED, UnknownKeywordError, by_one_name, running_library
+from seqloom.modeling.library import (
+    CACHE,
+    TESTED,
+    TESTED_TORCH,
+    UnknownKeywordError,
+    by_one_name,
+    running_library,
+)
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 
 BATCH = {"input_ids": torch.tensor([[5, 6, 7, 2]]), "decoder_input_ids": torch.tensor([[1, 8, 9]])}
@@ -48,10 +55,10 @@ def test_the_error_says_which_keyword_what_runs_what_was_tested_and_what_to_do(t
     assert str(error.value) == (
         "SeqloomForConditionalGeneration.forward does not know the keyword atention_mask, and would have answered "
         "without it; did you mean attention_mask? Running is transformers 5.99.0 and torch 2.99.0, tested was "
-        f"transformers {', '.join(TESTED)} with torch {', '.join(library.TESTED_TORCH)}. If the keyword is yours, "
-        "correct or remove it. If the library sent it, install a tested pair, as with pip install "
-        f"transformers=={list(TESTED)[-1]} torch=={library.TESTED_TORCH[-1]}, or let a newer Seqloom renew the "
-        "folder's code: pip install -U seqloom, then seqloom upgrade FOLDER."
+        f"transformers {', '.join(library.TESTED)} with torch {', '.join(library.TESTED_TORCH)}. If the keyword is "
+        "yours, correct or remove it. If the library sent it, install a tested pair, as with pip install "
+        f"transformers=={list(TESTED)[-1]} torch=={TESTED_TORCH[-1]}, or let a newer Seqloom renew the folder's code: "
+        "pip install -U seqloom, then seqloom upgrade FOLDER."
     )
 
 
@@ -182,9 +189,12 @@ def test_a_patched_copy_is_another_library(tmp_path, monkeypatch):
 
 def test_a_patched_release_is_called_so(monkeypatch):
     monkeypatch.setattr(
-        library, "running_library", lambda: {"transformers": list(TESTED)[-1], "digest": "0", "torch": "2.13.0"}
+        library, "running_library", lambda: {"transformers": list(library.TESTED)[-1], "digest": "0", "torch": "2.13.0"}
     )
-    assert library.describe_running() == f"transformers {list(TESTED)[-1]} (not as it was released) and torch 2.13.0"
+    assert (
+        library.describe_running()
+        == f"transformers {list(library.TESTED)[-1]} (not as it was released) and torch 2.13.0"
+    )
     assert not library.is_tested()
 
 
