@@ -37,7 +37,7 @@ TESTED = {
 """Release of transformers -> digest of its text, as `running_library` makes it; the whole suite, or its compat part,
 has passed with each."""
 
-TESTED_TORCH = ("2.13.0",)
+TESTED_TORCH = ("2.13.0", "2.14.1")
 """Releases of torch with which it has."""
 
 CACHE = (
