@@ -41,6 +41,7 @@ from seqloom.modeling.canary import (
     read_canary,
     sing_here,
     start_of,
+    up_to_end,
 )
 from seqloom.modeling.library import TESTED_PAIR, describe_running, describe_tested, is_tested
 from seqloom.training.collator import IGNORED_LABEL
@@ -171,15 +172,9 @@ def faults_of_doors(
         read = [token for token in ids[:longest] if token != loaded.config.pad_token_id]
         if read != source:
             faults.append(f"out of a saved folder, the pipeline reads {text!r} as {read}, not {source}")
-        elif fault := misread(loaded, source, up_to_end(ids[longest:], loaded.config), most=STEPS):
+        elif fault := misread(loaded, source, up_to_end(ids[longest:], ends_of(loaded.config)), most=STEPS):
             faults.append(f"out of a saved folder, the pipeline answers {text!r} with other tokens: {fault}")
     return faults
-
-
-def up_to_end(ids: Sequence[int], config: Any) -> list[int]:
-    """Return the ids up to the first end of sequence, and it."""
-    first = next((place for place, token in enumerate(ids) if token in ends_of(config)), len(ids))
-    return list(ids[: first + 1])
 
 
 def check_trained(model: Any) -> None:
@@ -286,7 +281,7 @@ def misread_in(model: Any, inputs: dict[str, Tensor], ids: Tensor, *, most: int,
     faults = []
     for row in rows:
         source = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
-        written = up_to_end(ids[row, 1:].tolist(), model.config)
+        written = up_to_end(ids[row, 1:].tolist(), ends_of(model.config))
         if fault := misread(model, source, written, most=most, is_exact=is_exact):
             faults.append(fault)
     return faults
