@@ -466,8 +466,10 @@ class SeqloomPreTrainedModel(PreTrainedModel):
 
     def _are_others(self, state_dict: dict[str, Tensor] | None) -> bool:
         """Whether a state_dict holds other tensors than this model."""
+        if state_dict is None:
+            return False
         own = {tensor.data_ptr() for tensor in self.state_dict().values()}
-        return state_dict is not None and any(tensor.data_ptr() not in own for tensor in state_dict.values())
+        return any(tensor.data_ptr() not in own for tensor in state_dict.values())
 
     def _resize_token_embeddings(self, new_num_tokens: int | None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the decoder's own table too, when it has one."""

@@ -20,6 +20,16 @@ TINY: dict[str, Any] = {
 }
 """Every width differs from every other, so that a transposed or swapped matrix cannot go unnoticed."""
 
+MODERN = {
+    "norm_position": "pre",
+    "norm_type": "rmsnorm",
+    "position_embedding_type": "rotary",
+    "use_gated_ffn": True,
+    "activation_function": "silu",
+    "num_key_value_heads": 2,
+}
+"""Every switch away from the paper's side."""
+
 
 def padded(sentences: list[list[int]], side: str = "right", pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack sentences of different lengths.

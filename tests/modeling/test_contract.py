@@ -20,17 +20,9 @@ from seqloom.modeling.modeling_seqloom import (
     SeqloomModel,
 )
 from tests.reference import PaperTransformer
-from tests.toy import TINY, toy_pairs
+from tests.toy import MODERN, TINY, toy_pairs
 
 POSITIONS = ["sinusoidal", "learned", "rotary"]
-MODERN = {
-    "norm_position": "pre",
-    "norm_type": "rmsnorm",
-    "position_embedding_type": "rotary",
-    "use_gated_ffn": True,
-    "activation_function": "silu",
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.fixture

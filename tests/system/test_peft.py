@@ -10,18 +10,10 @@ from transformers import DynamicCache, EncoderDecoderCache
 import seqloom
 from seqloom.modeling import canary, library
 from seqloom.modeling.canary import CANARY_NAME, read_canary, save_canary
-from tests.toy import toy_pairs
+from tests.toy import MODERN, toy_pairs
 
 peft = pytest.importorskip("peft")
 
-MODERN = {
-    "norm_position": "pre",
-    "norm_type": "rmsnorm",
-    "position_embedding_type": "rotary",
-    "use_gated_ffn": True,
-    "activation_function": "silu",
-    "num_key_value_heads": 2,
-}
 SOURCE, MASK, LABELS = toy_pairs(6, seed=7)
 BATCH = {"input_ids": SOURCE, "attention_mask": MASK}
 
