@@ -19,7 +19,8 @@ import torch
 from datasets import Dataset
 
 from seqloom import SeqloomForConditionalGeneration
-from seqloom.configuration.recipe import Recipe, resolve_recipe
+from seqloom.configuration.recipe import Recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.modeling.canary import CANARY_NAME, check_once, sample_weights, write_canary
 from seqloom.training.demo import build_demo
 from seqloom.training.mouth import READ_AGAIN, check_mouth, misread_in

@@ -341,8 +341,8 @@ def sum_of_lengths(pair: tuple[list[int], list[int]]) -> int:
 
 def encoded(options: argparse.Namespace) -> tuple[Any, Any]:
     """Return the vocabulary that Seqloom's run has trained, and the training pairs in it."""
-    from seqloom.training.corpus import load_corpus
     from seqloom.training.preparation import encode_batch
+    from seqloom.training.reading.corpus import load_corpus
     from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 
     corpus = load_corpus([options.source, options.target]).dataset

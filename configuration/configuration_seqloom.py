@@ -7,7 +7,6 @@ the canonical ones. The defaults are the base model of Vaswani et al. 2017, "Att
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from difflib import get_close_matches
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -15,6 +14,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
+
+from seqloom.configuration.suggestion import did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -188,9 +189,9 @@ class SeqloomConfig(PreTrainedConfig):
         for key, value in kwargs.items():
             if key.startswith("_") or key in _FOREIGN_KEYS or hasattr(type(self), key) or key in self.attribute_map:
                 continue
-            near = get_close_matches(key, ours, n=1, cutoff=0.8)
-            if near and self.transformers_version is None:
-                raise ValueError(f"{key}={value!r} is not a field of SeqloomConfig; did you mean {near[0]}?")
+            hint = did_you_mean(key, ours, "did you mean {}?", cutoff=0.8)
+            if hint and self.transformers_version is None:
+                raise ValueError(f"{key}={value!r} is not a field of SeqloomConfig; {hint}")
             logger.warning(f"{key}={value!r} is not a field of SeqloomConfig; it is kept and has no effect.")
 
     def _check_choices(self) -> None:
@@ -202,8 +203,7 @@ class SeqloomConfig(PreTrainedConfig):
         ):
             value = getattr(self, name)
             if value not in allowed:
-                near = get_close_matches(value, allowed, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = did_you_mean(value, allowed, "did you mean {!r}? ")
                 raise ValueError(f"{name}={value!r} is unknown; {hint}use one of {', '.join(allowed)}.")
 
     def _check_heads(self) -> None:

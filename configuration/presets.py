@@ -8,10 +8,10 @@ derives the parameter counts from the formulas of the paper.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.suggestion import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def get_preset(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    near = get_close_matches(str(name), PRESETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"preset={name!r} is unknown; {hint}use one of {', '.join(PRESETS)}.")
+    raise ValueError(f"preset={name!r} is unknown; {did_you_mean(name, PRESETS)}use one of {', '.join(PRESETS)}.")
 
 
 def preset_config(name: str, **overrides: Any) -> SeqloomConfig:

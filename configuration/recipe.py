@@ -1,313 +1,367 @@
-"""The recipe, from its layers: one YAML grouped by chapter, flat on the command line.
+"""Recipe: what decides a training run, with the meaning of each key written under it.
 
-Four layers make a recipe, the later one wins: defaults < preset < recipe file < command line. The resolved recipe is
-written into the run folder and can be started again as it is. What the keys are and mean stands in `recipe_fields`
-(ours) and `recipe_keys` (all).
+The text under a field is also its `--help`: `field_docs` reads it from the source, so that it is written once.
 """
 
-import argparse
-import logging
+import ast
+import inspect
+import itertools
+import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from importlib import resources
+from dataclasses import Field, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, Literal
 
-from seqloom.configuration.data_size import AUTO, PROVISIONAL, explain_choice, settings_for, starting_preset
-from seqloom.configuration.presets import PRESETS
-from seqloom.configuration.recipe_fields import CHAPTERS, Recipe, RecipeError
-from seqloom.configuration.recipe_keys import (
-    TRAINING_DEFAULTS,
-    Key,
-    known_keys,
-    own_keys,
-    read_value,
-    refuse_key,
-    shown,
-)
-from seqloom.configuration.recipe_values import PlainText, choices_of, read_yaml
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.data_size import AUTO, starting_preset
+from seqloom.configuration.recipe_values import write_yaml
 
-logger = logging.getLogger(__name__)
-
-DEMO_RECIPE = "demo"
-"""The shipped recipe that runs when nothing is named."""
+CHAPTERS = ("data", "tokenizer", "model", "training", "evaluation")
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with Seqloom, for `--recipe NAME`."""
-    folder = resources.files("seqloom.configuration.recipes")
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+def stands_in(chapter: str) -> dict[str, Any]:
+    """Metadata of a field: its chapter in the YAML."""
+    return {"chapter": chapter}
 
 
-def load_recipe(path: str | PathLike[str]) -> Recipe:
-    """Read a recipe file, or a shipped recipe by its bare name.
-
-    Raises:
-        RecipeError: naming the file, the key, the rule and the remedy.
-    """
-    return resolve_recipe(path, {})
+def at_least(minimum: int) -> dict[str, Any]:
+    """Metadata of a field: the least value it may have."""
+    return {"minimum": minimum}
 
 
-def resolve_recipe(file: str | PathLike[str] | None, overrides: Mapping[str, Any]) -> Recipe:
-    """Lay the layers of a recipe on top of each other: defaults < preset < recipe file < overrides.
+DATA, TOKENIZER, MODEL, TRAINING, EVALUATION = map(stands_in, CHAPTERS)
 
-    Args:
-        file: a YAML file, or the bare name of a shipped recipe; None: the defaults where `overrides` names training
-            text, else the date demo.
-        overrides: recipe keys without chapters, as on the command line; text is converted to what the key holds.
+
+_USUAL = {"bpe_dropout": 0.1, "ema_decay": 0.999}
+_STRATEGIES = (("eval", "no"), ("save", "steps"))
+
+
+class RecipeError(ValueError):
+    """Something in a recipe or on the command line that cannot be trained; the message is for its author."""
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """One training run; `resolve_recipe` builds it and fills `model` and `training_arguments`.
 
     Raises:
-        RecipeError: naming the key, the rule and the remedy; ValueError: where `SeqloomConfig` refuses the model.
+        RecipeError: if two fields contradict each other.
     """
-    chosen = _read_flat(overrides, where="")
-    if file is None and not chosen.get("train"):
-        file = DEMO_RECIPE
-    written = {} if file is None else _read_file(file)
-    if file is not None and "train" not in {**written, **chosen}:
-        raise RecipeError(
-            f"{file} names no training text; add train: to its chapter data, or --train to the command line "
-            f"(train: [] stands for the built-in date demo)."
-        )
-    _warn_of_hidden_preset(written, chosen)
-    preset = starting_preset({"preset": _own_default("preset"), **written, **chosen}["preset"])
-    named = frozenset({**written, **chosen})
-    return _build({**TRAINING_DEFAULTS, **preset.model, **preset.training, **written, **chosen}, named)
 
+    task: Literal["pairs", "continuation"] = field(default="pairs", metadata=DATA)
+    """pairs: source -> target; continuation: raw text, split at a random point into prompt and continuation."""
+    train: list[str] = field(default_factory=list, metadata=DATA)
+    """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; []: the demo."""
+    valid: list[str] = field(default_factory=list, metadata=DATA)
+    """Validation text, decoded and scored during training."""
+    test: list[str] = field(default_factory=list, metadata=DATA)
+    """Test text, decoded and scored once at the end."""
+    columns: list[str] | None = field(default=None, metadata=DATA)
+    """Column names in the data: source and target for pairs, one for continuation; null: source target, or text."""
+    where: list[str] = field(default_factory=list, metadata=DATA)
+    """Read only rows with these values, as COLUMN=VALUE; of one column any value will do, of several all must fit."""
+    max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
+    """Most source tokens of a training example, see long_examples; null: no limit."""
+    max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))
+    """Most target tokens of a training example, see long_examples; null: no limit."""
+    long_examples: Literal["drop", "refuse"] = field(default="drop", metadata=DATA)
+    """drop: leave out and count training examples beyond these lengths or tokens_per_update; refuse: do not train."""
+    num_splits: int = field(default=1, metadata=DATA | at_least(1))
+    """Split points drawn from each document of a continuation corpus, each an example of its own."""
+    languages: list[str] = field(default_factory=list, metadata=DATA)
+    """ISO 639 codes of the languages in the text, for the model card, the source's first: de en; []: not stated."""
+    num_proc: int | None = field(default=None, metadata=DATA | at_least(1))
+    """Processes that read and tokenize the corpus; null: one."""
 
-def fit_recipe(recipe: Recipe, num_examples: int) -> tuple[Recipe, str]:
-    """Put what the size of the data suggests into a recipe with `preset: auto`; any other comes back as it is.
+    tokenizer: Literal["bpe", "unigram", "char", "word"] = field(default="bpe", metadata=TOKENIZER)
+    """Kind of vocabulary, learned from the training text alone."""
+    vocab_size: int = field(default=10_000, metadata=TOKENIZER | at_least(5))
+    """Most entries the vocabulary may have; a small corpus fills fewer."""
+    joint_vocabulary: bool = field(default=True, metadata=TOKENIZER)
+    """One vocabulary for source and target, or one each."""
+    normalization: Literal["nfc", "nfkc", "none"] = field(default="nfc", metadata=TOKENIZER)
+    """Unicode normalisation of every text, in training and in use."""
+    character_coverage: float = field(default=1.0, metadata=TOKENIZER)
+    """Share of the text whose characters get an entry; the rare rest is written as bytes. Chinese: 0.9995."""
+    min_frequency: int | None = field(default=None, metadata=TOKENIZER | at_least(1))
+    """How often a merge, character or word must occur to get an entry; null: 2 for bpe and word, else 1."""
+    split_digits: bool = field(default=False, metadata=TOKENIZER)
+    """Make every digit a token of its own."""
+    bpe_dropout: float = field(default=0.0, metadata=TOKENIZER | at_least(0))
+    """Chance that a merge is skipped, drawn anew for every epoch of training (BPE-dropout); 0.1 is usual, 0 is off."""
 
-    Args:
-        recipe: as `resolve_recipe` left it.
-        num_examples: training examples, known once the corpus is read.
+    preset: str = field(default=AUTO, metadata=MODEL)
+    """Named geometry with fitting learning rate and warm-up; auto: the number of examples decides, and on more."""
 
-    Returns:
-        The recipe, in which every value that its author did not name fits the data, and a line that says why; the
-        line is empty where a preset was named.
+    output: str = field(default="seqloom-model", metadata=TRAINING)
+    """The folder that will hold the finished model; running checkpoints lie in OUTPUT/checkpoint-N."""
+    resume: Literal["auto", "never"] = field(default="auto", metadata=TRAINING)
+    """auto: go on from the last whole checkpoint in OUTPUT, if there is one; never: start over."""
+    overwrite: bool = field(default=False, metadata=TRAINING)
+    """With resume=never: replace the finished run that OUTPUT holds."""
+    license: str | None = field(default=None, metadata=TRAINING)
+    """Licence of the finished model, for its card, as the Hub abbreviates it: apache-2.0; null: not stated."""
+    tokens_per_update: int = field(default=8192, metadata=TRAINING | at_least(1))
+    """Source + target tokens one update learns from, on however many devices; padding does not count."""
+    tokens_per_device: int = field(default=8192, metadata=TRAINING | at_least(1))
+    """Padded tokens a device takes in one go; what its memory holds. Changes the speed, never the result."""
+    packing: bool = field(default=False, metadata=TRAINING)
+    """Put sentences side by side and compute no padding; for GPUs with bf16. The same result, slower on a CPU."""
+    average_checkpoints: int = field(default=0, metadata=TRAINING | at_least(0))
+    """Checkpoints whose weights are averaged into the final folder; 5 or 10 are usual, 0 takes the last one alone."""
+    average_by: Literal["last", "best"] = field(default="last", metadata=TRAINING)
+    """Which checkpoints to average: the last ones, or the best ones by metric_for_best_model on the validation set."""
+    ema_decay: float = field(default=0.0, metadata=TRAINING | at_least(0))
+    """Evaluate and keep a moving average of the weights, this much of it old at each update; e.g. 0.999, 0 is off."""
+    rdrop_alpha: float = field(default=0.0, metadata=TRAINING | at_least(0))
+    """Weight of R-Drop: two dropout passes must agree. 1 to 5 are usual; twice the time and memory. 0 is off."""
+    early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
+    """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
+    log_gradient_flow: bool = field(default=False, metadata=TRAINING)
+    """Log the gradient's norm in each layer, and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
 
-    Raises:
-        RecipeError, ValueError: where what was named does not go together with what was chosen.
-    """
-    if recipe.preset != AUTO:
-        return recipe, ""
-    flat = recipe.flat()
-    named = {key: flat[key] for key in recipe.named - {"preset"}}
-    settings = settings_for(num_examples, tokenizer=recipe.tokenizer)
-    fitted = _build({**TRAINING_DEFAULTS, **settings, **named}, recipe.named)
-    return fitted, explain_choice(num_examples, fitted.flat(), recipe.named)
+    metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
+    """Scores to report, e.g. bleu chrf exact_match; []: what fits task and language."""
+    num_beams: int = field(default=4, metadata=EVALUATION | at_least(1))
+    """Beams of the final test and of generation_config.json; 1 is greedy."""
+    length_penalty: float = field(default=1.0, metadata=EVALUATION)
+    """Beam scores are divided by length ** length_penalty: above 0 favours longer outputs."""
+    max_new_tokens: int = field(default=256, metadata=EVALUATION | at_least(1))
+    """Longest output in tokens."""
+    num_sample_outputs: int = field(default=3, metadata=EVALUATION | at_least(0))
+    """Validation examples printed at each evaluation: source, output, reference."""
 
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of `SeqloomConfig` beyond its defaults, preset included."""
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Seq2SeqTrainingArguments` beyond its defaults, `TRAINING_DEFAULTS` and preset included."""
+    named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """Keys that the recipe file or the command line names; with preset=auto the data decides only on the others."""
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser what `seqloom train` takes; read the rest with `parse_known_args` and `recipe_from_arguments`."""
-    parser.allow_abbrev = False
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--recipe",
-        metavar="FILE",
-        help=f"a recipe, or the name of a shipped one: {', '.join(shipped_recipes())}; every key below overrides it",
-    )
-    parser.add_argument("--help_all", "--help-all", action=_HelpAll, help="also list the keys that are passed through")
-    parser.epilog = _overview()
+    PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 
+    def __post_init__(self) -> None:
+        starting_preset(self.preset)
+        self._check_files()
+        self._check_columns()
+        self._check_where()
+        self._check_languages()
+        self._check_continuation()
+        self._check_run()
+        self._check_quality_tools()
 
-def recipe_from_arguments(namespace: argparse.Namespace, unknown: Sequence[str]) -> Recipe:
-    """Resolve the recipe of a command line.
+    @property
+    def is_demo(self) -> bool:
+        """True where no training text is named: the built-in date demo."""
+        return not self.train
 
-    Args:
-        namespace: what the parser of `add_recipe_arguments` understood.
-        unknown: what it left over: `--key value`, `--key=value`, `--train A B`, `--bf16`; `-` and `_` are the same.
+    def model_config(self, **overrides: Any) -> SeqloomConfig:
+        """Build the configuration of the model; label smoothing comes from `label_smoothing_factor`.
 
-    Raises:
-        RecipeError: for anything that is no recipe key, with the one that was probably meant.
-    """
-    return resolve_recipe(namespace.recipe, parse_flags(unknown))
+        Args:
+            overrides: fields that win, e.g. the `vocab_size` that the trained tokenizer really has.
+        """
+        smoothing = self.training_arguments.get("label_smoothing_factor", 0.0)
+        return SeqloomConfig(**{"vocab_size": self.vocab_size, "label_smoothing": smoothing, **self.model, **overrides})
 
+    def selection(self) -> dict[str, list[str]]:
+        """What `where` asks for: column -> accepted values."""
+        selected: dict[str, list[str]] = {}
+        for condition in self.where:
+            column, _, value = condition.partition("=")
+            selected.setdefault(column, []).append(value)
+        return selected
 
-def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read `--key value ...` pairs: no value means true, several make a list, the last of equal flags wins.
+    def chapters(self) -> dict[str, dict[str, Any]]:
+        """Every value of the recipe, grouped as in the YAML."""
+        grouped: dict[str, dict[str, Any]] = {chapter: {} for chapter in CHAPTERS}
+        for item in own_fields():
+            grouped[item.metadata["chapter"]][item.name] = getattr(self, item.name)
+        grouped["model"].update(self.model)
+        grouped["training"].update(self.training_arguments)
+        return grouped
 
-    Raises:
-        RecipeError: for a value that no flag stands before.
-    """
-    flags: dict[str, list[str]] = {}
-    values: list[str] | None = None
-    for argument in arguments:
-        if argument.startswith("--") and len(argument) > 2:
-            name, equals, value = argument[2:].partition("=")
-            values = flags[name.replace("-", "_")] = [value] if equals else []
-        elif values is None:
-            raise RecipeError(f"{argument} stands alone; write --key value, for example --train {argument}.")
-        else:
-            values.append(argument)
-    return {name: _flag_value(values) for name, values in flags.items()}
+    def flat(self) -> dict[str, Any]:
+        """Every value of the recipe by key, without the chapters."""
+        return {key: value for values in self.chapters().values() for key, value in values.items()}
 
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that `resolve_recipe` reads back to an equal recipe."""
+        return "\n".join(write_yaml({chapter: values}) for chapter, values in self.chapters().items())
 
-def _flag_value(values: list[str]) -> Any:
-    if len(values) == 1:
-        return PlainText(values[0])
-    return values or True
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the resolved recipe to `path`."""
+        header = f"# A resolved Seqloom recipe: seqloom train --recipe {Path(path).name}\n"
+        Path(path).write_text(header + self.to_yaml(), encoding="utf-8", newline="\n")
 
+    def _check_files(self) -> None:
+        for split in ("train", "valid", "test"):
+            names = getattr(self, split)
+            if len(names) > 2:
+                raise RecipeError(
+                    f"{split} names {len(names)} files ({', '.join(names)}); give two line-aligned files, source and "
+                    f"target, or one file with both. Join several files into one first."
+                )
+            if names and self.is_demo:
+                raise RecipeError(
+                    f"{split}={' '.join(names)} is given and train is not; add --train with your training text, "
+                    f"or leave {split} out to train the date demo."
+                )
 
-def _read_file(file: str | PathLike[str]) -> dict[str, Any]:
-    """Read a recipe file and flatten its chapters."""
-    try:
-        document = read_yaml(_recipe_text(file))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except ValueError as error:
-        raise error if isinstance(error, RecipeError) else RecipeError(f"{file} is {error}.") from error
-    return _read_flat(_flatten({} if document is None else document, f"{file}: "), where=f"{file}: ")
+    def _check_columns(self) -> None:
+        if self.columns is None:
+            return
+        wanted = 1 if self.task == "continuation" else 2
+        if len(self.columns) != wanted:
+            rule = "one column, the text" if wanted == 1 else "two columns, source and target"
+            raise RecipeError(f"columns={' '.join(self.columns)} does not fit task={self.task}; it reads {rule}.")
+        if self.is_demo or len(self.train) == 2:
+            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+            raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
 
+    def _check_where(self) -> None:
+        for condition in self.where:
+            column, equals, _ = condition.partition("=")
+            if not (column and equals):
+                raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
+        if self.where and (self.is_demo or len(self.train) == 2):
+            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+            raise RecipeError(f"where={' '.join(self.where)}: {data} no columns to select by; leave where out.")
 
-def _recipe_text(file: str | PathLike[str]) -> str:
-    """The text of a file, or of a shipped recipe where no such file exists."""
-    if Path(file).is_file():
-        return Path(file).read_text(encoding="utf-8-sig")
-    shipped, name = shipped_recipes(), str(file).removesuffix(".yaml")
-    if name in shipped:
-        return resources.files("seqloom.configuration.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    near = get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise RecipeError(
-        f"recipe={file} is neither a file nor a shipped recipe; {hint}the shipped ones are {', '.join(shipped)}."
-    )
+    def _check_languages(self) -> None:
+        for code in self.languages:
+            if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", code):
+                raise RecipeError(
+                    f"languages={' '.join(self.languages)}: {code} is not a language code; write two or three small "
+                    f"letters of ISO 639 each, the source's first, e.g. de en."
+                )
 
-
-def _flatten(document: Any, where: str) -> dict[str, Any]:
-    """Take the chapters away, refusing keys that stand in the wrong one."""
-    if not isinstance(document, dict):
-        raise RecipeError(f"{where}a recipe is a mapping of the chapters {', '.join(CHAPTERS)}; this is {document!r}.")
-    flat: dict[str, Any] = {}
-    for chapter, content in document.items():
-        if chapter not in CHAPTERS:
-            _refuse_chapter(str(chapter), content, where)
-        if content is not None and not isinstance(content, dict):
+    def _check_continuation(self) -> None:
+        if self.task != "continuation":
+            if self.num_splits != 1:
+                raise RecipeError(
+                    f"num_splits={self.num_splits} splits documents, and task={self.task} has none; "
+                    f"leave it out, or use task=continuation."
+                )
+            return
+        if self.is_demo:
+            raise RecipeError("task=continuation needs a text and train names none; add --train FILE.")
+        for split in ("train", "valid", "test"):
+            if len(getattr(self, split)) == 2:
+                raise RecipeError(
+                    f"{split}={' '.join(getattr(self, split))}: task=continuation reads one raw text, not two aligned "
+                    f"files; name one file, or use task=pairs."
+                )
+        if not self.joint_vocabulary:
             raise RecipeError(
-                f"{where}{chapter}={content!r}: {chapter} is a chapter; write its keys below it, "
-                f"for example {chapter}: {{{_first_key(chapter)}: ...}}."
+                "joint_vocabulary=false: prompt and continuation are one language; leave it out with task=continuation."
             )
-        for name, value in (content or {}).items():
-            _check_chapter(str(name), chapter, where)
-            flat[str(name)] = value
-    return flat
+
+    def _check_run(self) -> None:
+        if self.overwrite and self.resume == "auto":
+            raise RecipeError(
+                "overwrite=true starts over and resume=auto goes on; add --resume never, or leave overwrite out."
+            )
+        smoothing = self.training_arguments.get("label_smoothing_factor", 0.0)
+        if not 0 <= smoothing < 1:
+            raise RecipeError(f"label_smoothing_factor={smoothing} is outside [0, 1); it is a share, e.g. 0.1.")
+        strategy = self.training_arguments.get("eval_strategy", "no")
+        if strategy != "no" and not self.valid and not self.is_demo:
+            raise RecipeError(
+                f"eval_strategy={strategy} needs something to score and valid names nothing; add --valid, "
+                f"or use eval_strategy=no."
+            )
+
+    def _check_quality_tools(self) -> None:
+        if self.bpe_dropout and self.tokenizer != "bpe":
+            raise RecipeError(
+                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, "
+                f"or use tokenizer=bpe."
+            )
+        for key in ("bpe_dropout", "ema_decay"):
+            if getattr(self, key) >= 1:
+                value, usual = getattr(self, key), _USUAL[key]
+                raise RecipeError(f"{key}={value} is outside [0, 1); use e.g. {usual}, or 0 for off.")
+        if self.ema_decay and self.average_checkpoints:
+            raise RecipeError(
+                f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to "
+                f"average the same weights; leave one of them out."
+            )
+        self._check_packing()
+        self._check_averaging()
+        self._check_best_model()
+
+    def _check_packing(self) -> None:
+        if self.packing and self.model.get("attention_dropout"):
+            raise RecipeError(
+                f"packing=true has no kernel with attention_dropout={self.model['attention_dropout']}; set it to 0 "
+                f"(dropout stays), or leave packing out."
+            )
+
+    def _check_averaging(self) -> None:
+        if not self.average_checkpoints:
+            if self.average_by == "best":
+                raise RecipeError(
+                    "average_by=best chooses among checkpoints and average_checkpoints=0 takes none; "
+                    "add --average_checkpoints 5, or leave average_by out."
+                )
+            return
+        strategy = self.training_arguments.get("save_strategy", "steps")
+        if strategy == "no":
+            raise RecipeError(
+                f"average_checkpoints={self.average_checkpoints} needs checkpoints and save_strategy=no writes none; "
+                f"use save_strategy=steps."
+            )
+        limit = self.training_arguments.get("save_total_limit")
+        if limit is not None and limit < self.average_checkpoints:
+            raise RecipeError(
+                f"save_total_limit={limit} deletes checkpoints that average_checkpoints={self.average_checkpoints} "
+                f"needs; raise it to {self.average_checkpoints} or leave it out."
+            )
+
+    def _check_best_model(self) -> None:
+        """Refuse to look for the best checkpoint where scores and checkpoints do not come at the same updates."""
+        arguments = self.training_arguments
+        wanted = [f"early_stopping_patience={self.early_stopping_patience}"] * bool(self.early_stopping_patience)
+        wanted += ["average_by=best"] * (self.average_by == "best")
+        wanted += ["load_best_model_at_end=true"] * bool(arguments.get("load_best_model_at_end"))
+        if not wanted:
+            return
+        evaluated, saved = (arguments.get(f"{key}_strategy", default) for key, default in _STRATEGIES)
+        if evaluated == "no":
+            raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; add --valid.")
+        if saved not in (evaluated, "best"):
+            raise RecipeError(
+                f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} "
+                f"must be the same; use save_strategy={evaluated}."
+            )
+        steps = [arguments.get(f"{key}_steps", 500) for key in ("eval", "save")]
+        if evaluated == saved == "steps" and min(steps) >= 1 and steps[1] % steps[0]:
+            raise RecipeError(
+                f"{wanted[0]} needs a score for each checkpoint: save_steps={steps[1]} is not a multiple of "
+                f"eval_steps={steps[0]}; use save_steps={steps[0] * max(1, round(steps[1] / steps[0]))}."
+            )
 
 
-def _refuse_chapter(name: str, value: Any, where: str) -> NoReturn:
-    if name in known_keys():
-        raise RecipeError(f"{where}{name} stands outside the chapters; it belongs in {known_keys()[name].chapter}:")
-    if not isinstance(value, dict):
-        refuse_key(name, value, where)
-    near = get_close_matches(name, CHAPTERS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise RecipeError(f"{where}{name} is not a chapter of a recipe; {hint}they are {', '.join(CHAPTERS)}.")
+def own_fields() -> "list[Field[Any]]":
+    """The fields of `Recipe` in the order of the chapters."""
+    own = [item for item in fields(Recipe) if item.name not in Recipe.PASSED_THROUGH]
+    return sorted(own, key=lambda item: CHAPTERS.index(item.metadata["chapter"]))
 
 
-def _check_chapter(name: str, chapter: str, where: str) -> None:
-    key = known_keys().get(name)
-    if key is not None and key.chapter != chapter:
-        raise RecipeError(f"{where}{name} stands in the chapter {chapter}; it belongs in {key.chapter}:")
+def field_docs(cls: type) -> dict[str, str]:
+    """The text under each field of a class, by field name."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    return {
+        declared.target.id: inspect.cleandoc(text.value.value)
+        for declared, text in itertools.pairwise(body)
+        if isinstance(declared, ast.AnnAssign)
+        and isinstance(declared.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
-def _read_flat(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Convert every value to what its key holds."""
-    return {name: read_value(name, value, where) for name, value in values.items()}
-
-
-def _warn_of_hidden_preset(written: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
-    """A preset named on the command line loses against every value that the recipe file spells out."""
-    if chosen.get("preset", AUTO) in (AUTO, written.get("preset", chosen.get("preset"))):
-        return
-    preset = starting_preset(chosen["preset"])
-    hidden = [
-        f"{name}={written[name]}"
-        for name, value in {**preset.model, **preset.training}.items()
-        if name not in chosen and written.get(name, value) != value
-    ]
-    if hidden:
-        logger.warning(
-            f"preset={preset.name} does not change {', '.join(hidden)}: the recipe file spells them out; "
-            f"override them on the command line too, or take them out of the file."
-        )
-
-
-def _build(values: Mapping[str, Any], named: frozenset[str]) -> Recipe:
-    """Hand every value to its owner and check them together."""
-    owned: dict[str, dict[str, Any]] = {"recipe": {}, "model": {}, "training_arguments": {}}
-    for name, value in values.items():
-        owned[known_keys()[name].owner][name] = value
-    has_validation = bool(owned["recipe"].get("valid")) or not owned["recipe"].get("train")
-    owned["training_arguments"].setdefault("eval_strategy", "steps" if has_validation else "no")
-    if "save_total_limit" not in named:  # what is to be averaged must still be there at the end
-        kept = max(TRAINING_DEFAULTS["save_total_limit"], owned["recipe"].get("average_checkpoints", 0))
-        owned["training_arguments"]["save_total_limit"] = kept
-    recipe = Recipe(
-        **owned["recipe"], model=owned["model"], training_arguments=owned["training_arguments"], named=named
-    )
-    recipe.model_config()  # refuses a model that cannot be built before any data is read
-    return recipe
-
-
-class _HelpAll(argparse.Action):
-    """`--help_all`: the help, then the keys that are passed through to the model and to the Trainer."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        passed = [key for key in known_keys().values() if key.owner != "recipe"]
-        print(parser.format_help() + "\n" + "\n\n".join(_help_chapters(passed)))
-        parser.exit()
-
-
-def _overview() -> str:
-    """The part of `--help` that explains the keys of Seqloom's own."""
-    pointer = (
-        "Every field of SeqloomConfig (d_model, encoder_layers, dropout, norm_position, ...) and of transformers' "
-        "Seq2SeqTrainingArguments (learning_rate, max_steps, num_train_epochs, warmup_steps, save_steps, eval_steps, "
-        "seed, bf16, report_to, ...) is a key too: --help_all lists them. Without --recipe and --train the built-in "
-        f"date demo is trained. Values in [brackets] are the defaults; preset auto starts from {PROVISIONAL} and lets "
-        "the number of training examples decide on what nobody names."
-    )
-    presets = "\n".join(_help_line(name, preset.description) for name, preset in PRESETS.items())
-    return "\n\n".join([*_help_chapters(own_keys()), f"presets:\n{presets}", textwrap.fill(pointer, 110)])
-
-
-def _help_chapters(keys: Iterable[Key]) -> list[str]:
-    keys = list(keys)
-    grouped = ((chapter, [key for key in keys if key.chapter == chapter]) for chapter in CHAPTERS)
-    return [f"{chapter}:\n" + "\n".join(_help_key(key) for key in group) for chapter, group in grouped if group]
-
-
-def _help_key(key: Key) -> str:
-    default = "" if key.default in (None, [], "") else f" [{shown(getattr(key.default, 'value', key.default))}]"
-    choices = choices_of(key.hint)
-    words = f" {{{', '.join(str(choice) for choice in choices)}}}" if 0 < len(choices) < 6 else ""
-    return _help_line(f"--{key.name}", key.help + words + default)
-
-
-def _help_line(name: str, text: str) -> str:
-    indent = " " * 24
-    lines = textwrap.fill(text, 110, initial_indent=indent, subsequent_indent=indent)
-    return f"  {name:<22}{lines[24:]}" if len(name) < 22 else f"  {name}\n{lines}"
-
-
-def _own_default(name: str) -> Any:
-    return next(key.default for key in own_keys() if key.name == name)
-
-
-def _first_key(chapter: str) -> str:
-    return next(key.name for key in own_keys() if key.chapter == chapter)
-
-
-__all__ = [
-    "Recipe",
-    "RecipeError",
-    "add_recipe_arguments",
-    "fit_recipe",
-    "load_recipe",
-    "recipe_from_arguments",
-    "resolve_recipe",
-    "shipped_recipes",
-]
+__all__ = ["CHAPTERS", "Recipe", "RecipeError", "field_docs", "own_fields"]

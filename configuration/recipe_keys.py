@@ -8,15 +8,15 @@ import inspect
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, NoReturn
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.presets import PRESETS
-from seqloom.configuration.recipe_fields import Recipe, RecipeError, field_docs, own_fields
+from seqloom.configuration.recipe import Recipe, RecipeError, field_docs, own_fields
 from seqloom.configuration.recipe_values import MismatchError, choices_of, convert, describe
+from seqloom.configuration.suggestion import did_you_mean
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch_fused",  # with weight_decay 0 it is Adam
@@ -193,9 +193,9 @@ def read_value(name: str, value: Any, where: str) -> Any:
 def _rule(key: Key, value: Any) -> str:
     """What is wrong with a value of a known key, and how to write it."""
     choices = [str(choice) for choice in choices_of(key.hint)]
-    near = [choice for choice in choices if choice.startswith(str(value))] or get_close_matches(str(value), choices)
-    if near:
-        return f"is unknown; did you mean {near[0]}? It must be {describe(key.hint)}."
+    beginning = [choice for choice in choices if choice.startswith(str(value))]
+    if hint := did_you_mean(beginning[0] if beginning else value, choices):
+        return f"is unknown; {hint}It must be {describe(key.hint)}."
     example = f"; for example {key.name}={shown(key.default)}" if key.default not in (None, [], "") else ""
     return f"must be {describe(key.hint)}{example}."
 
@@ -208,8 +208,8 @@ def refuse_key(name: str, value: Any, where: str) -> NoReturn:
     """
     if name in RESERVED:  # the value stays out of the message: it may be a token
         raise RecipeError(f"{where}{name} cannot be set in a recipe: {RESERVED[name]}.")
-    near = [SYNONYMS[name]] if name in SYNONYMS else get_close_matches(name, known_keys(), n=1)
-    hint = f"did you mean {near[0]}?" if near else "seqloom train --help_all lists all keys."
+    hint = did_you_mean(SYNONYMS.get(name, name), known_keys(), "did you mean {}?")
+    hint = hint or "seqloom train --help_all lists all keys."
     raise RecipeError(f"{where}{name}={shown(value)} is not a recipe key; {hint}")
 
 

@@ -35,7 +35,15 @@ from transformers import (
 
 from seqloom.hub.generate import no_loading_bar
 from seqloom.hub.pipeline_seqloom import PIPELINES
-from seqloom.hub.serve import HOST, answer_length, limits_of, load_manager, open_socket, read_config, require_serving
+from seqloom.hub.serving.serve import (
+    HOST,
+    answer_length,
+    limits_of,
+    load_manager,
+    open_socket,
+    read_config,
+    require_serving,
+)
 from seqloom.hub.upgrade import SEAL_NAME
 from seqloom.hub.verify import check_folder
 from seqloom.modeling.canary import (
@@ -367,7 +375,7 @@ def _post(folder: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
 def _serving(folder: str) -> Iterator[str]:
     import uvicorn
 
-    from seqloom.hub.chat_server import OneThread, build_app
+    from seqloom.hub.serving.chat_server import OneThread, build_app
 
     with open_socket(HOST, 0) as listener:
         manager, state = load_manager(folder, limits_of(read_config(folder), folder, None)), OneThread()

@@ -233,7 +233,7 @@ def metadata_of(facts: CardFacts) -> ModelCardData:
     )
 
 
-def write_card(folder: str | PathLike[str], model_id: str | None = None) -> bool:
+def write_model_card(folder: str | PathLike[str], model_id: str | None = None) -> bool:
     """Write README.md into a folder, unless somebody has edited the one that is there.
 
     Args:
@@ -497,4 +497,13 @@ def _plain(value: Any) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
-__all__ = ["CardFacts", "DataFacts", "Score", "current_card", "is_generated", "read_facts", "render_card", "write_card"]
+__all__ = [
+    "CardFacts",
+    "DataFacts",
+    "Score",
+    "current_card",
+    "is_generated",
+    "read_facts",
+    "render_card",
+    "write_model_card",
+]

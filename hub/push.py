@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.suggestion import did_you_mean
 from seqloom.hub.model_card import CARD_NAME, current_card
 from seqloom.hub.verify import check_folder
 
@@ -318,7 +318,7 @@ def _whose(api: HfApi, repo: str) -> str:
     own = [known["name"], *(each["name"] for each in known.get("orgs", ()))]
     if owner in own:
         return f"it is read-only; take a token with write access to {owner} at {api.endpoint}/settings/tokens."
-    near = (get_close_matches(owner, own, n=1) or own)[0]
+    near = did_you_mean(owner, own, "{}") or own[0]
     return f"it is {known['name']}'s, who is not {owner} and not in an organisation of this name; use {near}/{name}."
 
 

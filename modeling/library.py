@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cache as once
 from functools import wraps
 from pathlib import Path
@@ -27,6 +26,8 @@ import torch
 import transformers
 from transformers import GenerationConfig, modeling_layers, modeling_outputs
 from transformers.utils import ModelOutput, TransformersKwargs
+
+from seqloom.configuration.suggestion import did_you_mean
 
 TESTED = {
     "5.21.0": "7c3bb0b4c1169b35",
@@ -182,8 +183,7 @@ def refuse_unknown(kwargs: dict[str, Any], known: Iterable[str], where: str) -> 
     """
     for name, value in kwargs.items():
         if value is not None and name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(name, known)
             raise UnknownKeywordError(
                 f"{where} does not know the keyword {name}, and would have answered without it; {hint}Running is "
                 f"{describe_running()}, tested was {describe_tested()}. If the keyword is yours, correct or remove it. "

@@ -4,22 +4,26 @@
 work without `trust_remote_code`. Registration happens here and nowhere else.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from seqloom.configuration.configuration_seqloom import LANGUAGE_PAIR_TASK, SeqloomConfig
 from seqloom.hub.bundle import write_bundle
-from seqloom.hub.model_card import write_card as write_model_card
 from seqloom.hub.pipeline_seqloom import PIPELINES, make_text_generation_safe
-from seqloom.hub.push import create_repository, push_folder
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
     SeqloomForConditionalGeneration,
     SeqloomModel,
     SeqloomPreTrainedModel,
 )
+
+if TYPE_CHECKING:
+    from seqloom.hub.model_card import write_model_card
+    from seqloom.hub.push import create_repository, push_folder
 
 __version__ = version("seqloom")
 
@@ -50,6 +54,20 @@ def _bring_back_pipelines() -> None:
 
 
 _bring_back_pipelines()
+
+_ON_DEMAND = {
+    "create_repository": "seqloom.hub.push",
+    "push_folder": "seqloom.hub.push",
+    "write_model_card": "seqloom.hub.model_card",
+}
+"""Public function -> where it is defined: readers of a folder have no need of it, and it is imported when asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ON_DEMAND[name]), name)
+
 
 __all__ = [
     "SeqloomConfig",

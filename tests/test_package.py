@@ -16,16 +16,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("configuration", "modeling", "training", "hub")
-FOLDERS = ("seqloom", *ROOMS)
+from tests.layout import FOLDERS, ROOMS, ROOT, code_files, is_source, package_of, relative
 
 MAY_IMPORT = {
-    "seqloom": set(ROOMS),
+    "cli": {"seqloom", *ROOMS},
+    "seqloom": {"configuration", "modeling", "hub"},
     "configuration": set(),
     "modeling": {"configuration"},
-    "training": {"configuration", "modeling"},
     "hub": {"configuration", "modeling"},
+    "training": {"configuration", "modeling", "hub"},
 }
 """The arrows between the rooms; see docs/ARCHITECTURE.md."""
 
@@ -40,16 +39,8 @@ def project():
 
 
 def shipped_files():
-    """Return every file of the five folders, Python's caches left out."""
+    """Return every file of the shipped folders, Python's caches left out."""
     return [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*")) if p.is_file() and is_source(p)]
-
-
-def is_source(path):
-    return "__pycache__" not in path.parts and path.suffix != ".pyc"
-
-
-def code_files(*folders):
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if is_source(path)]
 
 
 def imports_of(path):
@@ -67,17 +58,43 @@ def imports_of(path):
     return found
 
 
-def relative(path):
-    return str(path.relative_to(ROOT))
+def room_of(module):
+    """Return the folder at the top of the repository that holds a module; None for what is not ours."""
+    first, _, rest = f"{module}.".partition(".")
+    second = rest.partition(".")[0]
+    if first == "seqloom":
+        return second if second in ROOMS else "seqloom"
+    return "cli" if first == "seqloom_cli" else None
+
+
+def import_graph():
+    """Return module -> our modules that it imports, wherever in the file."""
+    modules = {package_of(relative(path)): path for path in code_files(*FOLDERS)}
+
+    def known(name):
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    imported = {module: {known(name) for name, *_ in imports_of(path)} for module, path in modules.items()}
+    return {module: found - {"", module} for module, found in imported.items()}
+
+
+def reached_from(module, graph):
+    """Return every module that the import of one loads of ours."""
+    reached, waiting = set(), [module]
+    while waiting:
+        for name in graph[waiting.pop()] - reached:
+            reached.add(name)
+            waiting.append(name)
+    return reached
 
 
 class TestLayout:
     def test_every_folder_with_code_is_a_package_of_seqloom(self, project):
         folders = {relative(path.parent) for path in code_files(*FOLDERS)}
         mapped = project["tool"]["setuptools"]["package-dir"]
-        assert {name: folder for name, folder in mapped.items() if name != "seqloom"} == {
-            f"seqloom.{folder.replace('/', '.')}": folder for folder in folders if folder != "seqloom"
-        }
+        assert mapped == {package_of(folder): folder for folder in folders}
         assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(mapped)
 
     def test_file_names_are_unique_because_a_hub_folder_is_flat(self):
@@ -105,7 +122,7 @@ class TestImports:
             f"{relative(path)}: {module}"
             for path in code_files(*FOLDERS, "tests", "benchmarks")
             for module, is_relative, _ in imports_of(path)
-            if is_relative or module.split(".")[0] in ROOMS
+            if is_relative or module.split(".")[0] in (*ROOMS, "cli")
         ]
 
     @pytest.mark.parametrize("folder", FOLDERS)
@@ -115,8 +132,52 @@ class TestImports:
             f"{relative(path)}: {module}"
             for path in code_files(folder)
             for module, _, _ in imports_of(path)
-            if module.startswith("seqloom.") and module.split(".")[1] in {*ROOMS, "cli"} - allowed
+            if room_of(module) not in {None, *allowed} and not module.startswith("seqloom_cli.command.")
         ]
+
+    def test_no_arrow_runs_back_up_inside_a_room(self):
+        """A folder inside a room may use the files above it, but none that use the folder."""
+        graph = import_graph()
+        folders = {package_of(relative(path.parent)) for path in code_files(*ROOMS)} - {f"seqloom.{r}" for r in ROOMS}
+        up = [
+            f"{module} imports {above}, which imports {folder}"
+            for folder in sorted(folders)
+            for module in sorted(graph)
+            for above in sorted(graph[module])
+            if module.startswith(f"{folder}.") and room_of(above) == room_of(module)
+            if not above.startswith(f"{folder}.")
+            and any(m.startswith(f"{folder}.") for m in reached_from(above, graph))
+        ]
+        assert not up
+
+    @pytest.mark.parametrize("folder", ROOMS)
+    def test_only_the_face_and_the_command_know_the_face(self, folder):
+        """`import seqloom` inside would hide which room is meant."""
+        assert not [
+            f"{relative(path)}: {module}"
+            for path in code_files(folder)
+            for module, _, _ in imports_of(path)
+            if room_of(module) == "seqloom"
+        ]
+
+    def test_a_reader_loads_what_readers_need(self):
+        """transformers itself imports jinja2 and the Hub's client, so what counts is which files of ours are loaded."""
+        script = "import sys, seqloom; print(*sorted(m for m in sys.modules if m.startswith('seqloom')))"
+        run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+        rooms = {"seqloom", "seqloom.configuration", "seqloom.modeling", "seqloom.hub"}
+        hub = {"seqloom.hub.bundle", "seqloom.hub.pipeline_seqloom"}
+        loaded = set(run.stdout.split()) - rooms
+        assert {module for module in loaded if room_of(module) not in ("configuration", "modeling")} == hub
+
+    @pytest.mark.parametrize("line", ["--help", "generate --help", "trian"])
+    def test_the_command_answers_without_torch(self, line):
+        script = (
+            "import sys\nfrom seqloom_cli.verbs import main\ncode = main(sys.argv[1:])\n"
+            "assert not {'torch', 'transformers', 'seqloom'} & sys.modules.keys()\nsys.exit(code)"
+        )
+        run = subprocess.run([sys.executable, "-c", script, *line.split()], capture_output=True, text=True, timeout=120)
+        assert run.returncode == (2 if line == "trian" else 0), run.stderr
+        assert "seqloom" in (run.stderr if line == "trian" else run.stdout)
 
     def test_everything_imported_is_declared(self, project):
         """Dependencies at the top of a file, extras only inside the function that needs them."""
@@ -127,7 +188,7 @@ class TestImports:
             f"{relative(path)}: {module}"
             for path in code_files(*FOLDERS)
             for module, _, is_top_level in imports_of(path)
-            if (package := module.split(".")[0]) not in sys.stdlib_module_names | {"seqloom"}
+            if (package := module.split(".")[0]) not in sys.stdlib_module_names | {"seqloom", "seqloom_cli"}
             and not set(map(normalise, providers.get(package, [package])))
             & (required if is_top_level else required | optional)
         ]
@@ -189,29 +250,33 @@ class TestWheel:
     def test_nothing_generic_lands_in_site_packages(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
         info = next(name for name in names if name.endswith("/METADATA")).split("/")[0]
-        assert {name.split("/")[0] for name in names} == {"seqloom", info}
+        assert {name.split("/")[0] for name in names} == {"seqloom", "seqloom_cli", info}
         assert info.startswith("seqloom-")
 
-    def test_every_file_of_the_five_folders_is_in_it(self, wheel):
+    def test_every_file_of_the_folders_is_in_it(self, wheel):
         """Recipes, py.typed and templates included: what is no Python file has to be named in package-data."""
-        held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("seqloom/")}
-        expected = {relative(path) for path in shipped_files()}
-        assert held == {name if name.startswith("seqloom/") else f"seqloom/{name}" for name in expected}
+        held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+        assert held == {
+            f"{package_of(relative(path.parent)).replace('.', '/')}/{path.name}"
+            if path.suffix == ".py"
+            else f"seqloom/{relative(path)}".replace("seqloom/seqloom/", "seqloom/")
+            for path in shipped_files()
+        }
 
     def test_metadata(self, wheel):
         archive = zipfile.ZipFile(wheel)
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
         assert "License-Expression: Apache-2.0" in texts["METADATA"]
-        assert "seqloom = seqloom.cli:main" in texts["entry_points.txt"]
+        assert "seqloom = seqloom_cli.verbs:main" in texts["entry_points.txt"]
         assert texts["LICENSE"] == (ROOT / "LICENSE").read_text(encoding="utf-8")
 
     @pytest.mark.slow
     def test_installed_it_works_away_from_the_sources(self, wheel, tmp_path):
         zipfile.ZipFile(wheel).extractall(tmp_path / "site")
         script = (
-            "import seqloom, seqloom.cli\n"
+            "import seqloom, seqloom_cli.verbs\n"
             "print(seqloom.__file__)\n"
-            "raise SystemExit(seqloom.cli.main(['train', '--help']))"
+            "raise SystemExit(seqloom_cli.verbs.main(['train', '--help']))"
         )
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         run = subprocess.run(
@@ -251,8 +316,8 @@ class TestDocuments:
 
     @pytest.mark.parametrize("arguments", commands("seqloom"), ids=" ".join)
     def test_readme_commands_are_understood(self, arguments):
-        from seqloom.cli import build_parser
-        from seqloom.configuration.recipe import recipe_from_arguments
+        from seqloom.configuration.recipe_flags import recipe_from_arguments
+        from seqloom_cli.verbs import build_parser
 
         asked = [argument for argument in arguments if argument != "--help"]
         namespace, rest = build_parser().parse_known_args(asked)

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("configuration", "modeling", "training", "hub")
-CODE = [path for room in (*ROOMS, "seqloom") for path in sorted((ROOT / room).rglob("*.py"))]
+from tests.layout import FOLDERS, ROOT, code_files, package_of
+
+CODE = code_files(*FOLDERS)
 
 UNDOCUMENTED = "transformers.cli.serving"
 """Of these modules every name is a seam, private or not."""
@@ -133,17 +133,17 @@ def test_a_row_can_fail_and_names_files_that_use_it(seam: Seam) -> None:
 
 def our_classes() -> Iterator[type]:
     for path in CODE:
-        if path.name != "__init__.py":
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("seqloom.")
-            kinds = vars(importlib.import_module(f"seqloom.{name}")).values()
-            yield from (kind for kind in kinds if inspect.isclass(kind) and kind.__module__ == f"seqloom.{name}")
+        if path.name not in ("__init__.py", "__main__.py"):
+            name = package_of(path.relative_to(ROOT))
+            kinds = vars(importlib.import_module(name)).values()
+            yield from (kind for kind in kinds if inspect.isclass(kind) and kind.__module__ == name)
 
 
 def overrides() -> Iterator[tuple[type, str, type]]:
     """Yield (our class, name, the class whose it is) for what we override of others without being invited."""
     for kind in our_classes():
         for name in vars(kind):
-            others = (base for base in kind.__mro__ if not base.__module__.startswith("seqloom."))
+            others = (base for base in kind.__mro__ if not base.__module__.startswith("seqloom"))
             theirs = next((base for base in others if name in vars(base)), None)
             if theirs is None or re.fullmatch(r"__\w+__|_\w+_", name) or name in SET_BY_PYTHON:
                 continue

@@ -9,7 +9,6 @@ tokenises by the script of the references, for Chinese scored with "13a" is one 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import evaluate
@@ -18,6 +17,8 @@ import regex
 from datasets import Features, Value
 from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU, CHRF
+
+from seqloom.configuration.suggestion import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def get_metrics(names: Sequence[str]) -> list[SeqloomMetric]:
     """
     for name in names:
         if name not in METRICS:
-            near = get_close_matches(name, METRICS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, METRICS, "did you mean {!r}? ")
             raise ValueError(f"metric {name!r} is unknown; {hint}use some of {', '.join(METRICS)}.")
     return [SeqloomMetric(name) for name in names]
 

@@ -12,13 +12,13 @@ from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.training.batching import BatchSettings
-from seqloom.training.corpus import load_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
+from seqloom.training.reading.corpus import load_corpus
+from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import seed_of
-from seqloom.training.tasks import get_task
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ other side are spelled with a marker in front that begins with "<", which by rul
 BPE: Sennrich et al. 2016, arXiv:1508.07909. Unigram: Kudo 2018, arXiv:1804.10959. Byte fallback: SentencePiece.
 """
 
-import difflib
 import json
 import logging
 from collections import Counter
@@ -39,6 +38,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
+
+from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -301,8 +302,7 @@ class _Text:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value in choices:
         return
-    guess = difflib.get_close_matches(str(value).lower(), choices, n=1)
-    hint = f" Did you mean {guess[0]!r}?" if guess else ""
+    hint = did_you_mean(str(value).lower(), choices, SENTENCE)
     raise TokenizerError(f"{name}={value!r} is unknown.{hint} Use one of: {', '.join(choices)}.")
 
 

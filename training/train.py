@@ -8,53 +8,42 @@ Without arguments it trains the date demo. `seqloom train` is the same door.
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from transformers import Seq2SeqTrainingArguments, set_seed
 
-import seqloom  # registers the classes and the bundler that every checkpoint is written with
-from seqloom.configuration.command import EXIT_FAILED, CommandParser, run_command
-from seqloom.configuration.recipe import (
-    Recipe,
-    RecipeError,
-    add_recipe_arguments,
-    fit_recipe,
-    recipe_from_arguments,
-)
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
+from seqloom.configuration.recipe_layers import fit_recipe
+from seqloom.hub.push import push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
 from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, accumulation_steps
-from seqloom.training.confidence import confidence_intervals
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing, remedy_for_disk
+from seqloom.training.finish import DOUBT, average_run, final_scores, save, training_facts
 from seqloom.training.metrics import get_metrics
-from seqloom.training.monitoring import preflight
 from seqloom.training.monitoring.console import SampleOutputs, say, say_how_to_use
 from seqloom.training.monitoring.gradient_flow import can_draw
-from seqloom.training.monitoring.progress import RunClock, mean_loss
-from seqloom.training.mouth import check_mouth, check_trained
+from seqloom.training.mouth import check_mouth
 from seqloom.training.preparation import encode, epoch_encodings, leave_out_long, read_corpus, read_or_train_tokenizers
-from seqloom.training.quality.averaging import KeepBestCheckpoints, average_run, describe_average
+from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.settings import generation_config, metrics_of, training_arguments
+from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer
+from seqloom_cli.command import CommandParser, run_command
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-DOUBT = "doubt"
-"""Key in results.json: why the scores say nothing. Such a run is not finished."""
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -120,7 +109,7 @@ def train_in(
     results = training_facts(trainer, data, checkpoint)
     trainer.use_moving_average()
     if recipe.average_checkpoints:
-        results |= average(trainer, recipe)
+        results |= average_run(trainer, recipe.average_checkpoints, recipe.average_by)
     save(trainer, folder)
     results |= final_scores(trainer, data, recipe, folder)
     prompts = example_prompts(data, recipe)
@@ -134,12 +123,6 @@ def train_in(
     if arguments.push_to_hub:
         trainer.publish("End of training")
     return results
-
-
-def from_main_process(compute: Callable[[], T]) -> T:
-    """Return what the first process finds, on every process."""
-    found = [compute() if PartialState().is_main_process else None]
-    return broadcast_object_list(found)[0]
 
 
 # The trainer ---------------------------------------------------------------------------------------------------------
@@ -255,95 +238,17 @@ def listen_before_training(
         say(f"mouth     {line}")
 
 
-def refused_together(check: Callable[[], T]) -> T:
-    """Return what the first process finds, on every process; what it refuses ends them all, and it alone says why.
-
-    Raises:
-        TrainingError: by `check`, on the first process.
-    """
-
-    def found() -> tuple[T | None, TrainingError | None]:
-        try:
-            return check(), None
-        except TrainingError as error:
-            return None, error
-
-    result, error = from_main_process(found)
-    if error:
-        raise error if PartialState().is_main_process else SystemExit(EXIT_FAILED)
-    return cast(T, result)
-
-
 def example_prompts(data: DatasetDict, recipe: Recipe) -> list[str]:
     """Return three sources that the end of a run shows with what the model writes."""
     last = data["test"] if "test" in data else data.get("validation", data["train"])
     return list(DEMO_EXAMPLES) if recipe.is_demo else last[:3]["source"]
 
 
-# The end -------------------------------------------------------------------------------------------------------------
-
-
-def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
-    """Leave the model at the top of the folder: all of it, or nothing that looks like a model."""
-    with explained_writing(folder.path, folder.path, remedy_for_disk(trainer.args)):
-        folder.publish(
-            lambda staged: trainer.save_model(staged, _internal_call=True),  # pushed later, with its scores in the card
-            is_main=trainer.is_world_process_zero(),
-        )
-    trainer.accelerator.wait_for_everyone()
-
-
-def average(trainer: SeqloomTrainer, recipe: Recipe) -> dict[str, Any]:
-    """Average the checkpoints into the model, and say what that did."""
-    results = average_run(trainer, recipe.average_checkpoints, recipe.average_by)
-    if trainer.is_world_process_zero():
-        say(f"average   {describe_average(results)}")
-    return results
-
-
-def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Score validation and test sets as the folder will decode, and keep what the model wrote for the test set."""
-    trainer.remove_callback(SampleOutputs)
-    trainer.evaluation = replace(trainer.evaluation, num_beams=recipe.num_beams)
-    if recipe.num_beams > 1 and trainer.evaluation.metrics and not trainer.is_sharded:
-        refused_together(lambda: check_trained(trainer.model))  # what beams write is not read again
-    results: dict[str, Any] = {}
-    for split in ("validation", "test"):
-        if split in data:
-            results |= trainer.evaluate(data[split], metric_key_prefix=split)
-            results |= trainer.signatures
-            results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
-    if "test" in data and trainer.outputs and trainer.is_world_process_zero():
-        texts = data["test"].select_columns(["source", "target"])
-        rows = ({**text, "output": output} for text, output in zip(texts, trainer.outputs, strict=True))
-        folder.write_lines("test_outputs.jsonl", rows)
-        intervals = confidence_intervals(trainer.outputs, data["test"]["target"][:], trainer.evaluation.metrics)
-        results |= {f"test_{name}": bounds for name, bounds in intervals.items()}
-    return results
-
-
-def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
-    """Return what a model card says of the training beyond the recipe; over all starts of the run."""
-    source, target = lengths_of(data["train"]).sum(axis=0).tolist()
-    resumed = {"resumed_at": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
-    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunClock))
-    return {
-        "seconds": round(clock.seconds, 1),
-        "updates": trainer.state.global_step,
-        "train_loss": mean_loss(trainer.state.log_history),
-        "epochs": trainer.state.epoch,
-        "train_source_tokens": source,
-        "train_target_tokens": target,
-        "processes": trainer.args.world_size,
-        **resumed,
-    }
-
-
 def push_finished(folder: RunFolder, recipe: Recipe) -> None:
     """Send a finished run's folder; what an earlier start could not send is sent now."""
     arguments = training_arguments(recipe)
     if arguments.process_index == 0:
-        seqloom.push_folder(
+        push_folder(
             folder.path,
             arguments.hub_model_id or folder.path.absolute().name,
             private=arguments.hub_private_repo is not False,

@@ -40,7 +40,7 @@ from seqloom.training.fault_tolerance.run_health import MouthError, speechless
 from seqloom.training.monitoring.gradient_flow import GradientFlow
 from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
 from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums, suppressed_by
-from seqloom.training.publishing import PublishingTrainer
+from seqloom.training.pushing import PushingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
 from seqloom.training.tokenizer import SeqloomTokenizers
@@ -64,7 +64,7 @@ class EvaluationPlan:
     """Longest output in tokens."""
 
 
-class SeqloomTrainer(ResumableTrainer, PublishingTrainer):
+class SeqloomTrainer(ResumableTrainer, PushingTrainer):
     """Trains a Seqloom model on encoded pairs (columns `input_ids`, `labels`; to be scored also `source`, `target`)."""
 
     model: SeqloomForConditionalGeneration

@@ -7,7 +7,8 @@ import pytest
 
 from seqloom.configuration.data_size import SIZES, settings_for, size_for
 from seqloom.configuration.presets import PRESETS
-from seqloom.configuration.recipe import Recipe, fit_recipe, load_recipe, resolve_recipe
+from seqloom.configuration.recipe import Recipe
+from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
 
 
 def fit(num_examples: int, **keys: Any) -> tuple[Recipe, str]:
@@ -58,7 +59,7 @@ def test_what_is_named_wins() -> None:
 def test_a_named_preset_is_left_alone() -> None:
     recipe = resolve_recipe(None, {"train": ["a", "b"], "preset": "base"})
     assert fit_recipe(recipe, 100) == (recipe, "")
-    shipped = load_recipe("multi30k-en-de")
+    shipped = resolve_recipe("multi30k-en-de")
     assert fit_recipe(shipped, 100) == (shipped, "")
 
 
@@ -71,7 +72,7 @@ def test_characters_are_as_many_as_there_are() -> None:
 def test_the_fitted_recipe_comes_back_from_its_file(tmp_path: Any) -> None:
     recipe, _ = fit(8_000, valid=["c", "d"], average_checkpoints=5)
     recipe.save(tmp_path / "recipe.yaml")
-    loaded = load_recipe(tmp_path / "recipe.yaml")
+    loaded = resolve_recipe(tmp_path / "recipe.yaml")
     assert loaded == recipe
     assert loaded.training_arguments["eval_strategy"] == "steps"
     assert fit_recipe(loaded, 10**7) == (loaded, "")

@@ -15,18 +15,10 @@ from transformers import Seq2SeqTrainingArguments
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.presets import PRESETS
-from seqloom.configuration.recipe import (
-    Recipe,
-    RecipeError,
-    add_recipe_arguments,
-    load_recipe,
-    parse_flags,
-    recipe_from_arguments,
-    resolve_recipe,
-    shipped_recipes,
-)
-from seqloom.configuration.recipe_fields import CHAPTERS, field_docs, own_fields
+from seqloom.configuration.recipe import CHAPTERS, Recipe, RecipeError, field_docs, own_fields
+from seqloom.configuration.recipe_flags import add_recipe_arguments, parse_flags, recipe_from_arguments
 from seqloom.configuration.recipe_keys import RESERVED, SYNONYMS, known_keys
+from seqloom.configuration.recipe_layers import resolve_recipe, shipped_recipes
 
 
 def resolve(line: str, file: Path | None = None) -> Recipe:
@@ -59,7 +51,7 @@ def test_defaults_are_the_papers() -> None:
 def test_later_layers_win(recipe_file: Any) -> None:
     preset = PRESETS["tiny"]
     file = recipe_file("data: {train: [a]}\nmodel: {preset: tiny, dropout: 0.2}\ntraining: {learning_rate: 1e-4}")
-    recipe = load_recipe(file)
+    recipe = resolve_recipe(file)
     assert recipe.model["d_model"] == preset.model["d_model"] == 128  # the preset over the default
     assert recipe.training_arguments["warmup_steps"] == preset.training["warmup_steps"]
     assert recipe.tokens_per_update == preset.training["tokens_per_update"]
@@ -73,7 +65,7 @@ def test_later_layers_win(recipe_file: Any) -> None:
 
 def test_values_are_typed_by_their_key(recipe_file: Any) -> None:
     file = recipe_file("data:\n  train: 2024\ntraining:\n  learning_rate: 1e-3\n  save_strategy: no\n  bf16: yes\n")
-    recipe = load_recipe(file)
+    recipe = resolve_recipe(file)
     assert recipe.train == ["2024"]
     assert recipe.training_arguments["learning_rate"] == 0.001
     assert recipe.training_arguments["save_strategy"] == "no"
@@ -89,11 +81,11 @@ def test_python_values_are_taken_as_they_are() -> None:
 def test_nothing_named_is_the_demo(recipe_file: Any) -> None:
     recipe = resolve("")
     assert recipe.is_demo
-    assert recipe == load_recipe("demo") == load_recipe("demo.yaml")
+    assert recipe == resolve_recipe("demo") == resolve_recipe("demo.yaml")
     assert resolve("--max_steps 3").is_demo
     assert not resolve("--train a").is_demo
     assert resolve("--train a").preset == Recipe.preset
-    assert load_recipe(recipe_file("data: {train: []}")).is_demo
+    assert resolve_recipe(recipe_file("data: {train: []}")).is_demo
 
 
 def test_a_recipe_without_text_is_no_demo(recipe_file: Any) -> None:
@@ -101,7 +93,7 @@ def test_a_recipe_without_text_is_no_demo(recipe_file: Any) -> None:
     with pytest.raises(
         RecipeError, match=r"my.yaml names no training text; add train: to its chapter data, or --train"
     ):
-        load_recipe(file)
+        resolve_recipe(file)
     assert resolve("--train a", file).model["d_model"] == 128
 
 
@@ -132,7 +124,7 @@ def test_a_resolved_recipe_is_grouped_and_reloads(tmp_path: Path) -> None:
         "--train 'a b.de' 1e-3 --valid null --columns= --lr_scheduler_kwargs '{x: 1e-5, y: \"1\"}' --seed 7"
     )
     recipe.save(tmp_path / "recipe.yaml")
-    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert resolve_recipe(tmp_path / "recipe.yaml") == recipe
     assert [line[:-1] for line in recipe.to_yaml().splitlines() if line and line[0] != " "] == list(CHAPTERS)
 
 
@@ -174,7 +166,7 @@ def test_every_recipe_comes_back_from_its_file(
     recipe = resolve_recipe(None, values)
     file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.save(file)
-    assert load_recipe(file) == recipe
+    assert resolve_recipe(file) == recipe
     for name, value in values.items():
         owner = known_keys()[name].owner
         assert (getattr(recipe, name) if owner == "recipe" else getattr(recipe, owner)[name]) == value
@@ -237,7 +229,7 @@ def test_reserved_and_foreign_names_point_to_real_keys() -> None:
 def test_shipped_recipes_load_and_explain_every_key(name: str) -> None:
     import importlib.resources
 
-    recipe = load_recipe(name)
+    recipe = resolve_recipe(name)
     assert recipe.model_config().vocab_size == recipe.vocab_size
     text = importlib.resources.files("seqloom.configuration.recipes").joinpath(f"{name}.yaml").read_text("utf-8")
     assert text.startswith("# ")
@@ -245,7 +237,7 @@ def test_shipped_recipes_load_and_explain_every_key(name: str) -> None:
 
 
 def test_multi30k_has_the_published_geometry() -> None:
-    recipe = load_recipe("multi30k-en-de")
+    recipe = resolve_recipe("multi30k-en-de")
     config, arguments = recipe.model_config(), recipe.training_arguments
     assert (config.encoder_layers, config.decoder_layers, config.d_model, config.encoder_ffn_dim) == (4, 4, 128, 256)
     assert (config.encoder_attention_heads, config.dropout) == (4, 0.3)
@@ -256,7 +248,7 @@ def test_multi30k_has_the_published_geometry() -> None:
 def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("demo").write_text("data: {train: [mine]}")
-    assert load_recipe("demo").train == ["mine"]
+    assert resolve_recipe("demo").train == ["mine"]
 
 
 # errors --------------------------------------------------------------------
@@ -392,18 +384,18 @@ def test_mistakes_without_training_text(line: str, sentence: str) -> None:
 def test_a_mistake_in_a_file_names_the_file(recipe_file: Any, text: str, sentence: str) -> None:
     file = recipe_file(text)
     with pytest.raises(RecipeError) as caught:
-        load_recipe(file)
+        resolve_recipe(file)
     assert str(caught.value).startswith(f"{file}: {sentence}")
 
 
 def test_unreadable_recipes(recipe_file: Any, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"my.yaml is not valid YAML, line 1, column 1: seed stands there twice"):
-        load_recipe(recipe_file("seed: 1\nseed: 2"))
+        resolve_recipe(recipe_file("seed: 1\nseed: 2"))
     (tmp_path / "latin.yaml").write_bytes(b"data: {train: [\xe9]}")
     with pytest.raises(RecipeError, match=r"latin.yaml is not UTF-8 text \(byte 15\); save it as UTF-8."):
-        load_recipe(tmp_path / "latin.yaml")
+        resolve_recipe(tmp_path / "latin.yaml")
     with pytest.raises(RecipeError, match=r"recipe=demoo is neither a file nor a shipped recipe; did you mean demo\?"):
-        load_recipe("demoo")
+        resolve_recipe("demoo")
 
 
 def test_a_token_never_stands_in_a_message() -> None:

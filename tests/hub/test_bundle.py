@@ -19,6 +19,7 @@ SOURCES = [
     "modeling/fast_dropout.py",
     "modeling/fused_loss.py",
     "modeling/library.py",
+    "configuration/suggestion.py",
     "modeling/modeling_seqloom.py",
     "hub/pipeline_seqloom.py",
 ]
@@ -133,7 +134,7 @@ def test_configuration_and_model_name_the_pipelines_file_so_that_transformers_co
     def needed(name):
         return {Path(file).name for file in get_relative_import_files(tmp_path / name)}
 
-    assert needed("configuration_seqloom.py") == {"pipeline_seqloom.py"}
+    assert needed("configuration_seqloom.py") == {"pipeline_seqloom.py", "suggestion.py"}
     assert needed("modeling_seqloom.py") == set(CODE) - {"modeling_seqloom.py"}
     assert not get_relative_imports(tmp_path / "pipeline_seqloom.py")
 

@@ -14,14 +14,15 @@ from tokenizers import Tokenizer
 from transformers import GenerationMixin
 
 import seqloom
-from seqloom import cli
-from seqloom.hub import doors, serve
+from seqloom.hub import doors
 from seqloom.hub.doors import Door, describe_doors, note_library, try_doors
 from seqloom.hub.pipeline_seqloom import TranslationPipeline
+from seqloom.hub.serving import serve
 from seqloom.hub.verify import FolderError
 from seqloom.modeling.canary import CANARY_NAME, read_canary
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 from seqloom.training.tokenizer import CHAT_TEMPLATE
+from seqloom_cli import verbs
 
 CHARACTERS = "abcdefghijklmnopqrstABCDEFGHIJKLMNOP"
 NAMES = [
@@ -253,7 +254,7 @@ def canned(monkeypatch: pytest.MonkeyPatch) -> list[Door]:
 
 def test_all_right_is_noted_in_the_canary(folder: Path, canned: list[Door], capsys: pytest.CaptureFixture[str]) -> None:
     forget_libraries(folder)
-    assert cli.main(["verify", str(folder), "--run"]) == 0
+    assert verbs.main(["verify", str(folder), "--run"]) == 0
     *_, head, canary, server, verdict, note = capsys.readouterr().out.splitlines()
     assert head == "The doors, opened with the installed classes; the folder's own code is not run:"
     assert (canary, server) == tuple(map(str, canned))
@@ -268,7 +269,7 @@ def test_a_wrong_door_is_no_success_and_nothing_is_noted(
 ) -> None:
     forget_libraries(folder)
     canned.append(Door("translation", "all", "FAILED", "it answers nonsense"))
-    assert cli.main(["verify", str(folder), "--run"]) == 1
+    assert verbs.main(["verify", str(folder), "--run"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{folder}: 1 door does not answer rightly under {describe_running()}: translation. {REMEDY}"
     assert read_canary(folder / CANARY_NAME).tested == []
@@ -278,11 +279,11 @@ def test_a_wrong_door_is_no_success_and_nothing_is_noted(
 
 def test_right_answers_do_not_make_changed_code_right(folder: Path, canned: list[Door]) -> None:
     (folder / "helper.py").write_text("")
-    assert cli.main(["verify", str(folder), "--run"]) == 1
+    assert verbs.main(["verify", str(folder), "--run"]) == 1
 
 
 def test_doors_are_not_opened_unasked(folder: Path, canned: list[Door], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", str(folder)]) == 0
+    assert verbs.main(["verify", str(folder)]) == 0
     assert "The doors" not in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ from seqloom.hub.model_card import (
     is_generated,
     read_facts,
     render_card,
-    write_card,
+    write_model_card,
 )
 from tests.loopback_hub import card_errors
 
@@ -116,7 +116,7 @@ def row(card, first_cell):
 
 class TestContent:
     def test_the_head_is_what_the_hub_reads(self, finished):
-        write_card(finished, "jo/de-en")
+        write_model_card(finished, "jo/de-en")
         card = ModelCard.load(finished / "README.md")
         assert card.data.language == ["de", "en"]
         assert card.data.license == "cc-by-4.0"
@@ -128,7 +128,7 @@ class TestContent:
         assert card_errors((finished / "README.md").read_text()) == []
 
     def test_scores_stand_in_the_model_index_with_interval_and_signature(self, finished):
-        write_card(finished, "jo/de-en")
+        write_model_card(finished, "jo/de-en")
         bleu, perplexity = ModelCard.load(finished / "README.md").data.eval_results
         assert (bleu.metric_type, bleu.metric_value) == ("bleu", 31.4159)
         assert (bleu.dataset_name, bleu.dataset_type, bleu.dataset_split) == ("owner/set:de-en", "owner/set", "test")
@@ -198,7 +198,7 @@ class TestContent:
 
 class TestNoClaims:
     def test_without_a_run_nothing_is_said_of_training_and_quality(self, bare):
-        write_card(bare)
+        write_model_card(bare)
         card = (bare / "README.md").read_text()
         for title in ("Data", "Training", "Scores"):
             assert f"## {title}" not in card
@@ -218,11 +218,11 @@ class TestNoClaims:
         assert card_errors(card) == []
 
     def test_other_weights_do_not_inherit_scores(self, finished):
-        write_card(finished)
+        write_model_card(finished)
         assert "31.42" in (finished / "README.md").read_text()
         weights = finished / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-        assert write_card(finished)
+        assert write_model_card(finished)
         card = (finished / "README.md").read_text()
         assert "31.42" not in card
         assert "How it was trained is not recorded" in card
@@ -232,7 +232,7 @@ class TestNoClaims:
         checkpoint.mkdir()
         for name in ("config.json", "model.safetensors", "generation_config.json"):
             shutil.copy(finished / name, checkpoint)
-        write_card(checkpoint)
+        write_model_card(checkpoint)
         card = (checkpoint / "README.md").read_text()
         assert "saved at update 300; it has no final scores" in card
         assert "## Data" in card
@@ -243,47 +243,47 @@ class TestNoClaims:
         with pytest.raises(
             ValueError, match=r"is not a model: it lacks config.json or model.safetensors; name the folder"
         ):
-            write_card(tmp_path)
+            write_model_card(tmp_path)
 
 
 class TestKeeping:
     def test_an_edited_card_is_kept(self, finished):
-        assert write_card(finished)
+        assert write_model_card(finished)
         card = finished / "README.md"
         card.write_text(card.read_text().replace("# de-en", "# My model"))
         edited = card.read_text()
         assert not is_generated(edited)
-        assert not write_card(finished)
+        assert not write_model_card(finished)
         assert card.read_text() == edited == current_card(finished)
 
     def test_a_card_written_by_hand_is_kept(self, bare):
         (bare / "README.md").write_text("# Mine\n")
-        assert not write_card(bare)
+        assert not write_model_card(bare)
         assert (bare / "README.md").read_text() == "# Mine\n"
 
     def test_a_generated_card_follows_the_run(self, finished):
         (finished / "run" / "results.json").rename(finished / "later.json")
-        write_card(finished)
+        write_model_card(finished)
         assert "31.42" not in (finished / "README.md").read_text()
         (finished / "later.json").rename(finished / "run" / "results.json")
-        assert write_card(finished)
+        assert write_model_card(finished)
         assert "31.42" in (finished / "README.md").read_text()
 
     def test_a_downloaded_card_knows_more_than_its_folder(self, finished):
-        write_card(finished)
+        write_model_card(finished)
         card = (finished / "README.md").read_text()
         shutil.rmtree(finished / "run")
-        assert write_card(finished)
+        assert write_model_card(finished)
         assert (finished / "README.md").read_text() == card
         weights = finished / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-        assert write_card(finished)
+        assert write_model_card(finished)
         assert "31.42" not in (finished / "README.md").read_text(), "but only with its weights"
 
     def test_writing_twice_changes_nothing(self, finished):
-        write_card(finished)
+        write_model_card(finished)
         before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-        write_card(finished)
+        write_model_card(finished)
         assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
@@ -330,7 +330,7 @@ class TestTasks:
 @pytest.mark.slow
 def test_the_usage_code_runs_as_it_stands(finished):
     """Every Python block of the card, in an environment that need not know Seqloom."""
-    write_card(finished)
+    write_model_card(finished)
     blocks = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
     script = "import sys\n" + "\n".join(blocks) + "\nassert 'seqloom' not in sys.modules\n"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloom import cli
 from seqloom.hub.model_card import CARD_NAME
 from seqloom.hub.push import HubError, belongs, check_repo_name, create_repository, format_size, plan_push, push_folder
+from seqloom_cli import verbs
 from tests.loopback_hub import Repository, logged_in
 
 MODEL_FILES = {
@@ -64,7 +64,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def push(*arguments):
-    return cli.main(["push", *map(str, arguments)])
+    return verbs.main(["push", *map(str, arguments)])
 
 
 def test_a_push_makes_a_private_repository_with_the_whole_model(folder, hub, capsys):

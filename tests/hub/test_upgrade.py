@@ -17,16 +17,17 @@ import torch
 from transformers import dynamic_module_utils
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from seqloom import __version__, cli
+from seqloom import __version__
 from seqloom.hub import upgrade
 from seqloom.hub.bundle import AUTO_MAP, CUSTOM_PIPELINES, MANIFEST_NAME, bundle_files
-from seqloom.hub.model_card import CARD_NAME, is_generated, write_card
+from seqloom.hub.model_card import CARD_NAME, is_generated, write_model_card
 from seqloom.hub.upgrade import describe_upgrade, plan_upgrade, take, upgrade_folder
 from seqloom.hub.verify import FolderError, check_folder, verify_folder
 from seqloom.modeling import canary
 from seqloom.modeling.canary import CANARY_NAME, read_canary
 from seqloom.modeling.library import describe_running, running_library
 from seqloom.training.fault_tolerance import checkpoints
+from seqloom_cli import verbs
 from tests.old_folder import unpack_old_folder
 
 MODELING = "modeling_seqloom.py"
@@ -120,7 +121,7 @@ def test_twice_changes_nothing(new: Path) -> None:
 
 def test_a_dry_run_says_all_and_changes_nothing(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(old), times(old)
-    assert cli.main(["upgrade", str(old), "--dry_run"]) == 0
+    assert verbs.main(["upgrade", str(old), "--dry_run"]) == 0
     assert (content(old), times(old)) == before
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"{old}: nothing was changed; without --dry_run this is done."
@@ -128,7 +129,7 @@ def test_a_dry_run_says_all_and_changes_nothing(old: Path, capsys: pytest.Captur
     assert "write     seqloom_canary.json" in lines
     assert not [line for line in lines if "_next_" in line or "safetensors" in line or "tokenizer" in line]
 
-    assert cli.main(["upgrade", str(old)]) == 0
+    assert verbs.main(["upgrade", str(old)]) == 0
     *done, last = capsys.readouterr().out.splitlines()
     assert done == lines
     assert last == (
@@ -207,7 +208,7 @@ def test_edited_code_is_replaced_on_request_and_kept_beside_it(old: Path, capsys
     edited = (old / MODELING).read_bytes() + b"\r\nTHREADS = 1  # \xff\r\n"
     (old / MODELING).write_bytes(edited)
     (old / f"{MODELING}.edited").write_text("an earlier one")
-    assert cli.main(["upgrade", str(old), "--replace-edited"]) == 0
+    assert verbs.main(["upgrade", str(old), "--replace-edited"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert f"keep      {MODELING}.edited~: {MODELING} as you had edited it." in printed
     assert (old / f"{MODELING}.edited~").read_bytes() == edited
@@ -414,7 +415,7 @@ def test_a_bare_network_gets_todays_code_and_a_canary_that_says_why_it_is_silent
     tiny_model("SeqloomModel").save_pretrained(tmp_path)
     (tmp_path / CANARY_NAME).unlink()
     (tmp_path / "library.py").unlink()
-    write_card(tmp_path)
+    write_model_card(tmp_path)
     upgrade_folder(tmp_path)
     made = read_canary(tmp_path / CANARY_NAME)
     assert (made.rows, made.tested, made.not_checked) == ([], [], "saved without an LM head, and so without words")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from seqloom import __version__, cli
+from seqloom import __version__
 from seqloom.hub import verify
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.generate import load_folder
@@ -26,6 +26,7 @@ from seqloom.hub.verify import (
     summarize,
     verify_folder,
 )
+from seqloom_cli import verbs
 from tests.exploit import Exploit
 from tests.old_folder import unpack_old_folder
 
@@ -401,15 +402,15 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_verify_says_what_it_finds_and_exits_with_1_unless_all_is_released(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["verify", str(folder)]) == 0
+    assert verbs.main(["verify", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CODE) + 1
     assert lines[-1] == f"{folder}: the released code and nothing else."
     (folder / "evil.py").write_text("")
-    assert cli.main(["verify", str(folder)]) == 1
+    assert verbs.main(["verify", str(folder)]) == 1
     assert "NOT only the released code, 1 line above speaks against it" in capsys.readouterr().out
-    assert cli.main(["verify", str(folder), "--deep"]) == 2
-    assert cli.main(["verify", str(folder / "no")]) == 1
+    assert verbs.main(["verify", str(folder), "--deep"]) == 2
+    assert verbs.main(["verify", str(folder / "no")]) == 1
 
 
 def test_generate_refuses_a_dangerous_folder_before_it_reads_it(
@@ -420,7 +421,7 @@ def test_generate_refuses_a_dangerous_folder_before_it_reads_it(
     (folder / "model.safetensors").unlink()
     source = tmp_path / "in"
     source.write_text("abc\n")
-    assert cli.main(["generate", str(folder), "-i", str(source)]) == 1
+    assert verbs.main(["generate", str(folder), "-i", str(source)]) == 1
     assert "pytorch_model.bin: a pickle, and loading one can run anything" in capsys.readouterr().err
     assert not trace.exists()
 

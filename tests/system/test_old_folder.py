@@ -55,7 +55,7 @@ def folders(taught_model: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     root = tmp_path_factory.mktemp("old")
     folder = unpack_old_folder(root / "before" / "dates", taught_model())
     copy = Path(shutil.copytree(folder, root / "after" / "dates"))
-    command = [sys.executable, "-m", "seqloom.cli", "upgrade", str(copy)]
+    command = [sys.executable, "-m", "seqloom_cli", "upgrade", str(copy)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "and answers rightly under" in done.stdout

@@ -35,7 +35,7 @@ def test_from_text_to_the_hub_and_back(tmp_path):
             )
 
         data = "--train words.tsv --test words.tsv --output words --push_to_hub --hub_model_id alice/words".split()
-        trained = run("-m", "seqloom.cli", "train", *data, *TINY.split(), *QUICK.split())
+        trained = run("-m", "seqloom_cli", "train", *data, *TINY.split(), *QUICK.split())
         assert trained.returncode == 0, trained.stderr[-3000:]
         repository = hub.repositories["alice/words"]
         assert repository.private
@@ -48,7 +48,7 @@ def test_from_text_to_the_hub_and_back(tmp_path):
         loaded = run("-c", DOWNLOAD)
         assert loaded.returncode == 0, loaded.stderr[-3000:]
 
-        pushed_again = run("-m", "seqloom.cli", "push", "words", "alice/words")
+        pushed_again = run("-m", "seqloom_cli", "push", "words", "alice/words")
         assert pushed_again.returncode == 0, pushed_again.stderr[-3000:]
         assert "Updated" in pushed_again.stdout
         assert len(repository.commits) == 2, "what has not changed makes no new commit"

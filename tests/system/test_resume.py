@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from seqloom.configuration.command import EXIT_INTERRUPTED, EXIT_STOPPED
-from seqloom.configuration.recipe import resolve_recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom_cli.command import EXIT_INTERRUPTED, EXIT_STOPPED
 from tests.toy import write_reversals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills")

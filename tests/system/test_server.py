@@ -71,7 +71,7 @@ class Server:
 @contextmanager
 def serving(folder, typed, cwd, name):
     process = subprocess.Popen(
-        [sys.executable, "-m", "seqloom.cli", "serve", typed, "--port", "0"],
+        [sys.executable, "-m", "seqloom_cli", "serve", typed, "--port", "0"],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
         stdout=subprocess.PIPE,

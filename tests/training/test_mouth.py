@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 from transformers.cache_utils import EncoderDecoderCache
 
-from seqloom.configuration.command import run_command
-from seqloom.configuration.recipe import resolve_recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.modeling import modeling_seqloom
 from seqloom.modeling.canary import CANARY_NAME, find_faults, read_canary
 from seqloom.training import mouth, trainer
@@ -20,6 +19,7 @@ from seqloom.training.fault_tolerance.checkpoints import checkpoints_in
 from seqloom.training.fault_tolerance.run_health import MouthError
 from seqloom.training.mouth import doubt_of, misread, spoken_sums, texts_to_say
 from seqloom.training.train import train
+from seqloom_cli.command import run_command
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers
 from tests.toy import write_reversals
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
-from seqloom.configuration.recipe import load_recipe, resolve_recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.train import main, train
 from tests.toy import write_reversals
 
@@ -55,7 +55,7 @@ def test_a_run_leaves_a_folder_that_answers_and_its_records(recipe, tmp_path, co
         "test_outputs.jsonl",
         "tokenizer",
     } <= records
-    assert load_recipe(folder / "run" / "recipe.yaml") == recipe()
+    assert resolve_recipe(folder / "run" / "recipe.yaml") == recipe()
     rows = [json.loads(line) for line in (folder / "run" / "test_outputs.jsonl").read_text().splitlines()]
     assert [row["source"] for row in rows] == (corpus / "test.src").read_text().split()
     assert json.loads((folder / "run" / "data.json").read_text())["train"]["num_rows"] == 120

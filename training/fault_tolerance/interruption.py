@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from seqloom.configuration.command import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError
+from seqloom_cli.command import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))

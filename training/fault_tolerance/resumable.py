@@ -27,7 +27,6 @@ from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.configuration.command import EXIT_FAILED
 from seqloom.training.fault_tolerance.checkpoints import STAGING, discard_extra, put_in_place, rotate, seal
 from seqloom.training.fault_tolerance.interruption import StopAfterUpdate, StopSignals
 from seqloom.training.fault_tolerance.run_health import (
@@ -45,6 +44,7 @@ from seqloom.training.fault_tolerance.run_health import (
     remedy_for_disk,
 )
 from seqloom.training.monitoring.progress import no_bars_of_others
+from seqloom_cli.command import EXIT_FAILED
 
 
 @runtime_checkable

@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from seqloom.configuration.recipe import Recipe, RecipeError, load_recipe
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoints_in,
@@ -209,7 +210,7 @@ class RunFolder:
         shutil.rmtree(self.records, ignore_errors=True)
 
     def _refuse_other_recipe(self, recipe: Recipe) -> None:
-        before, now = _flat(load_recipe(self.recipe_file)), _flat(recipe)
+        before, now = _flat(resolve_recipe(self.recipe_file)), _flat(recipe)
         changed = [key for key in sorted(before | now) if key not in CHANGEABLE and before.get(key) != now.get(key)]
         if changed:
             key = changed[0]

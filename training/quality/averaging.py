@@ -2,11 +2,11 @@
 
 Late in training the weights wander around a good place; their mean is closer to it (Vaswani et al. 2017, section 6.1,
 average the last 5 or 20; Wu et al. 2021 the last 10). The mean is taken in float64, tied weights stand in a checkpoint
-once and are averaged once. Whether it helped is measured: the run reports the single model's scores beside the mean's.
+once and are averaged once. Whether it helped is measured: see `average_run` in training/finish.py.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.training.fault_tolerance.checkpoints import discard
 from seqloom.training.quality.selection import best_updates, scores_by_update
-from seqloom.training.trainer import SeqloomTrainer
 
 WEIGHTS = "model.safetensors"
 
@@ -101,54 +100,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         )
 
 
-def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
-    """Put the mean of a finished training's checkpoints into its model, and measure whether that helped.
-
-    Args:
-        trainer: when `train` has ended; its folder holds the checkpoints.
-        count: how many are wanted.
-        by: "last" or "best", the latter by the trainer's `metric_for_best_model`.
-
-    Returns:
-        `averaged_updates`, and, where there is a validation set, the scores during training of the model that would
-        have been kept alone (`single_...`) and those of the mean (`averaged_...`), both decoded alike.
-    """
-    args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
-    metric, higher = str(args.metric_for_best_model), bool(args.greater_is_better)
-    updates = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher)
-    if trainer.is_world_process_zero():
-        load_weights(trainer.model, average_weights([folder / f"checkpoint-{update}" for update in updates]))
-    if args.world_size > 1:
-        for parameter in trainer.model.parameters():
-            torch.distributed.broadcast(parameter.data, src=0)
-    results: dict[str, Any] = {"averaged_updates": updates}
-    if trainer.eval_dataset is not None:
-        alone = state.best_global_step if by == "best" or args.load_best_model_at_end else updates[-1]
-        history = [row for row in state.log_history if row.get("step") == alone]
-        results |= {f"single_{name}": value for row in history for name, value in _scores(row, "eval_").items()}
-        results["single_update"] = alone
-        averaged = trainer.evaluate(metric_key_prefix="averaged")
-        results |= {f"averaged_{name}": value for name, value in _scores(averaged, "averaged_").items()}
-    return results
-
-
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-def _scores(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    named = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
-    return {name: value for name, value in named.items() if name not in TIMINGS and isinstance(value, (int, float))}
-
-
-def describe_average(results: Mapping[str, Any]) -> str:
-    """Say what was averaged, and what it did to the scores: "loss 1.82 -> 1.79"."""
-    updates = results["averaged_updates"]
-    names = [name.removeprefix("single_") for name in results if name.startswith("single_") and name != "single_update"]
-    changes = [f"{name} {results[f'single_{name}']:.4g} -> {results[f'averaged_{name}']:.4g}" for name in names]
-    compared = f"; against update {results['single_update']:,} alone: {', '.join(changes)}" if changes else ""
-    return f"{len(updates)} checkpoints averaged, updates {', '.join(f'{u:,}' for u in updates)}{compared}"
-
-
 class KeepBestCheckpoints(TrainerCallback):
     """Deletes all checkpoints but the best ones and the newest, which a resume needs."""
 
@@ -170,4 +121,4 @@ class KeepBestCheckpoints(TrainerCallback):
             discard(folder / f"checkpoint-{update}", folder)
 
 
-__all__ = ["KeepBestCheckpoints", "average_run", "average_weights", "describe_average", "load_weights"]
+__all__ = ["KeepBestCheckpoints", "average_weights", "load_weights", "updates_to_average"]

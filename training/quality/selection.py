@@ -5,13 +5,13 @@ perplexity are better when they are low.
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.suggestion import did_you_mean
 from seqloom.training.metrics import LOWER_IS_BETTER
 
 FORCED_SCORES = ("loss", "perplexity", "token_accuracy")
@@ -51,8 +51,7 @@ def _check_metric(metric: str, metrics: Sequence[str]) -> None:
     known = (*FORCED_SCORES, *metrics)
     if metric in known:
         return
-    near = get_close_matches(metric, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(metric, known)
     raise RecipeError(
         f"metric_for_best_model={metric} is not among the scores of this run; {hint}use one of {', '.join(known)}, or "
         f"add it to metrics."

@@ -10,10 +10,9 @@ aligning sentences in bilingual corpora"); here as a Viterbi search over the few
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,12 +38,6 @@ MAX_SHIFTS = 8
 SHIFT_COST = 4.0
 """Price of one more missing line, in units of a capped log length ratio; 2 to 8 find a missing line equally well
 (within 5 lines in 9 of 10 trials on Tatoeba deu-eng and cmn-eng, Multi30k, Classical-Modern Chinese)."""
-
-
-def did_you_mean(value: str, names: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the closest of `names`, or nothing when none is close."""
-    close = difflib.get_close_matches(value, list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def shorten(text: str, width: int = 40) -> str:

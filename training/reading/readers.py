@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.training.reading import diagnosis
 
 Row = tuple[int, tuple[str | None, ...]]
@@ -372,7 +373,7 @@ def describe_missing_columns(path: str, columns: Sequence[str], existing: Sequen
     """Say which of `columns` are missing in `path`, which exist, and what to do."""
     missing = [column for column in columns if column not in existing]
     listed = ", ".join(diagnosis.shorten(name) for name in existing[:12]) + (", …" if len(existing) > 12 else "")
-    hint = diagnosis.did_you_mean(missing[0], existing)
+    hint = did_you_mean(missing[0], existing, SENTENCE)
     if len(existing) == 1 and any(separator in existing[0] for separator in ",;\t|"):
         hint = " Is another separator in use? .csv means commas and .tsv tabs."
     names = " or ".join(repr(name) for name in missing)

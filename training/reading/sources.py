@@ -18,7 +18,8 @@ import datasets
 from datasets.exceptions import DatasetsError
 from datasets.utils import tqdm
 
-from seqloom.training.reading import diagnosis, readers
+from seqloom.configuration.suggestion import SENTENCE, did_you_mean
+from seqloom.training.reading import readers
 from seqloom.training.reading.readers import CorpusError, Row, TextFile
 
 logger = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ def _describe_missing_file(path: str) -> str:
     folder = Path(path).parent
     if not folder.is_dir():
         return f"{path} does not exist, nor does the folder {folder}. Check the path; it is taken from {os.getcwd()}."
-    hint = diagnosis.did_you_mean(Path(path).name, _neighbours(path))
+    hint = did_you_mean(Path(path).name, _neighbours(path), SENTENCE)
     return f"{path} does not exist.{hint or f' Check the path; it is taken from {os.getcwd()}.'}"
 
 
@@ -285,7 +286,7 @@ def _load_dataset(name: str, num_proc: int | None) -> datasets.Dataset | dataset
             ) from error
         raise CorpusError(
             f"{name} is no file here, and as a Hub data set it cannot be loaded: {reason}. Check the spelling and the "
-            f"connection, or download it once and give the folder.{diagnosis.did_you_mean(name, _neighbours(name))}"
+            f"connection, or download it once and give the folder.{did_you_mean(name, _neighbours(name), SENTENCE)}"
         ) from error
 
 

@@ -9,7 +9,6 @@ import pytest
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.configuration.command import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError, run_command
 from seqloom.training.fault_tolerance.interruption import (
     ORPHANED,
     SIGNALS,
@@ -19,6 +18,7 @@ from seqloom.training.fault_tolerance.interruption import (
     ignore_stop_signals,
     name_of,
 )
+from seqloom_cli.command import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError, run_command
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 

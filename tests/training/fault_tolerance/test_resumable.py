@@ -16,11 +16,11 @@ import torch
 from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from seqloom.configuration.command import EXIT_STOPPED, StoppedError
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, find_fault
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.resumable import CheckpointPart, ResumableTrainer, kept_random_state
 from seqloom.training.fault_tolerance.run_health import TrainingError
+from seqloom_cli.command import EXIT_STOPPED, StoppedError
 from tests.toy import toy_pairs
 
 

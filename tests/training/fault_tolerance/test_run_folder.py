@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from seqloom.configuration.recipe import RecipeError, load_recipe, resolve_recipe
+from seqloom.configuration.recipe import RecipeError
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 
 FACTS = {"train": {"num_rows": 10, "fingerprint": "a"}, "test": {"num_rows": 3, "fingerprint": "b"}}
@@ -23,7 +24,7 @@ def open_folder(path, **keys):
 
 def test_the_recipe_that_is_kept_can_be_started_again(tmp_path):
     folder = open_folder(tmp_path / "run")
-    assert load_recipe(folder.recipe_file) == resolve_recipe(None, {"output": str(tmp_path / "run")})
+    assert resolve_recipe(folder.recipe_file) == resolve_recipe(None, {"output": str(tmp_path / "run")})
     assert [path.name for path in folder.records.iterdir() if path.name.startswith(".")] == []
 
 
@@ -48,7 +49,7 @@ def test_a_folder_killed_while_it_was_opened_is_opened_again(tmp_path, monkeypat
                 survived = False
         assert RunFolder(path).recipe_file.is_file() == (survived or killed_at > 0)
         open_folder(path)
-        assert load_recipe(path / "run" / "recipe.yaml")
+        assert resolve_recipe(path / "run" / "recipe.yaml")
         if survived:
             break
     assert killed_at > 0

@@ -5,11 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 
+from seqloom.training.finish import average_run, describe_average
 from seqloom.training.quality.averaging import (
     KeepBestCheckpoints,
-    average_run,
     average_weights,
-    describe_average,
     load_weights,
     updates_to_average,
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqloom.configuration.recipe import load_recipe, resolve_recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.train import main, train
 from tests.toy import write_reversals
 
@@ -81,7 +81,7 @@ def test_without_a_preset_the_data_decides_and_a_resume_agrees(recipe, files, tm
     printed = capsys.readouterr().out
     assert "auto      preset tiny for 120 examples, little data wants a small model" in printed
     assert "vocabulary 4,000, dropout 0.3, learning rate 0.0025, 4,096 tokens an update" in printed
-    kept = load_recipe(tmp_path / "run" / "run" / "recipe.yaml")
+    kept = resolve_recipe(tmp_path / "run" / "run" / "recipe.yaml")
     assert (kept.preset, kept.vocab_size, kept.tokens_per_update) == ("tiny", 4000, 4096)
     assert kept.training_arguments["learning_rate"] == 0.0025
     assert (kept.model["dropout"], kept.model["d_model"], kept.model["encoder_layers"]) == (0.3, 16, 4)
@@ -90,7 +90,7 @@ def test_without_a_preset_the_data_decides_and_a_resume_agrees(recipe, files, tm
 
     (tmp_path / "run" / "run" / "results.json").unlink()
     assert train(resolve_recipe(None, {**keys, "max_steps": 6}))["updates"] == 6
-    assert load_recipe(tmp_path / "run" / "run" / "recipe.yaml").preset == "tiny"
+    assert resolve_recipe(tmp_path / "run" / "run" / "recipe.yaml").preset == "tiny"
 
 
 # Averaging -----------------------------------------------------------------------------------------------------------

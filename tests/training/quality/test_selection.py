@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.configuration.recipe import RecipeError, resolve_recipe
+from seqloom.configuration.recipe import RecipeError
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.quality.selection import EarlyStopping, best_updates, scores_by_update, selection_settings
 
 PAIRS = {"train": ["a", "b"], "valid": ["c", "d"]}

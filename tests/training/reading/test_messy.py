@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from seqloom.training.corpus import CorpusError, load_corpus
 from seqloom.training.reading import readers
+from seqloom.training.reading.corpus import CorpusError, load_corpus
 
 GERMAN = "Die Glocken läuten über dem schönen Tal."
 CHINESE = "今天的天气很好，我们去公园散步。"

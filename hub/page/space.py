@@ -14,8 +14,8 @@ from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 
-from seqloom.hub import explain, explain_tables
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
+from seqloom.hub.page import explain, explain_tables
 from seqloom.hub.push import PushFile, check_repo_name, plan_push
 
 GRADIO_VERSION = "6.31.0"

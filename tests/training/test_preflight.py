@@ -12,9 +12,9 @@ from transformers import Seq2SeqTrainingArguments
 
 import seqloom
 from seqloom.configuration.recipe import RecipeError
+from seqloom.training import preflight
 from seqloom.training.batching import BatchSettings, UpdateSampler
-from seqloom.training.monitoring import preflight
-from seqloom.training.monitoring.preflight import Memory, Plan, TimeEstimate, describe, duration, measure, survey
+from seqloom.training.preflight import Memory, Plan, TimeEstimate, describe, duration, measure, survey
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.trainer import SeqloomTrainer
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from seqloom.configuration.recipe import resolve_recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.model_card import DEMO_EXAMPLE, is_generated
 from seqloom.training.train import train
 from tests.loopback_hub import card_errors, logged_in

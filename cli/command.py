@@ -1,6 +1,7 @@
 """What every command shares: readable errors, exit codes, a clean end on Ctrl-C and on a closed pipe.
 
 `seqloom` and `accelerate launch training/train.py` go through here, so that both say the same on the same mistake.
+Imports the standard library alone.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 EXIT_STOPPED = 75
@@ -38,8 +39,18 @@ class StoppedError(KeyboardInterrupt):
 class CommandParser(argparse.ArgumentParser):
     """ArgumentParser that raises instead of printing its usage, and takes no abbreviated flags."""
 
+    complete: "Callable[[CommandParser], None] | None" = None
+    """Adds arguments that take long to know, once a command line has come to this parser."""
+
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as argparse does, with all arguments there."""
+        if self.complete:
+            complete, self.complete = self.complete, None
+            complete(self)
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found.
@@ -103,7 +114,7 @@ def explain_error(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    is_ours = type(error).__module__.startswith("seqloom.")
+    is_ours = type(error).__module__.startswith(("seqloom.", "seqloom_cli."))
     if text and (is_ours or isinstance(error, (ValueError, OSError, ImportError))):
         return text
     kind = type(error).__name__

@@ -9,9 +9,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqloom.training import tasks
+from seqloom.training.reading import tasks
 from seqloom.training.reading.readers import is_blank
-from seqloom.training.tasks import ContinuationTask, PairsTask, find_cuts, get_task, split_document
+from seqloom.training.reading.tasks import ContinuationTask, PairsTask, find_cuts, get_task, split_document
 
 ZH = "今天的天气很好，我们去公园散步。"
 EN = "The quick brown fox jumps over the lazy dog."

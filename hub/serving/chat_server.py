@@ -36,7 +36,7 @@ from transformers.generation import GenerationMixin, StoppingCriteria, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.chat_request import (
+from seqloom.hub.serving.chat_request import (
     CHAT,
     COMPLETION,
     RESPONSE,
@@ -48,7 +48,7 @@ from seqloom.hub.chat_request import (
     settings_of,
     source_of,
 )
-from seqloom.hub.stop_strings import UntilStop, cut_at_stop
+from seqloom.hub.serving.stop_strings import UntilStop, cut_at_stop
 from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,14 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-import seqloom
+from seqloom.hub.model_card import write_model_card
+from seqloom.hub.push import create_repository, push_folder
 from seqloom.training.fault_tolerance.checkpoints import STAGING, update_of
 
 logger = logging.getLogger(__name__)
 
 
-class PublishingTrainer(Trainer):
+class PushingTrainer(Trainer):
     """A Trainer whose checkpoints have a model card and whose pushes are whole folders."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -41,14 +42,14 @@ class PublishingTrainer(Trainer):
             )
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
-        self.hub_model_id, _ = seqloom.create_repository(name, private=private is not False, token=self._token(token))
+        self.hub_model_id, _ = create_repository(name, private=private is not False, token=self._token(token))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write Seqloom's card at the top of the folder; what it says comes from the run, not from arguments."""
         if args or kwargs.keys() - {"model_name"}:
             logger.warning("Arguments of create_model_card are ignored: recipe and run folder say what a card says.")
         if self.is_world_process_zero():
-            seqloom.write_model_card(self.args.output_dir, self.hub_model_id)
+            write_model_card(self.args.output_dir, self.hub_model_id)
 
     def push_to_hub(
         self,
@@ -86,7 +87,7 @@ class PublishingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not self.is_world_process_zero():
             return None
-        return seqloom.push_folder(
+        return push_folder(
             self.args.output_dir,
             self.hub_model_id,
             token=self._token(token),
@@ -103,7 +104,7 @@ class PublishingTrainer(Trainer):
         if is_staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         try:
-            seqloom.push_folder(
+            push_folder(
                 checkpoint_folder,
                 self.hub_model_id,
                 token=self._token(),
@@ -116,7 +117,7 @@ class PublishingTrainer(Trainer):
     def write_checkpoint_card(self, folder: Path) -> None:
         """Write the card of a running checkpoint; the finished folder gets its own when the scores are known."""
         if update_of(folder) >= 0 and any(folder.glob("model*.safetensors")):
-            seqloom.write_model_card(folder, self.hub_model_id)
+            write_model_card(folder, self.hub_model_id)
 
     def _token(self, token: str | None = None) -> str | None:
         return self.args.hub_token if token is None else token

@@ -1,8 +1,8 @@
 """`seqloom serve FOLDER`: a trained folder behind the OpenAI client, on transformers' own server.
 
 What can go wrong before the server stands is said here, in this order: the extra, the folder, the limit, the address,
-the weights. What a request may ask stands in hub/chat_request.py, what is made of transformers' server in
-hub/chat_server.py.
+the weights. What a request may ask stands in hub/serving/chat_request.py, what is made of transformers' server in
+hub/serving/chat_server.py.
 """
 
 import errno
@@ -26,12 +26,12 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.import_utils import is_serve_available
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.chat_request import Limits
 from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, no_loading_bar
+from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.verify import check_folder
 
 if TYPE_CHECKING:
-    from seqloom.hub.chat_server import FolderManager
+    from seqloom.hub.serving.chat_server import FolderManager
 
 HOST, PORT = "127.0.0.1", 8000
 """This machine alone; the port of `transformers serve`."""
@@ -167,7 +167,7 @@ def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager"
     Raises:
         ValueError: if the weights are missing or broken.
     """
-    from seqloom.hub.chat_server import FolderManager, ServedModel
+    from seqloom.hub.serving.chat_server import FolderManager, ServedModel
 
     try:
         with no_loading_bar():
@@ -194,7 +194,7 @@ def _run(manager: "FolderManager", listener: socket.socket) -> None:
     """Serve until a signal comes; answers in work get `SECONDS_TO_FINISH`, then they are refused with 503."""
     import uvicorn
 
-    from seqloom.hub.chat_server import OneThread, build_app
+    from seqloom.hub.serving.chat_server import OneThread, build_app
 
     logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # it repeats uvicorn's line on each request
     state = OneThread()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from seqloom.hub.chat_request import (
+from seqloom.hub.serving.chat_request import (
     CHAT,
     COMPLETION,
     NOT_DONE,

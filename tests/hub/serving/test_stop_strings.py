@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloom.hub.stop_strings import UntilStop, cut_at_stop, length_to_hold
+from seqloom.hub.serving.stop_strings import UntilStop, cut_at_stop, length_to_hold
 
 texts = st.text("ab\n今", max_size=12)
 stops = st.lists(st.text("ab\n今", min_size=1, max_size=4), min_size=1, max_size=3)

@@ -22,7 +22,7 @@ import pyarrow.compute
 import regex
 from datasets import Dataset, Features, Value
 
-from seqloom.training.reading import diagnosis
+from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.training.reading.readers import BLANK_CHARACTERS
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def get_task(name: str, *, num_splits: int = 1) -> Task:
     if name == ContinuationTask.name:
         return ContinuationTask(num_splits=num_splits)
     if name not in TASKS:
-        raise ValueError(f"task={name!r} is unknown; use {' or '.join(TASKS)}.{diagnosis.did_you_mean(name, TASKS)}")
+        raise ValueError(f"task={name!r} is unknown; use {' or '.join(TASKS)}.{did_you_mean(name, TASKS, SENTENCE)}")
     if num_splits != 1:
         logger.warning("num_splits=%s is ignored: task %r does not cut documents.", num_splits, name)
     return TASKS[name]()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seqloom import cli
 from seqloom.hub.bundle import ALLOWED_PACKAGES
-from seqloom.hub.space import GRADIO_VERSION, write_space
+from seqloom.hub.page.space import GRADIO_VERSION, write_space
+from seqloom_cli import verbs
 from tests.test_package import imports_of
 
 WORDS = "abcdefghijklmnop"
@@ -34,7 +34,7 @@ def head_of(readme):
 
 
 def test_the_folder_has_all_that_a_space_needs(folder, tmp_path, capsys):
-    assert cli.main(["space", str(folder), "-o", str(tmp_path / "page")]) == 0
+    assert verbs.main(["space", str(folder), "-o", str(tmp_path / "page")]) == 0
     page = tmp_path / "page"
     top = {path.name for path in page.iterdir()}
     assert top == {"app.py", "explain.py", "explain_tables.py", "requirements.txt", "README.md", "model"}
@@ -79,7 +79,7 @@ def test_wrong_calls(folder, tmp_path, capsys):
         ([str(tmp_path / "nowhere"), "-o", str(tmp_path / "page")], "nowhere holds no config.json; name the folder"),
         ([str(folder), "-o", str(tmp_path / "page"), "--repo", "a b"], "'a b' is not the name of a repository"),
     ):
-        assert cli.main(["space", *arguments]) == 1
+        assert verbs.main(["space", *arguments]) == 1
         assert text in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]

@@ -8,9 +8,17 @@ import socket
 import pytest
 from transformers import GenerationConfig
 
-from seqloom import cli
-from seqloom.hub import serve
-from seqloom.hub.serve import answer_length, limits_of, load_manager, names_of, open_socket, read_config, serve_folder
+from seqloom.hub.serving import serve
+from seqloom.hub.serving.serve import (
+    answer_length,
+    limits_of,
+    load_manager,
+    names_of,
+    open_socket,
+    read_config,
+    serve_folder,
+)
+from seqloom_cli import verbs
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def raise_(error):
 
 def fails(line, capsys):
     """Return what a command line that cannot work says."""
-    assert cli.main(line) in (1, 2)
+    assert verbs.main(line) in (1, 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -54,8 +62,8 @@ def fails(line, capsys):
 def test_the_command_hands_over_its_flags(monkeypatch):
     calls = []
     monkeypatch.setattr(serve, "serve_folder", lambda folder, **options: calls.append((folder, options)))
-    assert cli.main(["serve", "dir/"]) == 0
-    assert cli.main("serve dir --host ::1 --port 0 --max-tokens 9".split()) == 0
+    assert verbs.main(["serve", "dir/"]) == 0
+    assert verbs.main("serve dir --host ::1 --port 0 --max-tokens 9".split()) == 0
     assert calls == [
         ("dir/", {"host": "127.0.0.1", "port": 8000, "max_tokens": None}),
         ("dir", {"host": "::1", "port": 0, "max_tokens": 9}),

@@ -1,14 +1,13 @@
-"""The `seqloom` command: one verb per thing a user does, each a thin call into its room.
+"""One verb per thing a user does, each a thin call into its room.
 
-What a verb needs is imported when it runs. Nothing imports this module.
+What a verb needs is imported when it runs, for all that lies below `seqloom` imports torch. Nobody imports this.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from seqloom.configuration.command import EXIT_FAILED, EXIT_USAGE, CommandParser, run_command
-from seqloom.configuration.recipe import add_recipe_arguments, recipe_from_arguments
+from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, run_command
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
 
@@ -57,9 +56,15 @@ def build_parser() -> CommandParser:
 def _add_train(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "train a model from a recipe, from flags, or (with neither) on the built-in date demo"
     parser = verbs.add_parser("train", help=text, description=f"{text.capitalize()}.", usage=_TRAIN_USAGE)
+    parser.complete = _add_recipe
+    parser.set_defaults(run=_run_train)
+
+
+def _add_recipe(parser: CommandParser) -> None:
+    from seqloom.configuration.recipe_flags import add_recipe_arguments
+
     add_recipe_arguments(parser)
     _add_debug(parser)
-    parser.set_defaults(run=_run_train)
 
 
 _TRAIN_USAGE = """seqloom train [--recipe FILE] [--train A [B]] [--valid A [B]] [--test A [B]] [--output DIR]
@@ -67,7 +72,9 @@ _TRAIN_USAGE = """seqloom train [--recipe FILE] [--train A [B]] [--valid A [B]] 
 
 
 def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
-    recipe = recipe_from_arguments(namespace, unknown)
+    from seqloom.configuration.recipe_flags import recipe_from_arguments
+
+    recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
     from seqloom.training.train import train
 
     result = train(recipe)
@@ -181,7 +188,7 @@ def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
 
 def _run_serve(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
     parser.refuse(unknown)
-    from seqloom.hub.serve import serve_folder
+    from seqloom.hub.serving.serve import serve_folder
 
     serve_folder(namespace.folder, host=namespace.host, port=namespace.port, max_tokens=namespace.max_tokens)
     return 0
@@ -239,7 +246,7 @@ def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
 
 def _run_space(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
     parser.refuse(unknown)
-    from seqloom.hub.space import describe_space, write_space
+    from seqloom.hub.page.space import describe_space, write_space
 
     files = write_space(namespace.folder, namespace.output, repo=namespace.repo)
     print(describe_space(namespace.output, files))
@@ -269,7 +276,3 @@ def _add_debug(parser: CommandParser) -> None:
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import seqloom
-from seqloom.hub import chat_server
-from seqloom.hub.serve import limits_of, load_manager, read_config
+from seqloom.hub.serving import chat_server
+from seqloom.hub.serving.serve import limits_of, load_manager, read_config
 from seqloom.training.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 CHARACTERS = "abcdefghijklmnop今天气很ABCDEFGHIJKLMNOP"

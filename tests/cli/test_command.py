@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from seqloom.configuration import command
-from seqloom.configuration.command import CommandParser, UsageError, explain_error, run_command
 from seqloom.modeling.canary import CanaryError
+from seqloom_cli import command
+from seqloom_cli.command import CommandParser, UsageError, explain_error, run_command
 
 
 def failing(error: BaseException) -> Callable[[], int]:

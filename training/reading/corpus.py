@@ -28,7 +28,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from seqloom.training.reading.readers import CorpusError, Defects, is_blank
 from seqloom.training.reading.sources import FileFacts, Request, Source, open_source, progress_bar
-from seqloom.training.tasks import get_task
+from seqloom.training.reading.tasks import get_task
 
 __all__ = ["Corpus", "CorpusError", "CorpusFacts", "FileFacts", "load_corpus"]
 

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from seqloom.hub.explain import Candidate, Explanation, Step, explain
-from seqloom.hub.explain_tables import attention_table, candidate_table
+from seqloom.hub.page.explain import Candidate, Explanation, Step, explain
+from seqloom.hub.page.explain_tables import attention_table, candidate_table
 
 WORDS = "abcdefghijklmnop"
 

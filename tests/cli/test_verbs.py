@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from seqloom import cli
 from seqloom.configuration.recipe import Recipe
 from seqloom.hub import generate
+from seqloom_cli import verbs
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_train_hands_over_the_resolved_recipe(trained: list[Recipe]) -> None:
     line = "train --recipe multi30k-en-de --train a b --max-steps 3 --bf16 --output out --debug"
-    assert cli.main(line.split()) == 0
+    assert verbs.main(line.split()) == 0
     (recipe,) = trained
     assert (recipe.train, recipe.output, recipe.vocab_size) == (["a", "b"], "out", 10_000)
     assert recipe.training_arguments["max_steps"] == 3
@@ -39,15 +39,15 @@ def test_train_hands_over_the_resolved_recipe(trained: list[Recipe]) -> None:
 
 
 def test_train_without_arguments_is_the_demo(trained: list[Recipe]) -> None:
-    assert cli.main(["train"]) == 0
+    assert verbs.main(["train"]) == 0
     assert trained[0].is_demo
 
 
 def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
-    assert cli.main("generate dir -i in -o out --beams 3 --n-best 2 --max_new_tokens 7".split()) == 0
+    assert verbs.main("generate dir -i in -o out --beams 3 --n-best 2 --max_new_tokens 7".split()) == 0
     options = {"input_file": "in", "output_file": "out", "num_beams": 3, "n_best": 2, "max_new_tokens": 7}
     assert generated == [("dir", options)]
-    assert cli.main(["--debug", "generate", "dir"]) == 0
+    assert verbs.main(["--debug", "generate", "dir"]) == 0
     assert generated[1] == ("dir", dict.fromkeys(options))
 
 
@@ -74,7 +74,7 @@ def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
 def test_a_mistake_is_one_line_on_stderr(
     line: str, code: int, text: str, capsys: pytest.CaptureFixture[str], trained: list[Recipe]
 ) -> None:
-    assert cli.main(line.split()) == code
+    assert verbs.main(line.split()) == code
     captured = capsys.readouterr()
     assert captured.err.startswith(text)
     assert captured.err.count("\n") == 1
@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line_on_stderr(
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--train", "a", "--seed", "x", "--debug"]) == 1
+    assert verbs.main(["train", "--train", "a", "--seed", "x", "--debug"]) == 1
     assert capsys.readouterr().err.startswith("Traceback")
 
 
@@ -94,30 +94,30 @@ def test_help_is_work_done(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --help_all", ["--weight_decay", "--norm_position", "--tokenizer"]),
         ("generate --help", ["--beams", "--n_best", "--max_new_tokens"]),
     ):
-        assert cli.main(line.split()) == 0
+        assert verbs.main(line.split()) == 0
         text = capsys.readouterr().out
         assert all(word in text for word in wanted)
 
 
 def test_no_verb_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
+    assert verbs.main([]) == 2
     assert capsys.readouterr().err.startswith("usage: seqloom")
 
 
 def test_the_verbs_are_those_that_work() -> None:
     """The public command line, frozen: later verbs are added here when they do something."""
-    (verbs,) = (action for action in cli.build_parser()._actions if action.dest == "verb")
-    assert list(verbs.choices) == ["train", "generate", "verify", "upgrade", "serve", "push", "space"]
+    (verb,) = (action for action in verbs.build_parser()._actions if action.dest == "verb")
+    assert list(verb.choices) == ["train", "generate", "verify", "upgrade", "serve", "push", "space"]
 
 
 def test_arguments_come_from_the_process_by_default(monkeypatch: pytest.MonkeyPatch, trained: list[Recipe]) -> None:
     monkeypatch.setattr(sys, "argv", ["seqloom", "train", "--train", "a"])
-    assert cli.main() == 0
+    assert verbs.main() == 0
     assert trained[0].train == ["a"]
 
 
 def test_nothing_imports_the_command_line() -> None:
-    root = Path(cli.__file__).parents[1]
+    root = Path(verbs.__file__).parents[1]
     for folder in ("configuration", "modeling", "training", "hub"):
         for file in (root / folder).rglob("*.py"):
-            assert "seqloom.cli" not in file.read_text("utf-8"), file
+            assert "seqloom_cli.verbs" not in file.read_text("utf-8"), file

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seqloom.training.corpus import Corpus, CorpusError, CorpusFacts, load_corpus
 from seqloom.training.reading import readers, sources
+from seqloom.training.reading.corpus import Corpus, CorpusError, CorpusFacts, load_corpus
 
 PAIRS = [("Guten Tag", "Good day"), ("今天的天气很好", "The weather is fine today"), ("Wie geht's?", "How are you?")]
 SOURCES, TARGETS = (list(side) for side in zip(*PAIRS))
@@ -98,7 +98,7 @@ class TestAlignedFiles:
         assert corpus.dataset[1] == {"source": long, "target": "long"}
 
     def test_long_lines_are_written_in_several_batches(self, load, monkeypatch):
-        monkeypatch.setattr("seqloom.training.corpus.WRITE_CHARACTERS", 10)
+        monkeypatch.setattr("seqloom.training.reading.corpus.WRITE_CHARACTERS", 10)
         lines = [f"Satz Nummer {number}" for number in range(20)]
         assert load(write_lines("a", lines), task="continuation").dataset["text"][:] == lines
 

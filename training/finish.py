@@ -1,0 +1,121 @@
+"""The end of a run: checkpoints averaged, the model put in its place, every set scored as the folder will decode."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+
+from seqloom.configuration.recipe import Recipe
+from seqloom.training.confidence import confidence_intervals
+from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.run_folder import RunFolder
+from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
+from seqloom.training.monitoring.console import SampleOutputs, say
+from seqloom.training.monitoring.progress import RunClock, mean_loss
+from seqloom.training.mouth import check_trained
+from seqloom.training.quality.averaging import average_weights, load_weights, updates_to_average
+from seqloom.training.together import refused_together
+from seqloom.training.trainer import SeqloomTrainer
+
+DOUBT = "doubt"
+"""Key in results.json: why the scores say nothing. Such a run is not finished."""
+
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
+    """Put the mean of a finished training's checkpoints into its model, and measure and say whether that helped.
+
+    Args:
+        trainer: when `train` has ended; its folder holds the checkpoints.
+        count: how many are wanted.
+        by: "last" or "best", the latter by the trainer's `metric_for_best_model`.
+
+    Returns:
+        `averaged_updates`, and, where there is a validation set, the scores during training of the model that would
+        have been kept alone (`single_...`) and those of the mean (`averaged_...`), both decoded alike.
+    """
+    args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
+    metric, higher = str(args.metric_for_best_model), bool(args.greater_is_better)
+    updates = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher)
+    if trainer.is_world_process_zero():
+        load_weights(trainer.model, average_weights([folder / f"checkpoint-{update}" for update in updates]))
+    if args.world_size > 1:
+        for parameter in trainer.model.parameters():
+            torch.distributed.broadcast(parameter.data, src=0)
+    results: dict[str, Any] = {"averaged_updates": updates}
+    if trainer.eval_dataset is not None:
+        alone = state.best_global_step if by == "best" or args.load_best_model_at_end else updates[-1]
+        history = [row for row in state.log_history if row.get("step") == alone]
+        results |= {f"single_{name}": value for row in history for name, value in _scores(row, "eval_").items()}
+        results["single_update"] = alone
+        averaged = trainer.evaluate(metric_key_prefix="averaged")
+        results |= {f"averaged_{name}": value for name, value in _scores(averaged, "averaged_").items()}
+    if trainer.is_world_process_zero():
+        say(f"average   {describe_average(results)}")
+    return results
+
+
+def _scores(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    named = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    return {name: value for name, value in named.items() if name not in TIMINGS and isinstance(value, (int, float))}
+
+
+def describe_average(results: Mapping[str, Any]) -> str:
+    """Say what was averaged, and what it did to the scores: "loss 1.82 -> 1.79"."""
+    updates = results["averaged_updates"]
+    names = [name.removeprefix("single_") for name in results if name.startswith("single_") and name != "single_update"]
+    changes = [f"{name} {results[f'single_{name}']:.4g} -> {results[f'averaged_{name}']:.4g}" for name in names]
+    compared = f"; against update {results['single_update']:,} alone: {', '.join(changes)}" if changes else ""
+    return f"{len(updates)} checkpoints averaged, updates {', '.join(f'{u:,}' for u in updates)}{compared}"
+
+
+def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
+    """Leave the model at the top of the folder: all of it, or nothing that looks like a model."""
+    with explained_writing(folder.path, folder.path, remedy_for_disk(trainer.args)):
+        folder.publish(
+            lambda staged: trainer.save_model(staged, _internal_call=True),  # pushed later, with its scores in the card
+            is_main=trainer.is_world_process_zero(),
+        )
+    trainer.accelerator.wait_for_everyone()
+
+
+def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Score validation and test sets as the folder will decode, and keep what the model wrote for the test set."""
+    trainer.remove_callback(SampleOutputs)
+    trainer.evaluation = replace(trainer.evaluation, num_beams=recipe.num_beams)
+    if recipe.num_beams > 1 and trainer.evaluation.metrics and not trainer.is_sharded:
+        refused_together(lambda: check_trained(trainer.model))  # what beams write is not read again
+    results: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        if split in data:
+            results |= trainer.evaluate(data[split], metric_key_prefix=split)
+            results |= trainer.signatures
+            results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
+    if "test" in data and trainer.outputs and trainer.is_world_process_zero():
+        texts = data["test"].select_columns(["source", "target"])
+        rows = ({**text, "output": output} for text, output in zip(texts, trainer.outputs, strict=True))
+        folder.write_lines("test_outputs.jsonl", rows)
+        intervals = confidence_intervals(trainer.outputs, data["test"]["target"][:], trainer.evaluation.metrics)
+        results |= {f"test_{name}": bounds for name, bounds in intervals.items()}
+    return results
+
+
+def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
+    """Return what a model card says of the training beyond the recipe; over all starts of the run."""
+    source, target = lengths_of(data["train"]).sum(axis=0).tolist()
+    resumed = {"resumed_at": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
+    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunClock))
+    return {
+        "seconds": round(clock.seconds, 1),
+        "updates": trainer.state.global_step,
+        "train_loss": mean_loss(trainer.state.log_history),
+        "epochs": trainer.state.epoch,
+        "train_source_tokens": source,
+        "train_target_tokens": target,
+        "processes": trainer.args.world_size,
+        **resumed,
+    }
