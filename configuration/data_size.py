@@ -52,7 +52,7 @@ SIZES = (
         "little data wants a small model, vocabulary and update (Araabi & Monz 2020)",
     ),
     # Wu et al. 2021 (arXiv:2105.14462), Multi30k, 29,000 pairs: 41.0 BLEU after 150 epochs of large updates; ours, a
-    # quarter as large, reached it after 46 (LOG 2026-11-23).
+    # quarter as large, reached it after 46 (LOG: Multi30k).
     DataSize(
         60_000,
         "tiny",

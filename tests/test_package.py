@@ -342,3 +342,17 @@ class TestDocuments:
         text = (ROOT / document).read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
         assert not [link for link in links if not ((ROOT / document).parent / link).exists()]
+
+    def test_pointers_into_the_log_lead_to_an_entry(self):
+        entries = re.findall(
+            r"^## (.+?) \(\d{4}-\d\d-\d\d\): ", (ROOT / "docs/LOG.md").read_text("utf-8"), re.MULTILINE
+        )
+        assert len(entries) == len(set(entries)) > 20
+        files = [*shipped_files(), *code_files("tests", "benchmarks"), ROOT / "README.md", *ROOT.glob("docs/*.md")]
+        pointers = {
+            pointer: relative(path)
+            for path in files
+            for pointer in re.findall(r"\bLOG: ([\w -]+?)[);.,]", path.read_text(encoding="utf-8"))
+        }
+        assert len(pointers) > 8
+        assert not pointers.keys() - set(entries), pointers

@@ -2,7 +2,7 @@
 
 glibc returns large blocks as soon as they are free. A step of training allocates the same ones again, and each comes
 back as pages that the system hands out one by one: 26,000 page faults an update of the tiny geometry, a tenth of its
-time (LOG 2026-11-23). GPUs have an allocator of their own that keeps memory.
+time (LOG: allocator). GPUs have an allocator of their own that keeps memory.
 """
 
 import ctypes

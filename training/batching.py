@@ -6,7 +6,7 @@ depends on (lengths, seed, epoch) alone: more devices make a run faster and do n
 
 Padding is computed and teaches nothing, so the sentences of a micro-batch should have nearly the same length. Those of
 an update should not: length often goes with language or format, and then an update of one length teaches one thing only
-(the date demo had learned 45 % after 300 sorted updates, and 97 % after 300 random ones; LOG 2026-11-23). So:
+(the date demo had learned 45 % after 300 sorted updates, and 97 % after 300 random ones; LOG: mixed updates). So:
 
     all examples in random order -> pools of at least 64 updates -> each pool sorted by length, cut into strata
     -> each stratum cut into one chunk for every update of the pool
@@ -33,18 +33,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOL_UPDATES = 64
-"""Least number of updates in a pool: larger pools pad less, and bring the same examples together again more often (LOG
-2026-11-23)."""
+"""Least number of updates in a pool: larger pools pad less, and bring the same examples together again more often (LOG: padding)."""
 
 MIN_STRATA = 3
-"""Least number of strata. Three teach as well as eight, and allow fewer and larger micro-batches (LOG 2026-11-23)."""
+"""Least number of strata. Three teach as well as eight, and allow fewer and larger micro-batches (LOG: strata)."""
 
 STRATUM_TOKENS = 2048
 """Large updates have one stratum for so many of their tokens."""
 
 IMBALANCE = 1.02
 """The largest micro-batch of an update may have so many times the padded tokens that it has in the most even cut, where
-that saves padding (LOG 2026-11-23)."""
+that saves padding (LOG: padding)."""
 
 MAX_CUT_POINTS = 128
 """Cut points that are tried in an update; more only where there are many micro-batches."""
@@ -64,7 +63,7 @@ HEADROOM = 0.95
 
 CPU_OVERHEAD, ACCELERATOR_OVERHEAD = 128, 4096
 """Time that a micro-batch takes however small it is, in tokens computed meanwhile: 40 to 110 measured on a CPU with the
-presets tiny to base (LOG 2026-11-23), thousands on a GPU, which is given hundreds of kernels for each."""
+presets tiny to base (LOG: padding), thousands on a GPU, which is given hundreds of kernels for each."""
 
 UNLIMITED = sys.maxsize
 """As many tokens as it takes."""

@@ -151,7 +151,7 @@ def build_trainer(
     model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size))
     model.generation_config = generation_config(recipe, tokenizers)
     if arguments.bf16 and arguments.device.type == "cpu":
-        model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG 2026-11-23)
+        model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG: bf16)
     trainer = SeqloomTrainer(
         model,
         arguments,

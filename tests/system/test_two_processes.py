@@ -18,7 +18,7 @@ KEYS = "--preset demo --d_model 16 --tokenizer char --vocab_size 300 --dropout 0
 KEYS += " --train train.src train.tgt --valid valid.src valid.tgt --test valid.src valid.tgt --metrics exact_match cer"
 KEYS += " --max_steps 50 --eval_steps 25 --save_steps 1000 --logging_steps 20 --max_new_tokens 6 --num_beams 2 --seed 3"
 # Smooth on purpose: where rounding moves a token across a ReLU's kink, a rarely used unit gets a whole step of Adam or
-# none, which happened in 2 of 20 runs (LOG 2026-11-23).
+# none, which happened in 2 of 20 runs (LOG: module cache).
 KEYS += " --activation_function gelu"
 SINUSOIDAL = "--position_embedding_type sinusoidal --norm_position post"
 
