@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOL_UPDATES = 64
-"""Least number of updates in a pool: larger pools pad less, and bring the same examples together again more often (LOG: padding)."""
+"""Least number of updates in a pool. Larger pools pad less, but bring the same examples together again more often
+(LOG: padding)."""
 
 MIN_STRATA = 3
 """Least number of strata. Three teach as well as eight, and allow fewer and larger micro-batches (LOG: strata)."""

@@ -34,7 +34,7 @@ OPTIMIZER_STATES = {"sgd": 0, "adafactor": 1, "adagrad": 1, "rmsprop": 1, "lion_
 """Numbers an optimizer keeps for each weight; Adam and its kin, the default, keep 2."""
 
 TRANSIENT = 1.5
-"""What backward and the kernels need beside what autograd has kept, as a factor on it; measured, see LOG: memory estimate."""
+"""What backward and the kernels need beside what autograd has kept, as a factor on it (LOG: memory estimate)."""
 
 KERNELS, NARROW_CPU_KERNELS = 100_000_000, 800_000_000
 """Bytes that libraries take once training runs; on a CPU oneDNN keeps kernels for every shape of bf16 products."""
