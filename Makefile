@@ -1,7 +1,7 @@
 # `make check` is what a change has to pass; .ci/run does the same in a fresh environment.
 PYTHON ?= python3
 
-.PHONY: help check lint test compat slow own_tests demo format clean
+.PHONY: help check lint test compat slow own_tests figures demo format clean
 
 help:
 	@echo "make check   linters, type check and tests: what a change has to pass"
@@ -10,6 +10,7 @@ help:
 	@echo "make compat  a selection of them with older releases (VERSIONS=\"5.22.2 lowest\": only these)"
 	@echo "make slow    whole journeys and real corpora (SEQLOOM_DATA names their folder)"
 	@echo "make own_tests  transformers' own common tests against our classes (SEQLOOM_TRANSFORMERS_SOURCE names a checkout)"
+	@echo "make figures  what the house measures: lines, functions, branches, seams"
 	@echo "make demo    train the built-in demo"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove caches and build results"
@@ -30,6 +31,9 @@ slow:
 
 own_tests:
 	$(PYTHON) -m pytest -m slow tests/system/test_transformers_own.py
+
+figures:
+	$(PYTHON) .ci/figures.py
 
 demo:
 	$(PYTHON) -m accelerate.commands.launch training/train.py

@@ -5,7 +5,7 @@ What a verb needs is imported when it runs, for all that lies below `seqloom` im
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, run_command
 
@@ -53,9 +53,31 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def _add_verb(
+    verbs: "argparse._SubParsersAction[CommandParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    more: str = "",
+    *,
+    folder: str = "a trained model",
+) -> CommandParser:
+    """Add a verb that works on a folder and takes what its parser knows, nothing else."""
+    parser = verbs.add_parser(name, help=text, description=more or f"{_begin(text)}.")
+    parser.add_argument("folder", metavar="FOLDER", help=folder)
+
+    def run_alone(namespace: argparse.Namespace, unknown: list[str]) -> int | None:
+        parser.refuse(unknown)
+        return run(namespace)
+
+    _add_debug(parser)
+    parser.set_defaults(run=run_alone)
+    return parser
+
+
 def _add_train(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "train a model from a recipe, from flags, or (with neither) on the built-in date demo"
-    parser = verbs.add_parser("train", help=text, description=f"{text.capitalize()}.", usage=_TRAIN_USAGE)
+    parser = verbs.add_parser("train", help=text, description=f"{_begin(text)}.", usage=_TRAIN_USAGE)
     parser.complete = _add_recipe
     parser.set_defaults(run=_run_train)
 
@@ -83,19 +105,15 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
 
 def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "read one source per line, write one output per line"
-    parser = verbs.add_parser("generate", help=text, description=f"{text.capitalize()}, in the same order.")
-    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    parser = _add_verb(verbs, "generate", _run_generate, text, f"{_begin(text)}, in the same order.")
     parser.add_argument("-i", "--input", metavar="FILE", help="text to read, plain or .gz [stdin]")
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write, plain or .gz [stdout]")
     _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
     _add_count(parser, "--n_best", "write N lines per input, best first: score, tab, text")
     _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
-    _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: _run_generate(namespace, unknown, parser))
 
 
-def _run_generate(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
-    parser.refuse(unknown)
+def _run_generate(namespace: argparse.Namespace) -> None:
     from seqloom.hub.generate import generate_file
 
     generate_file(
@@ -106,7 +124,6 @@ def _run_generate(namespace: argparse.Namespace, unknown: list[str], parser: Com
         n_best=namespace.n_best,
         max_new_tokens=namespace.max_new_tokens,
     )
-    return 0
 
 
 def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -115,16 +132,12 @@ def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
         "Tell whether the code in a folder is the released code, before you load it with trust_remote_code=True; "
         "nothing in it is run. With --run the installed code answers in its place."
     )
-    parser = verbs.add_parser("verify", help=text, description=more)
-    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    parser = _add_verb(verbs, "verify", _run_verify, text, more)
     text = "let the canary and every door answer, and compare; if all is well, the canary notes this library"
     parser.add_argument("--run", dest="doors", action="store_true", help=text)
-    _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: _run_verify(namespace, unknown, parser))
 
 
-def _run_verify(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
-    parser.refuse(unknown)
+def _run_verify(namespace: argparse.Namespace) -> int:
     from seqloom.hub.verify import summarize, verify_folder
 
     findings = verify_folder(namespace.folder)
@@ -154,44 +167,36 @@ def _try_doors(folder: str) -> bool:
 def _add_upgrade(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "give an old folder today's code"
     more = (
-        f"{text.capitalize()}, and a canary if it has none; weights and tokenizer are not touched. Nothing is changed "
+        f"{_begin(text)}, and a canary if it has none; weights and tokenizer are not touched. Nothing is changed "
         "if the folder would not answer as before."
     )
-    parser = verbs.add_parser("upgrade", help=text, description=more)
-    parser.add_argument("folder", metavar="FOLDER", help="a trained model; each checkpoint-N is a folder of its own")
+    folder = "a trained model; each checkpoint-N is a folder of its own"
+    parser = _add_verb(verbs, "upgrade", _run_upgrade, text, more, folder=folder)
     _add_flag(parser, "--dry_run", "say what would be done, and do nothing")
     _add_flag(parser, "--replace_edited", "replace code that you have edited, too, and keep it as FILE.edited")
-    _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: _run_upgrade(namespace, unknown, parser))
 
 
-def _run_upgrade(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
-    parser.refuse(unknown)
+def _run_upgrade(namespace: argparse.Namespace) -> None:
     from seqloom.hub.upgrade import describe_upgrade, plan_upgrade, upgrade_folder
 
     make = plan_upgrade if namespace.dry_run else upgrade_folder
     upgrade = make(namespace.folder, replace_edited=namespace.replace_edited)
     print(describe_upgrade(upgrade, dry_run=namespace.dry_run))
-    return 0
 
 
 def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "answer the OpenAI client, on transformers' own server"
-    parser = verbs.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}, until Ctrl-C.")
-    parser.add_argument("folder", metavar="FOLDER", help="a trained model; requests call it by this name")
+    more, folder = f"{_begin(text)}, until Ctrl-C.", "a trained model; requests call it by this name"
+    parser = _add_verb(verbs, "serve", _run_serve, text, more, folder=folder)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine alone]")
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
     _add_count(parser, "--max_tokens", "longest source and longest answer [the folder's max_position_embeddings]")
-    _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: _run_serve(namespace, unknown, parser))
 
 
-def _run_serve(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
-    parser.refuse(unknown)
+def _run_serve(namespace: argparse.Namespace) -> None:
     from seqloom.hub.serving.serve import serve_folder
 
     serve_folder(namespace.folder, host=namespace.host, port=namespace.port, max_tokens=namespace.max_tokens)
-    return 0
 
 
 def _port(text: str) -> int:
@@ -202,27 +207,23 @@ def _port(text: str) -> int:
 
 def _add_push(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "send a folder to a repository on the Hugging Face Hub"
-    more = f"{text.capitalize()}, in one commit; a new repository is private."
-    parser = verbs.add_parser("push", help=text, description=more)
-    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    more = f"{_begin(text)}, in one commit; a new repository is private."
+    parser = _add_verb(verbs, "push", _run_push, text, more)
     parser.add_argument("repo", metavar="REPO", help="owner/name; made if it does not exist")
     _add_flag(parser, "--dry_run", "list what would go, with sizes, and send nothing")
     _add_flag(parser, "--public", "make a new repository public")
     _add_flag(parser, "--with_run", "send run/ too: recipe, data facts, scores, test outputs; they quote the data")
     parser.add_argument("--message", metavar="TEXT", default="Upload a Seqloom model", help="of the commit")
-    _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: _run_push(namespace, unknown, parser))
 
 
-def _run_push(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
-    parser.refuse(unknown)
+def _run_push(namespace: argparse.Namespace) -> None:
     from seqloom.hub.push import describe_plan, describe_push, plan_push, push_folder
 
     files = plan_push(namespace.folder, namespace.repo, with_run=namespace.with_run)
     print(describe_plan(files))
     if namespace.dry_run:
         print(f"Nothing was sent to {namespace.repo}; without --dry_run this is what goes.")
-        return 0
+        return
     report = push_folder(
         namespace.folder,
         namespace.repo,
@@ -231,26 +232,25 @@ def _run_push(namespace: argparse.Namespace, unknown: list[str], parser: Command
         message=namespace.message,
     )
     print(describe_push(report, asked_for_public=namespace.public))
-    return 0
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "write the folder of a Space: a Gradio page that serves a model and shows what it looked at"
-    parser = verbs.add_parser("space", help=text, description=f"{text.capitalize()}.")
-    parser.add_argument("folder", metavar="FOLDER", help="a trained model")
+    parser = _add_verb(verbs, "space", _run_space, text)
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder to write")
     parser.add_argument("--repo", metavar="REPO", help="load the model from this repository [copied into the Space]")
-    _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: _run_space(namespace, unknown, parser))
 
 
-def _run_space(namespace: argparse.Namespace, unknown: list[str], parser: CommandParser) -> int:
-    parser.refuse(unknown)
+def _run_space(namespace: argparse.Namespace) -> None:
     from seqloom.hub.page.space import describe_space, write_space
 
     files = write_space(namespace.folder, namespace.output, repo=namespace.repo)
     print(describe_space(namespace.output, files))
-    return 0
+
+
+def _begin(text: str) -> str:
+    """Return a text with a capital letter in front; `str.capitalize` would take the others from "Hub"."""
+    return text[0].upper() + text[1:]
 
 
 def _add_flag(parser: CommandParser, flag: str, text: str) -> None:
