@@ -343,6 +343,21 @@ class TestDocuments:
         links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
         assert not [link for link in links if not ((ROOT / document).parent / link).exists()]
 
+    def test_files_that_are_named_exist(self):
+        """In documents, comments and docstrings: a path whose first folder is ours leads somewhere."""
+        pattern = (
+            rf"(?<![\w/.-])((?:{'|'.join((*FOLDERS, 'tests', 'benchmarks', 'docs'))})/[\w/]+\.(?:py|md|jinja|yaml))\b"
+        )
+        files = [*code_files(*FOLDERS, "tests", "benchmarks"), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+        named = {
+            (relative(path), found)
+            for path in files
+            if path.name not in ("CHANGELOG.md", "test_bundle.py", "test_upgrade.py", "test_transformers_own.py")
+            for found in re.findall(pattern, path.read_text(encoding="utf-8"))
+        }
+        assert len(named) > 50
+        assert not [where for where in sorted(named) if not (ROOT / where[1]).exists()]
+
     def test_pointers_into_the_log_lead_to_an_entry(self):
         entries = re.findall(
             r"^## (.+?) \(\d{4}-\d\d-\d\d\): ", (ROOT / "docs/LOG.md").read_text("utf-8"), re.MULTILINE
