@@ -5,13 +5,18 @@ Imports the standard library alone.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 EXIT_STOPPED = 75
@@ -86,8 +91,13 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         went away.
     """
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is written
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by whoever called
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
+            elif isinstance(stream, io.TextIOWrapper):
+                # a log file shows each line when it is written, and a console without Chinese shows its numbers
+                stream.reconfigure(line_buffering=True, errors="backslashreplace")
         code = command() or 0
         sys.stdout.flush()
         return code
@@ -109,8 +119,58 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
+class _Forgiving(io.FileIO):
+    """A file that takes what cannot be written for written."""
+
+    def write(self, data: "Buffer") -> int:
+        """Write, or not: the reader has gone away, or the disk of the log file is full."""
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def print_what_goes() -> None:
+    """Let no print end the work from now on: what a closed or full stdout or stderr does not take is lost."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with contextlib.suppress(OSError, AttributeError):  # no file at all: nothing that could be full or closed
+            stream.flush()
+            raw = io.BufferedWriter(_Forgiving(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
+
+
+def visible(text: object, *, one_line: bool = False) -> str:
+    r"""Return a text in which nothing moves a cursor, hides or reorders: ESC becomes \x1b.
+
+    Folders, texts, requests and servers decide on much that is printed, and a terminal obeys what it is sent.
+
+    Args:
+        text: anything that can be printed.
+        one_line: whether a line break is shown, too.
+    """
+    kept = _HARMLESS if one_line else _HARMLESS | {"\n"}
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if character not in kept and unicodedata.category(character) in _UNSEEN
+        else character
+        for character in str(text)
+    )
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
+"""Categories of Unicode: controls, formats (which turn the direction of a line), line separators, lone surrogates."""
+
+_HARMLESS = frozenset({"\t", "\u00ad", "\u200c", "\u200d"})
+"""Of these the tabulator, the soft hyphen, and what joins or parts letters of Persian, Hindi and emoji."""
+
+
 def explain_error(error: Exception) -> str:
     """An error as one paragraph: as it is where it was written for a user, with its kind where it was not."""
+    return visible(_words_of(error))
+
+
+def _words_of(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
@@ -121,4 +181,12 @@ def explain_error(error: Exception) -> str:
     return f"{kind}: {text or 'no message'} (unexpected; run it again with --debug to see where)"
 
 
-__all__ = ["CommandParser", "StoppedError", "UsageError", "explain_error", "run_command"]
+__all__ = [
+    "CommandParser",
+    "StoppedError",
+    "UsageError",
+    "explain_error",
+    "print_what_goes",
+    "run_command",
+    "visible",
+]

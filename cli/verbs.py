@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, run_command
+from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, print_what_goes, run_command, visible
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
 
@@ -96,6 +96,7 @@ _TRAIN_USAGE = """seqloom train [--recipe FILE] [--train A [B]] [--valid A [B]] 
 def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
     from seqloom.configuration.recipe_flags import recipe_from_arguments
 
+    print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
     from seqloom.training.train import train
 
@@ -141,7 +142,8 @@ def _run_verify(namespace: argparse.Namespace) -> int:
     from seqloom.hub.verify import summarize, verify_folder
 
     findings = verify_folder(namespace.folder)
-    print(*findings, summarize(namespace.folder, findings), sep="\n")
+    for line in (*findings, summarize(namespace.folder, findings)):
+        print(visible(line, one_line=True))
     is_wrong = any(found.is_problem for found in findings)
     if namespace.doors:
         is_wrong |= _try_doors(namespace.folder)
@@ -155,12 +157,12 @@ def _try_doors(folder: str) -> bool:
     print("\nThe doors, opened with the installed classes; the folder's own code is not run:")
     doors = []
     for door in try_doors(folder):
-        print(door)
+        print(visible(door, one_line=True))
         doors.append(door)
-    print(describe_doors(folder, doors))
+    print(visible(describe_doors(folder, doors)))
     if any(door.is_wrong for door in doors):
         return True
-    print(note_library(folder))
+    print(visible(note_library(folder)))
     return False
 
 
@@ -181,7 +183,7 @@ def _run_upgrade(namespace: argparse.Namespace) -> None:
 
     make = plan_upgrade if namespace.dry_run else upgrade_folder
     upgrade = make(namespace.folder, replace_edited=namespace.replace_edited)
-    print(describe_upgrade(upgrade, dry_run=namespace.dry_run))
+    print(visible(describe_upgrade(upgrade, dry_run=namespace.dry_run)))
 
 
 def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -220,7 +222,7 @@ def _run_push(namespace: argparse.Namespace) -> None:
     from seqloom.hub.push import describe_plan, describe_push, plan_push, push_folder
 
     files = plan_push(namespace.folder, namespace.repo, with_run=namespace.with_run)
-    print(describe_plan(files))
+    print(visible(describe_plan(files)))
     if namespace.dry_run:
         print(f"Nothing was sent to {namespace.repo}; without --dry_run this is what goes.")
         return
@@ -231,7 +233,7 @@ def _run_push(namespace: argparse.Namespace) -> None:
         with_run=namespace.with_run,
         message=namespace.message,
     )
-    print(describe_push(report, asked_for_public=namespace.public))
+    print(visible(describe_push(report, asked_for_public=namespace.public)))
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -245,7 +247,7 @@ def _run_space(namespace: argparse.Namespace) -> None:
     from seqloom.hub.page.space import describe_space, write_space
 
     files = write_space(namespace.folder, namespace.output, repo=namespace.repo)
-    print(describe_space(namespace.output, files))
+    print(visible(describe_space(namespace.output, files)))
 
 
 def _begin(text: str) -> str:

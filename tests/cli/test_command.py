@@ -1,6 +1,7 @@
 """What every command shares: exit codes, one paragraph per error, clean ends."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,3 +82,53 @@ def test_a_closed_pipe_is_a_clean_end() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ttext\nof two lines, 今天, naïve", "plain\ttext\nof two lines, 今天, naïve"),
+        ("\x1b[2J\x1b[1;31mok", r"\x1b[2J\x1b[1;31mok"),
+        ("a\rb\x08\x7f\x9b", r"a\rb\x08\x7f\x9b"),
+        ("model\u202e\u2066nib.", r"model\u202e\u2066nib."),
+        ("a\u2028b\u2029c\u0085d\ufeff", r"a\u2028b\u2029c\x85d\ufeff"),
+        ("half \ud800", r"half \ud800"),
+        ("می\u200cخواهم 👨\u200d👩", "می\u200cخواهم 👨\u200d👩"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
+    assert command.visible(text) == shown
+    assert command.visible(shown) == shown, "what is shown once is shown so again"
+    assert command.visible("a\nb", one_line=True) == r"a\nb"
+    assert explain_error(ValueError(text)) == command.visible(" ".join(text.split()))
+
+
+def run_python(script: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, **options)
+
+
+PRINTS = "print('今天 \\u202e', flush=True); import sys; print('天气', file=sys.stderr); print('the end')"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+def test_a_console_that_lacks_a_character_shows_its_number(encoding: str) -> None:
+    script = f"from seqloom_cli.command import run_command\nrun_command(lambda: exec({PRINTS!r}))"
+    run = run_python(script, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert run.returncode == 0, run.stderr
+    assert ("今天" in run.stdout) is (encoding == "utf-8")
+    assert (r"\u4eca\u5929" in run.stdout) is (encoding != "utf-8")
+    assert run.stdout.endswith("the end\n")
+
+
+@pytest.mark.parametrize("stdout", ["closed pipe", "/dev/full", "closed"])
+def test_work_outlives_what_it_prints_to(stdout: str, tmp_path: os.PathLike[str]) -> None:
+    if stdout == "/dev/full" and not os.path.exists(stdout):
+        pytest.skip("this system has no /dev/full")
+    done = os.path.join(tmp_path, "done")
+    work = f"print_what_goes(); {PRINTS}; open({done!r}, 'w').close()"
+    script = f"from seqloom_cli.command import *\nimport sys\nsys.exit(run_command(lambda: exec({work!r})))"
+    shell = {"closed pipe": "| true", "/dev/full": "> /dev/full 2>&1", "closed": ">&-"}[stdout]
+    command_line = f"{sys.executable} -c {shlex.quote(script)} {shell}; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command_line], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split()[-1] == "0", run
+    assert os.path.exists(done)
