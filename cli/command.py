@@ -7,6 +7,7 @@ Imports the standard library alone.
 import argparse
 import contextlib
 import io
+import logging
 import os
 import sys
 import traceback
@@ -98,6 +99,8 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
             elif isinstance(stream, io.TextIOWrapper):
                 # a log file shows each line when it is written, and a console without Chinese shows its numbers
                 stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        if logging.lastResort:  # what prints warnings where nobody has set up logging
+            logging.lastResort.setFormatter(_VisibleFormatter())
         code = command() or 0
         sys.stdout.flush()
         return code
@@ -117,6 +120,14 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         else:
             print(explain_error(error), file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Formats a record as it is, with what a terminal would obey shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        return visible(super().format(record))
 
 
 class _Forgiving(io.FileIO):

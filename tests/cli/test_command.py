@@ -132,3 +132,9 @@ def test_work_outlives_what_it_prints_to(stdout: str, tmp_path: os.PathLike[str]
     run = subprocess.run(["bash", "-c", command_line], capture_output=True, text=True, timeout=120)
     assert run.stdout.split()[-1] == "0", run
     assert os.path.exists(done)
+
+
+def test_a_warning_cannot_move_the_cursor_either() -> None:
+    work = r"import logging; logging.getLogger('seqloom.x').warning('%s is skipped', 'a\x1b[2Jb')"
+    run = run_python(f"from seqloom_cli.command import run_command\nrun_command(lambda: exec({work!r}))")
+    assert run.stderr == "a\\x1b[2Jb is skipped\n"
