@@ -11,6 +11,7 @@ from datasets import DatasetDict
 from seqloom.configuration.recipe import Recipe
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.checkpoints import checkpoint_path, update_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
 from seqloom.training.monitoring.console import SampleOutputs, say
@@ -42,7 +43,7 @@ def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
     metric, higher = str(args.metric_for_best_model), bool(args.greater_is_better)
     updates = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher)
     if trainer.is_world_process_zero():
-        load_weights(trainer.model, average_weights([folder / f"checkpoint-{update}" for update in updates]))
+        load_weights(trainer.model, average_weights([checkpoint_path(folder, update) for update in updates]))
     if args.world_size > 1:
         for parameter in trainer.model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
@@ -76,7 +77,7 @@ def describe_average(results: Mapping[str, Any]) -> str:
 def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
     """Leave the model at the top of the folder: all of it, or nothing that looks like a model."""
     with explained_writing(folder.path, folder.path, remedy_for_disk(trainer.args)):
-        folder.publish(
+        folder.install(
             lambda staged: trainer.save_model(staged, _internal_call=True),  # pushed later, with its scores in the card
             is_main=trainer.is_world_process_zero(),
         )
@@ -107,7 +108,7 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, fol
 def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
     """Return what a model card says of the training beyond the recipe; over all starts of the run."""
     source, target = lengths_of(data["train"]).sum(axis=0).tolist()
-    resumed = {"resumed_at": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
+    resumed = {"resumed_at": update_of(Path(checkpoint))} if checkpoint else {}
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunClock))
     return {
         "seconds": round(clock.seconds, 1),

@@ -80,9 +80,9 @@ class PushingTrainer(Trainer):
             self.init_hf_repo(token, private)
         self.save_model(_internal_call=True)
         self.create_model_card(**kwargs)
-        return self.publish(commit_message or "End of training", token=token, revision=revision)
+        return self.push_as_saved(commit_message or "End of training", token=token, revision=revision)
 
-    def publish(self, message: str, *, token: str | None = None, revision: str | None = None) -> Any:
+    def push_as_saved(self, message: str, *, token: str | None = None, revision: str | None = None) -> Any:
         """Send the folder as it is on disk; see `push_to_hub`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not self.is_world_process_zero():

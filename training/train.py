@@ -121,7 +121,7 @@ def train_in(
     if DOUBT in results:
         raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")
     if arguments.push_to_hub:
-        trainer.publish("End of training")
+        trainer.push_as_saved("End of training")
     return results
 
 
@@ -208,13 +208,13 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
 
 def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> None:
     """Print what is about to be trained and what it takes, and refuse what cannot fit."""
-    plan = preflight.survey(trainer.train_sampler())
-    memory = preflight.measure(trainer, plan.largest)
+    survey = preflight.survey(trainer.train_sampler())
+    memory = preflight.measure(trainer, survey.largest)
     args = trainer.args
-    num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * plan.num_updates)
+    num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * survey.num_updates)
     if trainer.is_world_process_zero():
         sizes = {name: len(split) for name, split in data.items()}
-        for subject, text in preflight.describe(trainer, plan, memory, sizes, num_updates).items():
+        for subject, text in preflight.describe(trainer, survey, memory, sizes, num_updates).items():
             say(f"{subject:10}{text}")
     memory.check(recipe.tokens_per_device)
     trainer.add_callback(preflight.TimeEstimate(say))

@@ -43,8 +43,13 @@ _TRAINING_STATES = ("optimizer", "pytorch_model_fsdp", "global_step")  # of one 
 # Finding -------------------------------------------------------------------------------------------------------------
 
 
+def checkpoint_path(output: Path, update: int) -> Path:
+    """Return where the checkpoint of an update stands, or would stand."""
+    return output / f"checkpoint-{update}"
+
+
 def update_of(checkpoint: Path) -> int:
-    """Return N of `checkpoint-N`, the number of updates it has learned."""
+    """Return N of `checkpoint-N`, the number of updates it has learned; -1 for any other name."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return int(match[1]) if match else -1
 
@@ -155,11 +160,11 @@ def _facts_of(checkpoint: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def publish(staged: Path, output: Path) -> None:
+def install(staged: Path, output: Path) -> None:
     """Move a finished model to the top of the run's folder, `config.json` last.
 
     Without `config.json` nothing takes the folder for a model. So whoever looks while the files are moved, or after a
-    kill in between, finds the old model gone and the new one not yet there, and never a mixture.
+    kill in between, finds no model there, and never a mixture of the old one and the new one.
 
     Args:
         staged: the saved model, in the staging folder.

@@ -34,8 +34,8 @@ from seqloom.training.fault_tolerance.checkpoints import (
     clear_staging,
     discard,
     flush,
+    install,
     last_whole_checkpoint,
-    publish,
     put_in_place,
     write_json,
     write_text,
@@ -186,7 +186,7 @@ class RunFolder:
             flush(folder)
             put_in_place(folder / final.name, final)
 
-    def publish(self, save: Callable[[str], None], *, is_main: bool) -> None:
+    def install(self, save: Callable[[str], None], *, is_main: bool) -> None:
         """Bring a finished model to the top of the folder, from where `save` writes it.
 
         Args:
@@ -196,7 +196,7 @@ class RunFolder:
         staged = self.path / STAGING / "model"
         save(str(staged))
         if is_main:
-            publish(staged, self.path)
+            install(staged, self.path)
 
     def _start_over(self, recipe: Recipe) -> None:
         if self.is_finished and not recipe.overwrite:
