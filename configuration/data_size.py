@@ -14,9 +14,6 @@ from seqloom.configuration.presets import Preset, get_preset
 AUTO = "auto"
 """What `preset` is called where the data decides."""
 
-PROVISIONAL = "small"
-"""Stands in for `auto` until the data has been read, so that a model that cannot be built is refused before."""
-
 SUBWORD_KINDS = ("bpe", "unigram")
 """Kinds of vocabulary whose size is a choice; characters and words are as many as the text has."""
 
@@ -135,12 +132,14 @@ def explain_choice(num_examples: int, values: Mapping[str, Any], named: frozense
 
 
 def starting_preset(name: str) -> Preset:
-    """Return the preset of this name; for `auto` the one that stands in until the data has been read.
+    """Return the preset of this name; for `auto` a small one.
+
+    It stands in until the data has been read and decides, so that a model that cannot be built is refused before.
 
     Raises:
         ValueError: for an unknown name.
     """
-    return get_preset(PROVISIONAL if name == AUTO else name)
+    return get_preset("small" if name == AUTO else name)
 
 
 __all__ = ["AUTO", "SIZES", "DataSize", "explain_choice", "settings_for", "size_for", "starting_preset"]

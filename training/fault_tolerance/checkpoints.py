@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def last_whole_checkpoint(output: Path) -> Path | None:
 def find_fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None: every file is there, byte for byte as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = _read_manifest(checkpoint)["files"]
         faults = (_file_fault(checkpoint / name, facts["bytes"], facts["sha256"]) for name, facts in files.items())
         fault = next(filter(None, faults), None)
     except FileNotFoundError:
@@ -83,6 +83,10 @@ def find_fault(checkpoint: Path) -> str | None:
     if fault is None and not any(name.startswith(_TRAINING_STATES) for name in files):
         return "it holds the weights but not the optimizer's state (save_only_model)"
     return fault
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _file_fault(path: Path, size: int, digest: str) -> str | None:
@@ -112,8 +116,8 @@ def seal(checkpoint: Path, **facts: Any) -> None:
     """
     files = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in _files_in(checkpoint)
-        if path.name not in (MANIFEST, CARD)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, CARD)
     }
     (checkpoint / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
     flush(checkpoint)
@@ -148,16 +152,15 @@ def rotate(output: Path, limit: int | None, best: str | None) -> None:
 def discard_extra(output: Path, best: str | None) -> None:
     """Remove checkpoints that only a stop signal had asked for: the run has gone on, and would not have saved them."""
     for checkpoint in checkpoints_in(output):
-        if checkpoint != Path(best or "") and _facts_of(checkpoint).get("is_extra"):
+        if checkpoint != Path(best or "") and _is_extra(checkpoint):
             discard(checkpoint, output)
 
 
-def _facts_of(checkpoint: Path) -> dict[str, Any]:
+def _is_extra(checkpoint: Path) -> bool:
     try:
-        facts = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+        return bool(_read_manifest(checkpoint).get("is_extra"))
+    except (OSError, ValueError, AttributeError):  # find_fault says what is wrong with it
+        return False
 
 
 def install(staged: Path, output: Path) -> None:
@@ -219,8 +222,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Wait until the files of a folder are on the disk, not only in the system's memory."""
-    for path in (*_files_in(folder), *_folders_in(folder)):
+    """Wait until a folder and all it holds are on the disk, not only in the system's memory; each folder last."""
+    for path in (*sorted(folder.rglob("*"), reverse=True), folder):
         _flush_one(path)
 
 
@@ -232,15 +235,6 @@ def _flush_one(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _files_in(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _folders_in(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(folder.rglob("*"), reverse=True) if path.is_dir())
-    yield folder
 
 
 def _sha256(path: Path) -> str:
