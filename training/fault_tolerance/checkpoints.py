@@ -6,9 +6,9 @@ with the size and the SHA-256 digest of each file seals it, all is flushed to th
 
     OUTPUT/_saving/checkpoint-N  --seal-->  + checkpoint_manifest.json  --rename-->  OUTPUT/checkpoint-N  --> rotation
 
-What a killed run leaves in the staging folder is removed at the next start. The manifest is only ours: every other file
-is what transformers writes and reads. Renames are atomic on POSIX file systems; names that begin with "_" stay out of
-pushes to the Hub.
+What a killed run leaves in the staging folder is removed at the next start. Only the manifest is Seqloom's: every other
+file is what transformers writes and reads. Renames are atomic on POSIX file systems; names that begin with "_" stay out
+of pushes to the Hub.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 STAGING = "_saving"
-"""Folder below OUTPUT in which everything grows that must not be seen half-written."""
+"""Folder below OUTPUT in which files are written that must not be seen before they are whole."""
 
 MANIFEST = "checkpoint_manifest.json"
 """The file that is written last: what a checkpoint consists of."""
 
 CARD = "README.md"
-"""The model card: no run goes on from it, and people edit it."""
+"""The model card; no manifest names it, for people edit it and no run needs it to go on."""
 
 BROKEN = "_broken-"
 """What a checkpoint that cannot be used is renamed to: this, then its old name."""
@@ -71,7 +71,7 @@ def last_whole_checkpoint(output: Path) -> Path | None:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None: every file is there, byte for byte as it was written."""
+    """Return what is wrong with a checkpoint; None if it can train on and every file is as it was written."""
     try:
         files = _read_manifest(checkpoint)["files"]
         faults = (_file_fault(checkpoint / name, facts["bytes"], facts["sha256"]) for name, facts in files.items())
@@ -150,7 +150,7 @@ def rotate(output: Path, limit: int | None, best: str | None) -> None:
 
 
 def discard_extra(output: Path, best: str | None) -> None:
-    """Remove checkpoints that only a stop signal had asked for: the run has gone on, and would not have saved them."""
+    """Remove checkpoints that were saved only because the run was stopped; it has gone on and needs them no more."""
     for checkpoint in checkpoints_in(output):
         if checkpoint != Path(best or "") and _is_extra(checkpoint):
             discard(checkpoint, output)
@@ -182,7 +182,7 @@ def install(staged: Path, output: Path) -> None:
 
 
 def discard(folder: Path, output: Path) -> None:
-    """Remove a folder so that it is never seen half-removed."""
+    """Remove a folder that at any moment is either whole or gone."""
     doomed = output / STAGING / f"doomed-{folder.name}"
     doomed.parent.mkdir(exist_ok=True)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -191,7 +191,7 @@ def discard(folder: Path, output: Path) -> None:
 
 
 def clear_staging(output: Path) -> None:
-    """Remove what a killed run has left behind; a checkpoint whose successor did not get into its place comes back."""
+    """Remove what a killed run has left behind; a checkpoint that was being replaced comes back."""
     for replaced in (output / STAGING).glob(f"{_REPLACED}checkpoint-*"):
         original = output / replaced.name.removeprefix(_REPLACED)
         if not original.exists():

@@ -1,12 +1,12 @@
-"""The run folder: the finished model at the top, running checkpoints below, and what is known of the run in `run/`.
+"""The run folder: the finished model at the top, checkpoints below it, and the records of the run in `run/`.
 
 OUTPUT/            config.json, model.safetensors, tokenizer.json, ... : the model, loadable
 OUTPUT/checkpoint-N/                                                   : whole models during training
 OUTPUT/run/        recipe.yaml, tokenizer/, data.json, environment.json, results.json, test_outputs.jsonl
 OUTPUT/_saving/    what is being written; gone when nothing is
-OUTPUT/_broken-checkpoint-N/                                           : what could not be gone on from
+OUTPUT/_broken-checkpoint-N/                                           : a checkpoint that was found damaged
 
-Whatever stands under its name is whole, at any moment: see `checkpoints`.
+Every file and folder outside `_saving` is whole at any moment; `checkpoints` says how.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
 
 try:
     import fcntl
-except ImportError:  # Windows: nobody keeps a second run out
+except ImportError:  # Windows: a second run is not kept out
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class RunFolder:
                 f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
                 f"or add --overwrite."
             )
-        (self.records / "results.json").unlink(missing_ok=True)  # first: what is removed by half is not finished
+        (self.records / "results.json").unlink(missing_ok=True)  # first: half removed is not finished
         for checkpoint in checkpoints_in(self.path):
             discard(checkpoint, self.path)
         shutil.rmtree(self.records, ignore_errors=True)
@@ -227,7 +227,7 @@ def _let_go(held: list[int]) -> None:
 
 
 def _locks(handle: int) -> bool:
-    """Take the lock of an open folder; a file system without locks has nobody to keep out."""
+    """Try to lock an open folder; where the file system has no locks, the run goes on without one."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
