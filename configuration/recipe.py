@@ -33,10 +33,6 @@ def at_least(minimum: int) -> dict[str, Any]:
 DATA, TOKENIZER, MODEL, TRAINING, EVALUATION = map(stands_in, CHAPTERS)
 
 
-_USUAL = {"bpe_dropout": 0.1, "ema_decay": 0.999}
-_STRATEGIES = (("eval", "no"), ("save", "steps"))
-
-
 class RecipeError(ValueError):
     """A recipe or command line that cannot be trained; the message tells its author what to change."""
 
@@ -150,11 +146,12 @@ class Recipe:
         starting_preset(self.preset)
         self._check_files()
         self._check_columns()
-        self._check_where()
         self._check_languages()
         self._check_continuation()
         self._check_run()
         self._check_quality_tools()
+        self._check_averaging()
+        self._check_best_model()
 
     @property
     def is_demo(self) -> bool:
@@ -215,23 +212,20 @@ class Recipe:
                 )
 
     def _check_columns(self) -> None:
-        if self.columns is None:
-            return
         wanted = 1 if self.task == "continuation" else 2
-        if len(self.columns) != wanted:
+        if self.columns is not None and len(self.columns) != wanted:
             rule = "one column, the text" if wanted == 1 else "two columns, source and target"
             raise RecipeError(f"columns={' '.join(self.columns)} does not fit task={self.task}; it reads {rule}.")
-        if self.is_demo or len(self.train) == 2:
-            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
-            raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
-
-    def _check_where(self) -> None:
         for condition in self.where:
             column, equals, _ = condition.partition("=")
             if not (column and equals):
                 raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
-        if self.where and (self.is_demo or len(self.train) == 2):
-            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+        if not (self.is_demo or len(self.train) == 2):
+            return
+        data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+        if self.columns is not None:
+            raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
+        if self.where:
             raise RecipeError(f"where={' '.join(self.where)}: {data} no columns to select by; leave where out.")
 
     def _check_languages(self) -> None:
@@ -284,20 +278,14 @@ class Recipe:
                 f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, "
                 f"or use tokenizer=bpe."
             )
-        for key in ("bpe_dropout", "ema_decay"):
-            if getattr(self, key) >= 1:
-                value, usual = getattr(self, key), _USUAL[key]
+        for key, value, usual in (("bpe_dropout", self.bpe_dropout, 0.1), ("ema_decay", self.ema_decay, 0.999)):
+            if value >= 1:
                 raise RecipeError(f"{key}={value} is outside [0, 1); use e.g. {usual}, or 0 for off.")
         if self.ema_decay and self.average_checkpoints:
             raise RecipeError(
                 f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to "
                 f"average the same weights; leave one of them out."
             )
-        self._check_packing()
-        self._check_averaging()
-        self._check_best_model()
-
-    def _check_packing(self) -> None:
         if self.packing and self.model.get("attention_dropout"):
             raise RecipeError(
                 f"packing=true has no kernel with attention_dropout={self.model['attention_dropout']}; set it to 0 "
@@ -333,7 +321,7 @@ class Recipe:
         wanted += ["load_best_model_at_end=true"] * bool(arguments.get("load_best_model_at_end"))
         if not wanted:
             return
-        evaluated, saved = (arguments.get(f"{key}_strategy", default) for key, default in _STRATEGIES)
+        evaluated, saved = arguments.get("eval_strategy", "no"), arguments.get("save_strategy", "steps")
         if evaluated == "no":
             raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; add --valid.")
         if saved not in (evaluated, "best"):
@@ -341,11 +329,11 @@ class Recipe:
                 f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} "
                 f"must be the same; use save_strategy={evaluated}."
             )
-        steps = [arguments.get(f"{key}_steps", 500) for key in ("eval", "save")]
-        if evaluated == saved == "steps" and min(steps) >= 1 and steps[1] % steps[0]:
+        every, save = arguments.get("eval_steps", 500), arguments.get("save_steps", 500)
+        if evaluated == saved == "steps" and min(every, save) >= 1 and save % every:
             raise RecipeError(
-                f"{wanted[0]} needs a score for each checkpoint: save_steps={steps[1]} is not a multiple of "
-                f"eval_steps={steps[0]}; use save_steps={steps[0] * max(1, round(steps[1] / steps[0]))}."
+                f"{wanted[0]} needs a score for each checkpoint: save_steps={save} is not a multiple of "
+                f"eval_steps={every}; use save_steps={every * max(1, round(save / every))}."
             )
 
 

@@ -97,8 +97,7 @@ def survey(sampler: UpdateSampler) -> Survey:
     """Look at the micro-batches of the first epoch, as far as `PROBED_UPDATES` reach."""
     lengths, steps, packed = sampler.lengths, sampler.settings.accumulation_steps, sampler.settings.packed
     batches = itertools.islice(sampler, PROBED_UPDATES * steps)
-    row_lengths = _mean_lengths if packed else _longest
-    shapes = np.array([(len(rows), *row_lengths(lengths[rows]), lengths[rows].sum()) for rows in batches])
+    shapes = np.array([(len(rows), *_row_lengths(lengths[rows], packed), lengths[rows].sum()) for rows in batches])
     padded = shapes[:, 3] if packed else shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
     rows, source, target, _ = shapes[padded.argmax()]
     return Survey(
@@ -109,13 +108,9 @@ def survey(sampler: UpdateSampler) -> Survey:
     )
 
 
-def _longest(lengths: np.ndarray) -> np.ndarray:
-    return lengths.max(axis=0)
-
-
-def _mean_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Return the lengths of rows that are as long together as packed sentences."""
-    return np.ceil(lengths.mean(axis=0)).astype(int)
+def _row_lengths(lengths: np.ndarray, packed: bool) -> np.ndarray:
+    """Return how long rows are on either side: as the longest; packed: such that together they are as long as all."""
+    return np.ceil(lengths.mean(axis=0)).astype(int) if packed else lengths.max(axis=0)
 
 
 def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
