@@ -129,6 +129,7 @@ class SeqloomConfig(PreTrainedConfig):
         elif ignored := [key for key in ("rope_parameters", "rope_theta", "rope_scaling") if kwargs.pop(key, None)]:
             logger.warning(f"{', '.join(ignored)}: ignored, only position_embedding_type='rotary' reads it.")
         super().__post_init__(**kwargs)
+        # @strict calls it once more, as it does before every save; but would wrap the sentence in two lines of its own
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
@@ -148,7 +149,11 @@ class SeqloomConfig(PreTrainedConfig):
         Where the sides are alike, that is this configuration itself; else rotary parameters are shared with the view,
         not copied, so that a change reaches the model.
         """
-        if self._has_equal_sides():
+        sides_are_alike = (self.encoder_layers, self.encoder_attention_heads) == (
+            self.decoder_layers,
+            self.decoder_attention_heads,
+        )
+        if sides_are_alike and self.num_key_value_heads is not None:
             return self
         side = super().get_text_config(decoder=decoder, encoder=encoder)
         if side is not self:
@@ -156,14 +161,6 @@ class SeqloomConfig(PreTrainedConfig):
             if self.position_embedding_type == "rotary":
                 side.rope_parameters = self.rope_parameters
         return side
-
-    def _has_equal_sides(self) -> bool:
-        """Whether a view of one side would say nothing else than the whole."""
-        are_equal = (self.encoder_layers, self.encoder_attention_heads) == (
-            self.decoder_layers,
-            self.decoder_attention_heads,
-        )
-        return are_equal and self.num_key_value_heads is not None
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Write config.json, then let the bundler make the folder self-contained (see `after_save`)."""

@@ -1,8 +1,8 @@
-"""What to train when nobody says: preset, vocabulary, dropout, updates and length of the run, by number of examples.
+"""`preset: auto`: which model, vocabulary, dropout and length of run suit how many training examples.
 
-Small data overfits large models and leaves rare entries of large vocabularies untrained; large data wastes small ones.
-Where the turning points lie has been published, row by row below; `preset: auto` looks the row up after the corpus has
-been read. Whatever a recipe or a flag names wins over the row.
+Trained on little data, a large model overfits and a large vocabulary has entries that are hardly ever seen; a small
+model cannot use much data. The table below has a row for each range of sizes, with published settings. The row is
+looked up when the corpus has been read; whatever the recipe or the command line names wins over it.
 """
 
 from collections.abc import Mapping
@@ -12,25 +12,22 @@ from typing import Any
 from seqloom.configuration.presets import Preset, get_preset
 
 AUTO = "auto"
-"""What `preset` is called where the data decides."""
-
-PROVISIONAL = "small"
-"""Stands in for `auto` until the data has been read, so that a model that cannot be built is refused before."""
+"""The value of `preset` with which the number of training examples decides."""
 
 SUBWORD_KINDS = ("bpe", "unigram")
-"""Kinds of vocabulary whose size is a choice; characters and words are as many as the text has."""
+"""Kinds of tokenizer for which the table chooses `vocab_size`; characters and words are as many as the text has."""
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """A range of corpus sizes, and what was trained well on such."""
+    """A range of corpus sizes, and settings with which models were trained well on data of that size."""
 
     below: float
-    """Training examples, exclusive."""
+    """The row is for fewer training examples than this."""
     preset: str
-    """Its geometry, learning rate and warm-up."""
+    """The preset to start from."""
     settings: Mapping[str, Any]
-    """Recipe keys that differ from the preset's or from the defaults."""
+    """Recipe keys that differ from the preset and the defaults."""
     source: str
     """Where the numbers come from, in words for the screen."""
 
@@ -117,7 +114,7 @@ def explain_choice(num_examples: int, values: Mapping[str, Any], named: frozense
     Args:
         num_examples: training examples.
         values: every key of the fitted recipe.
-        named: keys that the recipe's author named; what he knows is not repeated.
+        named: keys that the recipe's author named; the line leaves them out.
     """
     size = size_for(num_examples)
     shown = {
@@ -135,12 +132,14 @@ def explain_choice(num_examples: int, values: Mapping[str, Any], named: frozense
 
 
 def starting_preset(name: str) -> Preset:
-    """Return the preset of this name; for `auto` the one that stands in until the data has been read.
+    """Return the preset of this name; for `auto` a small one.
+
+    It stands in until the data has been read and decides, so that a model that cannot be built is refused before.
 
     Raises:
         ValueError: for an unknown name.
     """
-    return get_preset(PROVISIONAL if name == AUTO else name)
+    return get_preset("small" if name == AUTO else name)
 
 
 __all__ = ["AUTO", "SIZES", "DataSize", "explain_choice", "settings_for", "size_for", "starting_preset"]

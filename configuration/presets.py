@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.suggestion import did_you_mean
 
 
@@ -121,21 +120,4 @@ def get_preset(name: str) -> Preset:
     raise ValueError(f"preset={name!r} is unknown; {did_you_mean(name, PRESETS)}use one of {', '.join(PRESETS)}.")
 
 
-def preset_config(name: str, **overrides: Any) -> SeqloomConfig:
-    """Build the configuration of a preset.
-
-    Args:
-        name: a key of `PRESETS`.
-        overrides: fields of `SeqloomConfig` that win over the preset's.
-
-    Raises:
-        ValueError: for an unknown preset, or values that `SeqloomConfig` refuses.
-
-    Example:
-        >>> preset_config("tiny", vocab_size=10_000).d_model
-        128
-    """
-    return SeqloomConfig(**{**get_preset(name).model, **overrides})
-
-
-__all__ = ["PRESETS", "Preset", "get_preset", "preset_config"]
+__all__ = ["PRESETS", "Preset", "get_preset"]

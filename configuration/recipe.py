@@ -21,7 +21,7 @@ CHAPTERS = ("data", "tokenizer", "model", "training", "evaluation")
 
 
 def stands_in(chapter: str) -> dict[str, Any]:
-    """Metadata of a field: its chapter in the YAML."""
+    """Metadata of a field: the chapter of the YAML file in which it stands."""
     return {"chapter": chapter}
 
 
@@ -33,12 +33,8 @@ def at_least(minimum: int) -> dict[str, Any]:
 DATA, TOKENIZER, MODEL, TRAINING, EVALUATION = map(stands_in, CHAPTERS)
 
 
-_USUAL = {"bpe_dropout": 0.1, "ema_decay": 0.999}
-_STRATEGIES = (("eval", "no"), ("save", "steps"))
-
-
 class RecipeError(ValueError):
-    """Something in a recipe or on the command line that cannot be trained; the message is for its author."""
+    """A recipe or command line that cannot be trained; the message tells its author what to change."""
 
 
 @dataclass(kw_only=True)
@@ -50,7 +46,7 @@ class Recipe:
     """
 
     task: Literal["pairs", "continuation"] = field(default="pairs", metadata=DATA)
-    """pairs: source -> target; continuation: raw text, split at a random point into prompt and continuation."""
+    """pairs: source -> target; continuation: raw text, cut at a random point into prompt and continuation."""
     train: list[str] = field(default_factory=list, metadata=DATA)
     """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; []: the demo."""
     valid: list[str] = field(default_factory=list, metadata=DATA)
@@ -60,17 +56,19 @@ class Recipe:
     columns: list[str] | None = field(default=None, metadata=DATA)
     """Column names in the data: source and target for pairs, one for continuation; null: source target, or text."""
     where: list[str] = field(default_factory=list, metadata=DATA)
-    """Read only rows with these values, as COLUMN=VALUE; of one column any value will do, of several all must fit."""
+    """Read only rows that have these values, each written COLUMN=VALUE; where a column is named more than once, a row
+    needs one of its values; []: every row."""
     max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
-    """Most source tokens of a training example, see long_examples; null: no limit."""
+    """Most source tokens of a training example; long_examples says what becomes of longer ones; null: no limit."""
     max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))
-    """Most target tokens of a training example, see long_examples; null: no limit."""
+    """Most target tokens of a training example; long_examples says what becomes of longer ones; null: no limit."""
     long_examples: Literal["drop", "refuse"] = field(default="drop", metadata=DATA)
-    """drop: leave out and count training examples beyond these lengths or tokens_per_update; refuse: do not train."""
+    """What becomes of training examples that exceed a maximum length or tokens_per_update; drop: they are left out and
+    counted; refuse: the run ends with an error before training."""
     num_splits: int = field(default=1, metadata=DATA | at_least(1))
-    """Split points drawn from each document of a continuation corpus, each an example of its own."""
+    """Cut points drawn in each document of a continuation corpus; each makes one example of prompt and continuation."""
     languages: list[str] = field(default_factory=list, metadata=DATA)
-    """ISO 639 codes of the languages in the text, for the model card, the source's first: de en; []: not stated."""
+    """Languages of the text as ISO 639 codes, the source's first, e.g. de en; the model card states them; []: none."""
     num_proc: int | None = field(default=None, metadata=DATA | at_least(1))
     """Processes that read and tokenize the corpus; null: one."""
 
@@ -83,16 +81,17 @@ class Recipe:
     normalization: Literal["nfc", "nfkc", "none"] = field(default="nfc", metadata=TOKENIZER)
     """Unicode normalisation of every text, in training and in use."""
     character_coverage: float = field(default=1.0, metadata=TOKENIZER)
-    """Share of the text whose characters get an entry; the rare rest is written as bytes. Chinese: 0.9995."""
+    """Share of the text whose characters get an entry; the rare rest is written as bytes. 0.9995 suits Chinese."""
     min_frequency: int | None = field(default=None, metadata=TOKENIZER | at_least(1))
     """How often a merge, character or word must occur to get an entry; null: 2 for bpe and word, else 1."""
     split_digits: bool = field(default=False, metadata=TOKENIZER)
     """Make every digit a token of its own."""
     bpe_dropout: float = field(default=0.0, metadata=TOKENIZER | at_least(0))
-    """Chance that a merge is skipped, drawn anew for every epoch of training (BPE-dropout); 0.1 is usual, 0 is off."""
+    """BPE-dropout: the chance that a merge is skipped, drawn anew in every epoch; 0.1 is usual, 0 is off."""
 
     preset: str = field(default=AUTO, metadata=MODEL)
-    """Named geometry with fitting learning rate and warm-up; auto: the number of examples decides, and on more."""
+    """A named size of the model, with the learning rate, warm-up and tokens per update that suit it; auto: chosen by
+    the number of training examples, and with it vocabulary, dropout and number of epochs."""
 
     output: str = field(default="seqloom-model", metadata=TRAINING)
     """The folder that will hold the finished model; running checkpoints lie in OUTPUT/checkpoint-N."""
@@ -103,26 +102,28 @@ class Recipe:
     license: str | None = field(default=None, metadata=TRAINING)
     """Licence of the finished model, for its card, as the Hub abbreviates it: apache-2.0; null: not stated."""
     tokens_per_update: int = field(default=8192, metadata=TRAINING | at_least(1))
-    """Source + target tokens one update learns from, on however many devices; padding does not count."""
+    """Most source + target tokens that one update learns from, over all devices together; padding does not count."""
     tokens_per_device: int = field(default=8192, metadata=TRAINING | at_least(1))
-    """Padded tokens a device takes in one go; what its memory holds. Changes the speed, never the result."""
+    """Most padded tokens that a device computes at once; its memory sets the limit. Changes speed, never the result."""
     packing: bool = field(default=False, metadata=TRAINING)
-    """Put sentences side by side and compute no padding; for GPUs with bf16. The same result, slower on a CPU."""
+    """Put sentences end to end and compute no padding; for GPUs with bf16. The result is the same; a CPU is slower."""
     average_checkpoints: int = field(default=0, metadata=TRAINING | at_least(0))
     """Checkpoints whose weights are averaged into the final folder; 5 or 10 are usual, 0 takes the last one alone."""
     average_by: Literal["last", "best"] = field(default="last", metadata=TRAINING)
     """Which checkpoints to average: the last ones, or the best ones by metric_for_best_model on the validation set."""
     ema_decay: float = field(default=0.0, metadata=TRAINING | at_least(0))
-    """Evaluate and keep a moving average of the weights, this much of it old at each update; e.g. 0.999, 0 is off."""
+    """Evaluate and save a moving average of the weights, of which each update keeps this share; 0.999 is usual, 0 is
+    off."""
     rdrop_alpha: float = field(default=0.0, metadata=TRAINING | at_least(0))
-    """Weight of R-Drop: two dropout passes must agree. 1 to 5 are usual; twice the time and memory. 0 is off."""
+    """Weight of R-Drop, by which two passes with dropout learn to agree; 1 to 5 are usual, 0 is off. Takes twice the
+    time and memory."""
     early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
     """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
     log_gradient_flow: bool = field(default=False, metadata=TRAINING)
-    """Log the gradient's norm in each layer, and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
+    """Log the norm of the gradient in each layer and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
-    """Scores to report, e.g. bleu chrf exact_match; []: what fits task and language."""
+    """Scores to report, e.g. bleu chrf exact_match; []: those that are usual for the task."""
     num_beams: int = field(default=4, metadata=EVALUATION | at_least(1))
     """Beams of the final test and of generation_config.json; 1 is greedy."""
     length_penalty: float = field(default=1.0, metadata=EVALUATION)
@@ -137,7 +138,7 @@ class Recipe:
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Fields of `Seq2SeqTrainingArguments` beyond its defaults, `TRAINING_DEFAULTS` and preset included."""
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    """Keys that the recipe file or the command line names; with preset=auto the data decides only on the others."""
+    """Keys that the recipe file or the command line names; preset=auto leaves them as they are."""
 
     PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 
@@ -145,11 +146,12 @@ class Recipe:
         starting_preset(self.preset)
         self._check_files()
         self._check_columns()
-        self._check_where()
         self._check_languages()
         self._check_continuation()
         self._check_run()
         self._check_quality_tools()
+        self._check_averaging()
+        self._check_best_model()
 
     @property
     def is_demo(self) -> bool:
@@ -210,23 +212,20 @@ class Recipe:
                 )
 
     def _check_columns(self) -> None:
-        if self.columns is None:
-            return
         wanted = 1 if self.task == "continuation" else 2
-        if len(self.columns) != wanted:
+        if self.columns is not None and len(self.columns) != wanted:
             rule = "one column, the text" if wanted == 1 else "two columns, source and target"
             raise RecipeError(f"columns={' '.join(self.columns)} does not fit task={self.task}; it reads {rule}.")
-        if self.is_demo or len(self.train) == 2:
-            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
-            raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
-
-    def _check_where(self) -> None:
         for condition in self.where:
             column, equals, _ = condition.partition("=")
             if not (column and equals):
                 raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
-        if self.where and (self.is_demo or len(self.train) == 2):
-            data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+        if not (self.is_demo or len(self.train) == 2):
+            return
+        data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
+        if self.columns is not None:
+            raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
+        if self.where:
             raise RecipeError(f"where={' '.join(self.where)}: {data} no columns to select by; leave where out.")
 
     def _check_languages(self) -> None:
@@ -279,20 +278,14 @@ class Recipe:
                 f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, "
                 f"or use tokenizer=bpe."
             )
-        for key in ("bpe_dropout", "ema_decay"):
-            if getattr(self, key) >= 1:
-                value, usual = getattr(self, key), _USUAL[key]
+        for key, value, usual in (("bpe_dropout", self.bpe_dropout, 0.1), ("ema_decay", self.ema_decay, 0.999)):
+            if value >= 1:
                 raise RecipeError(f"{key}={value} is outside [0, 1); use e.g. {usual}, or 0 for off.")
         if self.ema_decay and self.average_checkpoints:
             raise RecipeError(
                 f"ema_decay={self.ema_decay} and average_checkpoints={self.average_checkpoints} are two ways to "
                 f"average the same weights; leave one of them out."
             )
-        self._check_packing()
-        self._check_averaging()
-        self._check_best_model()
-
-    def _check_packing(self) -> None:
         if self.packing and self.model.get("attention_dropout"):
             raise RecipeError(
                 f"packing=true has no kernel with attention_dropout={self.model['attention_dropout']}; set it to 0 "
@@ -328,7 +321,7 @@ class Recipe:
         wanted += ["load_best_model_at_end=true"] * bool(arguments.get("load_best_model_at_end"))
         if not wanted:
             return
-        evaluated, saved = (arguments.get(f"{key}_strategy", default) for key, default in _STRATEGIES)
+        evaluated, saved = arguments.get("eval_strategy", "no"), arguments.get("save_strategy", "steps")
         if evaluated == "no":
             raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; add --valid.")
         if saved not in (evaluated, "best"):
@@ -336,11 +329,11 @@ class Recipe:
                 f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} "
                 f"must be the same; use save_strategy={evaluated}."
             )
-        steps = [arguments.get(f"{key}_steps", 500) for key in ("eval", "save")]
-        if evaluated == saved == "steps" and min(steps) >= 1 and steps[1] % steps[0]:
+        every, save = arguments.get("eval_steps", 500), arguments.get("save_steps", 500)
+        if evaluated == saved == "steps" and min(every, save) >= 1 and save % every:
             raise RecipeError(
-                f"{wanted[0]} needs a score for each checkpoint: save_steps={steps[1]} is not a multiple of "
-                f"eval_steps={steps[0]}; use save_steps={steps[0] * max(1, round(steps[1] / steps[0]))}."
+                f"{wanted[0]} needs a score for each checkpoint: save_steps={save} is not a multiple of "
+                f"eval_steps={every}; use save_steps={every * max(1, round(save / every))}."
             )
 
 

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from seqloom.configuration.data_size import PROVISIONAL
+from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.presets import PRESETS
 from seqloom.configuration.recipe import CHAPTERS, Recipe, RecipeError
 from seqloom.configuration.recipe_keys import Key, known_keys, own_keys, shown
@@ -78,12 +78,13 @@ class _HelpAll(argparse.Action):
 
 def _overview() -> str:
     """The part of `--help` that explains the keys of Seqloom's own."""
+    start = starting_preset(AUTO).name
     pointer = (
         "Every field of SeqloomConfig (d_model, encoder_layers, dropout, norm_position, ...) and of transformers' "
         "Seq2SeqTrainingArguments (learning_rate, max_steps, num_train_epochs, warmup_steps, save_steps, eval_steps, "
         "seed, bf16, report_to, ...) is a key too: --help_all lists them. Without --recipe and --train the built-in "
-        f"date demo is trained. Values in [brackets] are the defaults; preset auto starts from {PROVISIONAL} and lets "
-        "the number of training examples decide on what nobody names."
+        f"date demo is trained. Values in [brackets] are the defaults; preset auto starts from {start} and lets the "
+        "number of training examples decide on what nobody names."
     )
     presets = "\n".join(_help_line(name, preset.description) for name, preset in PRESETS.items())
     return "\n\n".join([*_help_chapters(own_keys()), f"presets:\n{presets}", textwrap.fill(pointer, 110)])

@@ -1,7 +1,7 @@
 """Every key that a recipe may hold: Seqloom's own, the model's, and those of transformers' Trainer.
 
-Names, types, defaults and help are read from the classes that own them. What is written here is only what they cannot
-know: which of their keys Seqloom sets itself, and what other toolkits call a thing.
+Names, types, defaults and help are read from the classes that declare them. Only two tables are written here: which of
+those keys Seqloom sets itself, and what other toolkits call a key.
 """
 
 import inspect
@@ -38,7 +38,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a recipe: who owns it, where it stands, what it holds."""
+    """One key of a recipe: the class that declares it, the chapter in which it stands, and what it may hold."""
 
     name: str
     chapter: str
@@ -191,7 +191,7 @@ def read_value(name: str, value: Any, where: str) -> Any:
 
 
 def _rule(key: Key, value: Any) -> str:
-    """What is wrong with a value of a known key, and how to write it."""
+    """The rule that a value of a known key breaks, and an example or the nearest choice."""
     choices = [str(choice) for choice in choices_of(key.hint)]
     beginning = [choice for choice in choices if choice.startswith(str(value))]
     if hint := did_you_mean(beginning[0] if beginning else value, choices):

@@ -8,7 +8,7 @@ asks for, so the recipe file and the command line are read by the same rules.
 import math
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from os import PathLike, fspath
 from typing import Any, Literal, Union, get_args, get_origin
@@ -119,10 +119,9 @@ def convert(value: Any, hint: Any) -> Any:
     choices = _choices(hint)
     if choices:
         return _convert_choice(value, choices)
-    converter = _CONVERTERS.get(origin or hint)
-    if converter is None:
+    if (origin or hint) not in _KINDS:
         raise MismatchError
-    return converter(value)
+    return _KINDS[origin or hint][0](value)
 
 
 def describe(hint: Any) -> str:
@@ -136,7 +135,7 @@ def describe(hint: Any) -> str:
     choices = _choices(hint)
     if choices:
         return f"one of {', '.join(str(choice) for choice in choices)}"
-    return _WORDS.get(get_origin(hint) or hint, "something that no recipe can hold")
+    return _KINDS.get(get_origin(hint) or hint, (None, "something that no recipe can hold"))[1]
 
 
 def choices_of(hint: Any) -> list[Any]:
@@ -165,7 +164,7 @@ def _convert_union(value: Any, members: Iterable[Any]) -> Any:
 
 def _writable(members: Iterable[Any]) -> list[Any]:
     """Drop what text cannot be (classes of transformers), and `str` beside an enumeration of the valid words."""
-    kept = [member for member in members if _choices(member) or (get_origin(member) or member) in _CONVERTERS]
+    kept = [member for member in members if _choices(member) or (get_origin(member) or member) in _KINDS]
     has_words = any(isinstance(member, type) and issubclass(member, Enum) for member in kept)
     return [member for member in kept if not (has_words and member is str)]
 
@@ -174,11 +173,9 @@ def _is_one_word_for_list(value: Any, member: Any) -> bool:
     return get_origin(member) is list and isinstance(value, str) and not value.startswith("[")
 
 
-def _rank(hint: Any) -> int:
-    """The strictest reading first: text fits everything and comes last."""
-    if _choices(hint):
-        return 1
-    return [type(None), None, bool, int, float, dict, list, str].index(get_origin(hint) or hint)
+def _rank(hint: Any) -> float:
+    """The strictest reading first; an enumeration stands between null and the rest."""
+    return 0.5 if _choices(hint) else list(_KINDS).index(get_origin(hint) or hint)
 
 
 def _convert_choice(value: Any, choices: list[Any]) -> Any:
@@ -264,25 +261,15 @@ def _read_flow(text: str) -> Any:
         raise MismatchError from error
 
 
-_CONVERTERS: dict[Any, Any] = {
-    type(None): _convert_null,
-    None: _convert_null,
-    bool: _convert_bool,
-    int: _convert_int,
-    float: _convert_float,
-    str: _convert_text,
-    list: _convert_list,
-    dict: _convert_dict,
+_KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    type(None): (_convert_null, "null"),
+    bool: (_convert_bool, "true or false"),
+    int: (_convert_int, "a whole number"),
+    float: (_convert_float, "a number"),
+    dict: (_convert_dict, "a mapping such as {key: value}"),
+    list: (_convert_list, "a list of words"),
+    str: (_convert_text, "text"),
 }
-
-_WORDS: dict[Any, str] = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list of words",
-    dict: "a mapping such as {key: value}",
-}
+"""How each type is read and what it is called, the strictest first: text fits everything and comes last."""
 
 __all__ = ["MismatchError", "PlainText", "choices_of", "convert", "describe", "guess", "read_yaml", "write_yaml"]

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 
-from seqloom.configuration.recipe import Recipe
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.checkpoints import STAGING, checkpoint_path, install, update_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
-from seqloom.training.monitoring.console import SampleOutputs, say
+from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
 from seqloom.training.quality.averaging import average_weights, load_weights, updates_to_average
@@ -22,8 +22,6 @@ from seqloom.training.trainer import SeqloomTrainer
 
 DOUBT = "doubt"
 """Key in results.json: why the scores say nothing. Such a run is not finished."""
-
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
     metric, higher = str(args.metric_for_best_model), bool(args.greater_is_better)
     updates = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher)
     if trainer.is_world_process_zero():
-        load_weights(trainer.model, average_weights([folder / f"checkpoint-{update}" for update in updates]))
+        load_weights(trainer.model, average_weights([checkpoint_path(folder, update) for update in updates]))
     if args.world_size > 1:
         for parameter in trainer.model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
@@ -61,7 +59,7 @@ def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
 
 def _scores(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
     named = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
-    return {name: value for name, value in named.items() if name not in TIMINGS and isinstance(value, (int, float))}
+    return {name: value for name, value in named.items() if is_score(name, value)}
 
 
 def describe_average(results: Mapping[str, Any]) -> str:
@@ -75,19 +73,19 @@ def describe_average(results: Mapping[str, Any]) -> str:
 
 def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
     """Leave the model at the top of the folder: all of it, or nothing that looks like a model."""
+    staged = folder.path / STAGING / "model"
     with explained_writing(folder.path, folder.path, remedy_for_disk(trainer.args)):
-        folder.publish(
-            lambda staged: trainer.save_model(staged, _internal_call=True),  # pushed later, with its scores in the card
-            is_main=trainer.is_world_process_zero(),
-        )
+        trainer.save_model(str(staged), _internal_call=True)  # pushed later, with its scores in the card
+        if trainer.is_world_process_zero():
+            install(staged, folder.path)
     trainer.accelerator.wait_for_everyone()
 
 
-def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+def final_scores(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, num_beams: int) -> dict[str, Any]:
     """Score validation and test sets as the folder will decode, and keep what the model wrote for the test set."""
     trainer.remove_callback(SampleOutputs)
-    trainer.evaluation = replace(trainer.evaluation, num_beams=recipe.num_beams)
-    if recipe.num_beams > 1 and trainer.evaluation.metrics and not trainer.is_sharded:
+    trainer.evaluation = replace(trainer.evaluation, num_beams=num_beams)
+    if num_beams > 1 and trainer.evaluation.metrics and not trainer.is_sharded:
         refused_together(lambda: check_trained(trainer.model))  # what beams write is not read again
     results: dict[str, Any] = {}
     for split in ("validation", "test"):
@@ -107,7 +105,7 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe, fol
 def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
     """Return what a model card says of the training beyond the recipe; over all starts of the run."""
     source, target = lengths_of(data["train"]).sum(axis=0).tolist()
-    resumed = {"resumed_at": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
+    resumed = {"resumed_at": update_of(Path(checkpoint))} if checkpoint else {}
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunClock))
     return {
         "seconds": round(clock.seconds, 1),

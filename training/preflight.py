@@ -41,17 +41,17 @@ KERNELS, NARROW_CPU_KERNELS = 100_000_000, 800_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the planner makes of the training set."""
+class Survey:
+    """What training is about to compute, as far as the first updates show."""
 
     num_updates: int
     """Updates in an epoch."""
     num_tokens: int
     """Source + target tokens in an epoch, without padding."""
     padding: float
-    """Share of positions computed for nothing, 0 to 1, on this process's micro-batches."""
+    """Share of the padded tokens that are padding, 0 to 1, on this process's micro-batches."""
     largest: tuple[int, int, int]
-    """Rows, source length and target length of the micro-batch with the most positions."""
+    """Rows, source length and target length of the micro-batch with the most padded tokens."""
 
 
 @dataclass(frozen=True)
@@ -88,34 +88,29 @@ class Memory:
             )
         raise RecipeError(
             f"{need}, of which {gigabytes(self.activations)} are for tokens_per_device={tokens_per_device}; lower it "
-            f"to {round_down(fits)} (the result stays the same, the update is cut into more pieces), or turn on "
+            f"to {round_down(fits)} (the result stays the same, the update is cut into more micro-batches), or turn on "
             "gradient_checkpointing."
         )
 
 
-def survey(sampler: UpdateSampler) -> Plan:
+def survey(sampler: UpdateSampler) -> Survey:
     """Look at the micro-batches of the first epoch, as far as `PROBED_UPDATES` reach."""
     lengths, steps, packed = sampler.lengths, sampler.settings.accumulation_steps, sampler.settings.packed
     batches = itertools.islice(sampler, PROBED_UPDATES * steps)
-    row_lengths = _mean_lengths if packed else _longest
-    shapes = np.array([(len(rows), *row_lengths(lengths[rows]), lengths[rows].sum()) for rows in batches])
-    positions = shapes[:, 3] if packed else shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
-    rows, source, target, _ = shapes[positions.argmax()]
-    return Plan(
+    shapes = np.array([(len(rows), *_row_lengths(lengths[rows], packed), lengths[rows].sum()) for rows in batches])
+    padded = shapes[:, 3] if packed else shapes[:, 0] * (shapes[:, 1] + shapes[:, 2])
+    rows, source, target, _ = shapes[padded.argmax()]
+    return Survey(
         num_updates=len(sampler) // steps,
         num_tokens=int(lengths.sum()),
-        padding=float(1 - shapes[:, 3].sum() / positions.sum()),
+        padding=float(1 - shapes[:, 3].sum() / padded.sum()),
         largest=(int(rows), int(source), int(target)),
     )
 
 
-def _longest(lengths: np.ndarray) -> np.ndarray:
-    return lengths.max(axis=0)
-
-
-def _mean_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Return the lengths of rows that are as long together as packed sentences."""
-    return np.ceil(lengths.mean(axis=0)).astype(int)
+def _row_lengths(lengths: np.ndarray, packed: bool) -> np.ndarray:
+    """Return how long rows are on either side: as the longest; packed: such that together they are as long as all."""
+    return np.ceil(lengths.mean(axis=0)).astype(int) if packed else lengths.max(axis=0)
 
 
 def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
@@ -184,13 +179,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def describe(
-    trainer: SeqloomTrainer, plan: Plan, memory: Memory, sizes: dict[str, int], num_updates: int
+    trainer: SeqloomTrainer, survey: Survey, memory: Memory, sizes: dict[str, int], num_updates: int
 ) -> dict[str, str]:
     """Return what a person reads before the first update, by subject.
 
     Args:
         trainer: with model and arguments.
-        plan: of the training set.
+        survey: of the training set.
         memory: of one device.
         sizes: examples in each split.
         num_updates: of the whole run.
@@ -198,15 +193,15 @@ def describe(
     config, args = trainer.model.config, trainer.args
     layers = f"{config.encoder_layers}+{config.decoder_layers} layers of {config.d_model}"
     device = f"{args.world_size} x {args.device.type}"
-    epochs = f"{num_updates / plan.num_updates:.1f} epochs"
-    batch = "{} x ({} + {})".format(*plan.largest)
+    epochs = f"{num_updates / survey.num_updates:.1f} epochs"
+    batch = "{} x ({} + {})".format(*survey.largest)
     micro_batches = args.gradient_accumulation_steps
     return {
         "model": f"{layers}, vocabulary {config.vocab_size:,}, {trainer.model.num_parameters():,} parameters",
         "data": f"{', '.join(f'{count:,} {name}' for name, count in sizes.items())} examples",
-        "epoch": f"{plan.num_tokens:,} source + target tokens, {plan.num_updates:,} updates",
+        "epoch": f"{survey.num_tokens:,} source + target tokens, {survey.num_updates:,} updates",
         "run": f"{num_updates:,} updates = {epochs} on {device}, in {micro_batches} micro-batches each",
-        "padding": f"{100 * plan.padding:.1f} % of what is computed; the largest micro-batch is {batch} tokens",
+        "padding": f"{100 * survey.padding:.1f} % of what is computed; the largest micro-batch is {batch} tokens",
         "memory": f"about {gigabytes(memory.total)} a device; {gigabytes(memory.available)} are free",
     }
 
@@ -251,4 +246,4 @@ def round_down(value: int) -> int:
     return value // digits * digits
 
 
-__all__ = ["Memory", "Plan", "TimeEstimate", "describe", "measure", "survey"]
+__all__ = ["Memory", "Survey", "TimeEstimate", "describe", "measure", "survey"]

@@ -80,20 +80,12 @@ class PushingTrainer(Trainer):
             self.init_hf_repo(token, private)
         self.save_model(_internal_call=True)
         self.create_model_card(**kwargs)
-        return self.publish(commit_message or "End of training", token=token, revision=revision)
+        return self.push_as_saved(commit_message or "End of training", token=token, revision=revision)
 
-    def publish(self, message: str, *, token: str | None = None, revision: str | None = None) -> Any:
+    def push_as_saved(self, message: str, *, token: str | None = None, revision: str | None = None) -> Any:
         """Send the folder as it is on disk; see `push_to_hub`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if not self.is_world_process_zero():
-            return None
-        return push_folder(
-            self.args.output_dir,
-            self.hub_model_id,
-            token=self._token(token),
-            revision=revision or self.args.hub_revision,
-            message=message,
-        )
+        return self._send(self.args.output_dir, message, token, revision) if self.is_world_process_zero() else None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Send a running checkpoint, which is a whole folder; a push that fails does not end the training.
@@ -104,13 +96,7 @@ class PushingTrainer(Trainer):
         if is_staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         try:
-            push_folder(
-                checkpoint_folder,
-                self.hub_model_id,
-                token=self._token(),
-                revision=self.args.hub_revision,
-                message=f"Training in progress, step {self.state.global_step}",
-            )
+            self._send(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
         except ValueError as error:
             logger.warning("The checkpoint at step %s was not pushed: %s", self.state.global_step, error)
 
@@ -118,6 +104,10 @@ class PushingTrainer(Trainer):
         """Write the card of a running checkpoint; the finished folder gets its own when the scores are known."""
         if update_of(folder) >= 0 and any(folder.glob("model*.safetensors")):
             write_model_card(folder, self.hub_model_id)
+
+    def _send(self, folder: str, message: str, token: str | None = None, revision: str | None = None) -> Any:
+        revision = revision or self.args.hub_revision
+        return push_folder(folder, self.hub_model_id, token=self._token(token), revision=revision, message=message)
 
     def _token(self, token: str | None = None) -> str | None:
         return self.args.hub_token if token is None else token

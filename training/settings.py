@@ -16,8 +16,9 @@ DEFAULT_METRICS = {"pairs": ("bleu", "chrf", "exact_match", "cer"), "continuatio
 
 
 def seed_of(recipe: Recipe) -> int:
-    """Return the seed that decides weights, dropout, cuts and order."""
-    return int(recipe.training_arguments.get("seed", 42))
+    """Return the seed of cut points and order: `data_seed`, or the seed of weights and dropout where none is named."""
+    named = recipe.training_arguments
+    return int(named["seed"] if named.get("data_seed") is None else named["data_seed"])
 
 
 def metrics_of(recipe: Recipe) -> tuple[str, ...]:
@@ -27,9 +28,10 @@ def metrics_of(recipe: Recipe) -> tuple[str, ...]:
 
 def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     """Return transformers' arguments: the recipe's, and those that the recipe leaves to us."""
-    chosen = recipe.training_arguments | selection_settings(recipe, metrics_of(recipe))
-    if recipe.is_demo or recipe.valid:
-        chosen.setdefault("eval_strategy", "steps")
+    asked = recipe.training_arguments
+    chosen = asked | selection_settings(
+        asked, metrics_of(recipe), patience=recipe.early_stopping_patience, average_by=recipe.average_by
+    )
     chosen.setdefault("use_cpu", not torch.accelerator.is_available())  # else CPU processes would not know each other
     # one thread pads 1.4 million tokens a second: nothing beside a CPU's training, too slow beside a GPU's
     chosen.setdefault("dataloader_num_workers", 0 if chosen["use_cpu"] else 2)

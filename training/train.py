@@ -81,8 +81,8 @@ def train_in(
     """
     if folder.is_finished and recipe.resume == "auto" and DOUBT not in folder.results():
         say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
-        if recipe.training_arguments.get("push_to_hub"):
-            push_finished(folder, recipe)
+        if arguments.push_to_hub and arguments.process_index == 0:
+            push_finished(folder, arguments)
         return folder.results()
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing data and vocabulary"):
@@ -101,7 +101,7 @@ def train_in(
             say(f"auto      {choice}")
     trainer = build_trainer(recipe, arguments, tokenizers, data, folder)
     trainer.listen_to(signals)
-    check_before_training(trainer, data, recipe)
+    check_before_training(trainer, data, recipe.tokens_per_device)
     checkpoint = from_main_process(folder.last_checkpoint)
     listen_before_training(trainer, data, folder, checkpoint)
 
@@ -111,17 +111,17 @@ def train_in(
     if recipe.average_checkpoints:
         results |= average_run(trainer, recipe.average_checkpoints, recipe.average_by)
     save(trainer, folder)
-    results |= final_scores(trainer, data, recipe, folder)
-    prompts = example_prompts(data, recipe)
+    results |= final_scores(trainer, data, folder, recipe.num_beams)
+    prompts = DEMO_EXAMPLES if recipe.is_demo else example_prompts(data)
     outputs = trainer.write_texts(prompts)
     if trainer.is_world_process_zero():
-        folder.write("results.json", results)
+        folder.write_results(results)
         trainer.create_model_card()
-        say_how_to_use(recipe, results, prompts, outputs)
+        say_how_to_use(recipe.output, results, prompts, outputs)
     if DOUBT in results:
         raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")
     if arguments.push_to_hub:
-        trainer.publish("End of training")
+        trainer.push_as_saved("End of training")
     return results
 
 
@@ -146,7 +146,8 @@ def build_trainer(
         overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
     )
 
-    check_packing(recipe, arguments)
+    if recipe.packing:
+        check_packing(arguments)
     set_seed(arguments.seed)  # training a vocabulary and reading it back must not lead to different weights
     model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size))
     model.generation_config = generation_config(recipe, tokenizers)
@@ -170,14 +171,12 @@ def build_trainer(
     return trainer
 
 
-def check_packing(recipe: Recipe, arguments: Seq2SeqTrainingArguments) -> None:
+def check_packing(arguments: Seq2SeqTrainingArguments) -> None:
     """Say where packed sentences are computed one by one.
 
     Raises:
         RecipeError: on a GPU with 32-bit numbers, for which there is no kernel.
     """
-    if not recipe.packing:
-        return
     if arguments.device.type == "cpu":
         logger.warning("packing=true attends to each sentence on its own on a CPU: the same result, but slower.")
     elif not (arguments.bf16 or arguments.fp16):
@@ -206,17 +205,17 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
             logger.warning("log_gradient_flow draws with matplotlib, which is missing: pip install 'seqloom[plots]'.")
 
 
-def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> None:
+def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, tokens_per_device: int) -> None:
     """Print what is about to be trained and what it takes, and refuse what cannot fit."""
-    plan = preflight.survey(trainer.train_sampler())
-    memory = preflight.measure(trainer, plan.largest)
+    survey = preflight.survey(trainer.train_sampler())
+    memory = preflight.measure(trainer, survey.largest)
     args = trainer.args
-    num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * plan.num_updates)
+    num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * survey.num_updates)
     if trainer.is_world_process_zero():
         sizes = {name: len(split) for name, split in data.items()}
-        for subject, text in preflight.describe(trainer, plan, memory, sizes, num_updates).items():
+        for subject, text in preflight.describe(trainer, survey, memory, sizes, num_updates).items():
             say(f"{subject:10}{text}")
-    memory.check(recipe.tokens_per_device)
+    memory.check(tokens_per_device)
     trainer.add_callback(preflight.TimeEstimate(say))
 
 
@@ -238,24 +237,22 @@ def listen_before_training(
         say(f"mouth     {line}")
 
 
-def example_prompts(data: DatasetDict, recipe: Recipe) -> list[str]:
+def example_prompts(data: DatasetDict) -> list[str]:
     """Return three sources that the end of a run shows with what the model writes."""
     last = data["test"] if "test" in data else data.get("validation", data["train"])
-    return list(DEMO_EXAMPLES) if recipe.is_demo else last[:3]["source"]
+    return last[:3]["source"]
 
 
-def push_finished(folder: RunFolder, recipe: Recipe) -> None:
+def push_finished(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> None:
     """Send a finished run's folder; what an earlier start could not send is sent now."""
-    arguments = training_arguments(recipe)
-    if arguments.process_index == 0:
-        push_folder(
-            folder.path,
-            arguments.hub_model_id or folder.path.absolute().name,
-            private=arguments.hub_private_repo is not False,
-            token=arguments.hub_token,
-            revision=arguments.hub_revision,
-            message="End of training",
-        )
+    push_folder(
+        folder.path,
+        arguments.hub_model_id or folder.path.absolute().name,
+        private=arguments.hub_private_repo is not False,
+        token=arguments.hub_token,
+        revision=arguments.hub_revision,
+        message="End of training",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

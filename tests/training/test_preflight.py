@@ -14,7 +14,7 @@ import seqloom
 from seqloom.configuration.recipe import RecipeError
 from seqloom.training import preflight
 from seqloom.training.batching import BatchSettings, UpdateSampler
-from seqloom.training.preflight import Memory, Plan, TimeEstimate, describe, duration, measure, survey
+from seqloom.training.preflight import Memory, Survey, TimeEstimate, describe, duration, measure, survey
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.trainer import SeqloomTrainer
 
@@ -40,13 +40,13 @@ def test_the_survey_is_that_of_the_batches() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 30, (500, 2))
     sampler = UpdateSampler(lengths, BatchSettings(1000, seed=1, accumulation_steps=2))
-    plan = survey(sampler)
+    seen = survey(sampler)
     shapes = [(len(rows), *lengths[rows].max(axis=0)) for rows in sampler]
-    places = [rows * (source + target) for rows, source, target in shapes]
-    assert plan.num_updates * 2 == len(shapes)
-    assert plan.num_tokens == lengths.sum()
-    assert plan.padding == pytest.approx(1 - lengths.sum() / sum(places))
-    assert plan.largest == shapes[int(np.argmax(places))]
+    padded = [rows * (source + target) for rows, source, target in shapes]
+    assert seen.num_updates * 2 == len(shapes)
+    assert seen.num_tokens == lengths.sum()
+    assert seen.padding == pytest.approx(1 - lengths.sum() / sum(padded))
+    assert seen.largest == shapes[int(np.argmax(padded))]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -103,9 +103,9 @@ def test_a_model_that_is_too_large_is_refused() -> None:
 
 
 def test_the_lines_hold_the_numbers(trainer: SeqloomTrainer) -> None:
-    plan = Plan(num_updates=10, num_tokens=12345, padding=0.0234, largest=(7, 20, 22))
+    seen = Survey(num_updates=10, num_tokens=12345, padding=0.0234, largest=(7, 20, 22))
     memory = Memory(weights=10**9, activations=2 * 10**8, available=9 * 10**9)
-    lines = describe(trainer, plan, memory, {"train": 300, "validation": 20}, num_updates=25)
+    lines = describe(trainer, seen, memory, {"train": 300, "validation": 20}, num_updates=25)
     assert lines["model"].endswith(f"{trainer.model.num_parameters():,} parameters")
     assert lines["data"] == "300 train, 20 validation examples"
     assert lines["epoch"] == "12,345 source + target tokens, 10 updates"

@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.training.batching import BatchSettings
+from seqloom.training.settings import seed_of, training_arguments
 from seqloom.training.train import main, train
 from tests.toy import write_reversals
 
@@ -111,6 +113,11 @@ def test_the_same_seed_gives_the_same_weights(recipe, tmp_path):
     a, b, c = (weights(tmp_path / name)["lm_head.weight"] for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(("keys", "seed"), [({}, 42), ({"seed": 3}, 3), ({"seed": 3, "data_seed": 4}, 4)])
+def test_cut_points_and_order_have_one_seed(recipe, keys, seed):
+    assert seed_of(recipe(**keys)) == BatchSettings(1).in_run(training_arguments(recipe(**keys))).seed == seed
 
 
 def test_separate_vocabularies_survive_the_journey(recipe, tmp_path):

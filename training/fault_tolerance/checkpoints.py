@@ -6,9 +6,9 @@ with the size and the SHA-256 digest of each file seals it, all is flushed to th
 
     OUTPUT/_saving/checkpoint-N  --seal-->  + checkpoint_manifest.json  --rename-->  OUTPUT/checkpoint-N  --> rotation
 
-What a killed run leaves in the staging folder is removed at the next start. The manifest is only ours: every other file
-is what transformers writes and reads. Renames are atomic on POSIX file systems; names that begin with "_" stay out of
-pushes to the Hub.
+What a killed run leaves in the staging folder is removed at the next start. Only the manifest is Seqloom's: every other
+file is what transformers writes and reads. Renames are atomic on POSIX file systems; names that begin with "_" stay out
+of pushes to the Hub.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 STAGING = "_saving"
-"""Folder below OUTPUT in which everything grows that must not be seen half-written."""
+"""Folder below OUTPUT in which files are written that must not be seen before they are whole."""
 
 MANIFEST = "checkpoint_manifest.json"
 """The file that is written last: what a checkpoint consists of."""
 
 CARD = "README.md"
-"""The model card: no run goes on from it, and people edit it."""
+"""The model card; no manifest names it, for people edit it and no run needs it to go on."""
 
 BROKEN = "_broken-"
 """What a checkpoint that cannot be used is renamed to: this, then its old name."""
@@ -43,8 +43,13 @@ _TRAINING_STATES = ("optimizer", "pytorch_model_fsdp", "global_step")  # of one 
 # Finding -------------------------------------------------------------------------------------------------------------
 
 
+def checkpoint_path(output: Path, update: int) -> Path:
+    """Return where the checkpoint of an update stands, or would stand."""
+    return output / f"checkpoint-{update}"
+
+
 def update_of(checkpoint: Path) -> int:
-    """Return N of `checkpoint-N`, the number of updates it has learned."""
+    """Return N of `checkpoint-N`, the number of updates it has learned; -1 for any other name."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return int(match[1]) if match else -1
 
@@ -66,9 +71,9 @@ def last_whole_checkpoint(output: Path) -> Path | None:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None: every file is there, byte for byte as it was written."""
+    """Return what is wrong with a checkpoint; None if it can train on and every file is as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = _read_manifest(checkpoint)["files"]
         faults = (_file_fault(checkpoint / name, facts["bytes"], facts["sha256"]) for name, facts in files.items())
         fault = next(filter(None, faults), None)
     except FileNotFoundError:
@@ -78,6 +83,10 @@ def find_fault(checkpoint: Path) -> str | None:
     if fault is None and not any(name.startswith(_TRAINING_STATES) for name in files):
         return "it holds the weights but not the optimizer's state (save_only_model)"
     return fault
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _file_fault(path: Path, size: int, digest: str) -> str | None:
@@ -107,8 +116,8 @@ def seal(checkpoint: Path, **facts: Any) -> None:
     """
     files = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in _files_in(checkpoint)
-        if path.name not in (MANIFEST, CARD)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, CARD)
     }
     (checkpoint / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
     flush(checkpoint)
@@ -141,25 +150,24 @@ def rotate(output: Path, limit: int | None, best: str | None) -> None:
 
 
 def discard_extra(output: Path, best: str | None) -> None:
-    """Remove checkpoints that only a stop signal had asked for: the run has gone on, and would not have saved them."""
+    """Remove checkpoints that were saved only because the run was stopped; it has gone on and needs them no more."""
     for checkpoint in checkpoints_in(output):
-        if checkpoint != Path(best or "") and _facts_of(checkpoint).get("is_extra"):
+        if checkpoint != Path(best or "") and _is_extra(checkpoint):
             discard(checkpoint, output)
 
 
-def _facts_of(checkpoint: Path) -> dict[str, Any]:
+def _is_extra(checkpoint: Path) -> bool:
     try:
-        facts = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+        return bool(_read_manifest(checkpoint).get("is_extra"))
+    except (OSError, ValueError, AttributeError):  # find_fault says what is wrong with it
+        return False
 
 
-def publish(staged: Path, output: Path) -> None:
+def install(staged: Path, output: Path) -> None:
     """Move a finished model to the top of the run's folder, `config.json` last.
 
     Without `config.json` nothing takes the folder for a model. So whoever looks while the files are moved, or after a
-    kill in between, finds the old model gone and the new one not yet there, and never a mixture.
+    kill in between, finds no model there, and never a mixture of the old one and the new one.
 
     Args:
         staged: the saved model, in the staging folder.
@@ -174,7 +182,7 @@ def publish(staged: Path, output: Path) -> None:
 
 
 def discard(folder: Path, output: Path) -> None:
-    """Remove a folder so that it is never seen half-removed."""
+    """Remove a folder that at any moment is either whole or gone."""
     doomed = output / STAGING / f"doomed-{folder.name}"
     doomed.parent.mkdir(exist_ok=True)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -183,7 +191,7 @@ def discard(folder: Path, output: Path) -> None:
 
 
 def clear_staging(output: Path) -> None:
-    """Remove what a killed run has left behind; a checkpoint whose successor did not get into its place comes back."""
+    """Remove what a killed run has left behind; a checkpoint that was being replaced comes back."""
     for replaced in (output / STAGING).glob(f"{_REPLACED}checkpoint-*"):
         original = output / replaced.name.removeprefix(_REPLACED)
         if not original.exists():
@@ -214,8 +222,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Wait until the files of a folder are on the disk, not only in the system's memory."""
-    for path in (*_files_in(folder), *_folders_in(folder)):
+    """Wait until a folder and all it holds are on the disk, not only in the system's memory; each folder last."""
+    for path in (*sorted(folder.rglob("*"), reverse=True), folder):
         _flush_one(path)
 
 
@@ -227,15 +235,6 @@ def _flush_one(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _files_in(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _folders_in(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(folder.rglob("*"), reverse=True) if path.is_dir())
-    yield folder
 
 
 def _sha256(path: Path) -> str:

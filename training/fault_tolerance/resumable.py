@@ -27,7 +27,14 @@ from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.training.fault_tolerance.checkpoints import STAGING, discard_extra, put_in_place, rotate, seal
+from seqloom.training.fault_tolerance.checkpoints import (
+    STAGING,
+    checkpoint_path,
+    discard_extra,
+    put_in_place,
+    rotate,
+    seal,
+)
 from seqloom.training.fault_tolerance.interruption import StopAfterUpdate, StopSignals
 from seqloom.training.fault_tolerance.run_health import (
     LossGuard,
@@ -256,14 +263,14 @@ class ResumableTrainer(Trainer):
         """Add what a saved model is to have beside its weights; on the process that saves. Here: nothing."""
 
     def _final_folder(self) -> Path:
-        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        return checkpoint_path(Path(self.args.output_dir), self.state.global_step)
 
     def _staged_folder(self) -> Path:
-        return Path(self.args.output_dir) / STAGING / f"checkpoint-{self.state.global_step}"
+        return checkpoint_path(Path(self.args.output_dir) / STAGING, self.state.global_step)
 
     def _name_best_checkpoint(self) -> None:
         """Point to the best checkpoint where it is, or is about to be."""
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step or 0)
         if self.state.best_global_step and (best.is_dir() or best == self._final_folder()):
             self.state.best_model_checkpoint = str(best)
 

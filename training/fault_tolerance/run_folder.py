@@ -1,12 +1,12 @@
-"""The run folder: the finished model at the top, running checkpoints below, and what is known of the run in `run/`.
+"""The run folder: the finished model at the top, checkpoints below it, and the records of the run in `run/`.
 
 OUTPUT/            config.json, model.safetensors, tokenizer.json, ... : the model, loadable
 OUTPUT/checkpoint-N/                                                   : whole models during training
 OUTPUT/run/        recipe.yaml, tokenizer/, data.json, environment.json, results.json, test_outputs.jsonl
 OUTPUT/_saving/    what is being written; gone when nothing is
-OUTPUT/_broken-checkpoint-N/                                           : what could not be gone on from
+OUTPUT/_broken-checkpoint-N/                                           : a checkpoint that was found damaged
 
-Whatever stands under its name is whole, at any moment: see `checkpoints`.
+Every file and folder outside `_saving` is whole at any moment; `checkpoints` says how.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,6 @@ from seqloom.training.fault_tolerance.checkpoints import (
     discard,
     flush,
     last_whole_checkpoint,
-    publish,
     put_in_place,
     write_json,
     write_text,
@@ -43,7 +42,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
 
 try:
     import fcntl
-except ImportError:  # Windows: nobody keeps a second run out
+except ImportError:  # Windows: a second run is not kept out
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -58,6 +57,9 @@ CHANGEABLE = frozenset(
     | {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
     | {"average_checkpoints", "average_by", "log_gradient_flow"}
 )
+PATIENCE = 60.0
+"""Seconds for which a run waits for its folder: a killed run may still be dying when it is started again."""
+
 PACKAGES = ("seqloom", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "sacrebleu")
 
 
@@ -92,17 +94,14 @@ class RunFolder:
         return None if checkpoint is None else str(checkpoint)
 
     @contextlib.contextmanager
-    def hold(self, *, is_main: bool, patience: float = 60.0) -> Iterator[None]:
+    def hold(self, *, is_main: bool) -> Iterator[None]:
         """Keep other runs out of the folder until the end, and remove what a killed one has left half-written.
-
-        A killed run may still be dying when it is started again, so the folder is waited for.
 
         Args:
             is_main: whether this process speaks for the run; the others hold nothing.
-            patience: how long to wait, in seconds.
 
         Raises:
-            RecipeError: when another run is still writing there.
+            RecipeError: when another run is still writing there after `PATIENCE`.
         """
         if not is_main:
             yield
@@ -113,17 +112,17 @@ class RunFolder:
             os.register_at_fork(after_in_child=lambda: _let_go(held))  # data workers may outlive a killed run
         try:
             for handle in held:
-                self._wait_for(handle, patience)
+                self._wait_for(handle)
             clear_staging(self.path)
             yield
             clear_staging(self.path)
         finally:
             _let_go(held)
 
-    def _wait_for(self, handle: int, patience: float) -> None:
+    def _wait_for(self, handle: int) -> None:
         started = time.monotonic()
         while not _locks(handle):
-            if time.monotonic() - started > patience:
+            if time.monotonic() - started > PATIENCE:
                 raise RecipeError(
                     f"another run is still writing to {self.path}; wait for its end, stop it, or take another --output."
                 )
@@ -138,17 +137,17 @@ class RunFolder:
             RecipeError: when it holds a finished run that may not be replaced, or a run of another recipe.
         """
         if recipe.resume == "never":
-            self._start_over(recipe)
+            self._start_over(overwrite=recipe.overwrite)
         elif self.recipe_file.is_file():
             self._refuse_other_recipe(recipe)
         self.records.mkdir(parents=True, exist_ok=True)
         with self.staged(self.recipe_file) as staged:
             recipe.save(staged)
-        self.write("environment.json", describe_environment())
+        write_json(self.records / "environment.json", describe_environment())
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write one record as JSON, whole or not at all."""
-        write_json(self.records / name, content)
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write what a run scored, and thereby that it is finished."""
+        write_json(self.records / "results.json", results)
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one record as JSON lines, whole or not at all."""
@@ -169,7 +168,7 @@ class RunFolder:
                 f"the training text has changed since the run in {self.path} was started ({rows} rows, then and now), "
                 f"so it cannot go on where it was; bring the old text back, take another --output, or --resume never."
             )
-        self.write("data.json", facts)
+        write_json(file, facts)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -186,31 +185,19 @@ class RunFolder:
             flush(folder)
             put_in_place(folder / final.name, final)
 
-    def publish(self, save: Callable[[str], None], *, is_main: bool) -> None:
-        """Bring a finished model to the top of the folder, from where `save` writes it.
-
-        Args:
-            save: writes the model into a folder; called on every process.
-            is_main: whether this process moves it.
-        """
-        staged = self.path / STAGING / "model"
-        save(str(staged))
-        if is_main:
-            publish(staged, self.path)
-
-    def _start_over(self, recipe: Recipe) -> None:
-        if self.is_finished and not recipe.overwrite:
+    def _start_over(self, *, overwrite: bool) -> None:
+        if self.is_finished and not overwrite:
             raise RecipeError(
                 f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
                 f"or add --overwrite."
             )
-        (self.records / "results.json").unlink(missing_ok=True)  # first: what is removed by half is not finished
+        (self.records / "results.json").unlink(missing_ok=True)  # first: half removed is not finished
         for checkpoint in checkpoints_in(self.path):
             discard(checkpoint, self.path)
         shutil.rmtree(self.records, ignore_errors=True)
 
     def _refuse_other_recipe(self, recipe: Recipe) -> None:
-        before, now = _flat(resolve_recipe(self.recipe_file)), _flat(recipe)
+        before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
         changed = [key for key in sorted(before | now) if key not in CHANGEABLE and before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
@@ -240,13 +227,9 @@ def _let_go(held: list[int]) -> None:
 
 
 def _locks(handle: int) -> bool:
-    """Take the lock of an open folder; a file system without locks has nobody to keep out."""
+    """Try to lock an open folder; where the file system has no locks, the run goes on without one."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for values in recipe.chapters().values() for key, value in values.items()}

@@ -10,8 +10,6 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.configuration.recipe import Recipe
-
 USAGE = """
 Use it from the command line
     echo '{prompt}' | seqloom generate {folder}
@@ -27,9 +25,9 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stdout)
 
 
-def say_how_to_use(recipe: Recipe, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str]) -> None:
+def say_how_to_use(folder: str, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str]) -> None:
     """Print scores, three outputs, and the exact lines that use the folder."""
-    say(f"\n{recipe.output}: {results['updates']:,} updates in {results['seconds']:.0f} s")
+    say(f"\n{folder}: {results['updates']:,} updates in {results['seconds']:.0f} s")
     for split in ("validation", "test"):
         shown = {k.removeprefix(f"{split}_"): v for k, v in results.items() if k.startswith(split) and is_score(k, v)}
         if shown:
@@ -37,12 +35,12 @@ def say_how_to_use(recipe: Recipe, results: dict[str, Any], prompts: Sequence[st
     say("")
     for prompt, output in zip(prompts, outputs, strict=True):
         say(f"  {prompt}  ->  {output}")
-    say(USAGE.format(folder=recipe.output, prompt=prompts[0]))
+    say(USAGE.format(folder=folder, prompt=prompts[0]))
 
 
 def is_score(name: str, value: Any) -> bool:
-    """Return whether a result is a score, and not a duration, a speed or a signature."""
-    return isinstance(value, float) and not name.endswith(("runtime", "per_second", "preparation_time", "epoch"))
+    """Return whether a result of an evaluation is a score, and not a duration, a speed or a signature."""
+    return isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "preparation_time", "epoch"))
 
 
 class SampleOutputs(TrainerCallback):

@@ -5,7 +5,6 @@ average the last 5 or 20; Wu et al. 2021 the last 10). The mean is taken in floa
 once and are averaged once. Whether it helped is measured: see `average_run` in training/finish.py.
 """
 
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.training.fault_tolerance.checkpoints import discard
+from seqloom.training.fault_tolerance.checkpoints import checkpoint_path, checkpoints_in, discard, update_of
 from seqloom.training.quality.selection import best_updates, scores_by_update
 
 WEIGHTS = "model.safetensors"
@@ -25,8 +24,7 @@ WEIGHTS = "model.safetensors"
 
 def saved_updates(folder: Path) -> list[int]:
     """Return the updates of which `folder` holds a checkpoint with weights, in order."""
-    matches = (re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob(f"checkpoint-*/{WEIGHTS}"))
-    return sorted(int(match[1]) for match in matches if match)
+    return [update_of(path) for path in checkpoints_in(folder) if (path / WEIGHTS).is_file()]
 
 
 def updates_to_average(
@@ -118,7 +116,7 @@ class KeepBestCheckpoints(TrainerCallback):
         scores = scores_by_update(state.log_history, self.metric)
         best = best_updates({u: scores[u] for u in updates if u in scores}, self.count, higher=self.higher)
         for update in set(updates) - set(best) - {state.global_step, max(updates, default=0)}:
-            discard(folder / f"checkpoint-{update}", folder)
+            discard(checkpoint_path(folder, update), folder)
 
 
 __all__ = ["KeepBestCheckpoints", "average_weights", "load_weights", "updates_to_average"]

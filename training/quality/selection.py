@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.suggestion import did_you_mean
 from seqloom.training.metrics import LOWER_IS_BETTER
 
@@ -18,31 +18,35 @@ FORCED_SCORES = ("loss", "perplexity", "token_accuracy")
 """What every evaluation computes, without decoding."""
 
 
-def selection_settings(recipe: Recipe, metrics: Sequence[str]) -> dict[str, Any]:
+def selection_settings(
+    arguments: Mapping[str, Any], metrics: Sequence[str], *, patience: int, average_by: str
+) -> dict[str, Any]:
     """Return the training arguments that say which model is the best; empty where nobody asks.
 
     Args:
-        recipe: early stopping, `load_best_model_at_end` and `average_by=best` ask.
-        metrics: names of the scores that evaluation computes from decoded text; the first is taken where the recipe
-            names no `metric_for_best_model`.
+        arguments: the recipe's training arguments; `load_best_model_at_end` asks.
+        metrics: names of the scores that evaluation computes from decoded text; the first is taken where the arguments
+            name no `metric_for_best_model`.
+        patience: of early stopping; all but 0 asks.
+        average_by: which checkpoints are averaged; "best" asks.
 
     Raises:
         RecipeError: for a metric that no evaluation computes.
     """
-    named = recipe.training_arguments.get("metric_for_best_model")
-    asks = recipe.early_stopping_patience or recipe.average_by == "best"
-    if not (named or asks or recipe.training_arguments.get("load_best_model_at_end")):
+    named = arguments.get("metric_for_best_model")
+    asks = patience or average_by == "best" or arguments.get("load_best_model_at_end")
+    if not (named or asks):
         return {}
     metric = str(named or (*metrics, "loss")[0]).removeprefix("eval_")
     _check_metric(metric, metrics)
-    higher = recipe.training_arguments.get("greater_is_better")
+    higher = arguments.get("greater_is_better")
     settings = {
         "metric_for_best_model": metric,
         "greater_is_better": metric not in LOWER_IS_BETTER if higher is None else higher,
     }
-    if recipe.early_stopping_patience:
-        settings["load_best_model_at_end"] = recipe.training_arguments.get("load_best_model_at_end", True)
-    if recipe.average_by == "best":
+    if patience:
+        settings["load_best_model_at_end"] = arguments.get("load_best_model_at_end", True)
+    if average_by == "best":
         settings["save_total_limit"] = None  # `KeepBestCheckpoints` deletes, not Trainer: it would keep the newest
     return settings
 

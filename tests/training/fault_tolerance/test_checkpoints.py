@@ -16,8 +16,8 @@ from seqloom.training.fault_tolerance.checkpoints import (
     clear_staging,
     discard_extra,
     find_fault,
+    install,
     last_whole_checkpoint,
-    publish,
     put_in_place,
     rotate,
     seal,
@@ -185,7 +185,7 @@ def test_killed_at_any_call_of_a_save_a_whole_checkpoint_is_left(tmp_path, monke
     assert num_survived
 
 
-def test_killed_at_any_call_of_publishing_no_half_model_is_left(tmp_path, monkeypatch):
+def test_killed_at_any_call_of_installing_no_half_model_is_left(tmp_path, monkeypatch):
     model = {
         "config.json": b"new",
         "model.safetensors": b"new",
@@ -200,7 +200,7 @@ def test_killed_at_any_call_of_publishing_no_half_model_is_left(tmp_path, monkey
         with monkeypatch.context() as patch:
             dies_at(patch, call)
             try:
-                publish(staged, output)
+                install(staged, output)
                 num_survived += 1
             except SystemExit:
                 pass

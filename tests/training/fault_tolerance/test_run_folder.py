@@ -11,6 +11,7 @@ import pytest
 
 from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.training.fault_tolerance import run_folder
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 
 FACTS = {"train": {"num_rows": 10, "fingerprint": "a"}, "test": {"num_rows": 3, "fingerprint": "b"}}
@@ -85,7 +86,7 @@ def test_other_training_text_is_refused(tmp_path):
 
 def test_starting_over_forgets_that_the_run_was_finished_first(tmp_path, monkeypatch):
     folder = open_folder(tmp_path / "run")
-    folder.write("results.json", {})
+    folder.write_results({})
     (folder.path / "checkpoint-5").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr("seqloom.training.fault_tolerance.run_folder.discard", lambda *_: sys.exit())
@@ -106,7 +107,8 @@ def test_a_run_removes_what_a_killed_one_left(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems")
-def test_two_runs_do_not_share_a_folder(tmp_path, caplog):
+def test_two_runs_do_not_share_a_folder(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
     folder = RunFolder(tmp_path / "run")
     reader, writer = os.pipe()
     other = os.fork()
@@ -124,13 +126,14 @@ def test_two_runs_do_not_share_a_folder(tmp_path, caplog):
         assert os.read(reader, 4) == b"held"
         with (
             pytest.raises(RecipeError, match=r"another run is still writing to .*; wait for its end, stop it, or"),
-            folder.hold(is_main=True, patience=0.1),
+            folder.hold(is_main=True),
         ):
             pass
         assert "waiting for its end" in caplog.text
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
-        with folder.hold(is_main=True, patience=5):  # though the worker still lives
+        monkeypatch.setattr(run_folder, "PATIENCE", 5)
+        with folder.hold(is_main=True):  # though the worker still lives
             pass
     finally:
         os.killpg(other, signal.SIGKILL)

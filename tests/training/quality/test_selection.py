@@ -13,7 +13,10 @@ PAIRS = {"train": ["a", "b"], "valid": ["c", "d"]}
 
 
 def settings(metrics=("bleu", "cer"), **keys):
-    return selection_settings(resolve_recipe(None, {**PAIRS, **keys}), metrics)
+    recipe = resolve_recipe(None, {**PAIRS, **keys})
+    return selection_settings(
+        recipe.training_arguments, metrics, patience=recipe.early_stopping_patience, average_by=recipe.average_by
+    )
 
 
 def test_nothing_is_chosen_where_nobody_asks():
