@@ -54,7 +54,7 @@ class CorpusFacts:
     columns: tuple[str, ...]
     """Columns that were read, by their names in the source."""
     files: tuple[FileFacts, ...]
-    """Empty for a Hub data set."""
+    """Those given by name or by their folder; empty for tables that `datasets` reads, and for a Hub data set."""
     num_rows: int = 0
     """Rows kept."""
     num_dropped: dict[str, int] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def load_corpus(
         paths: Two names: line-aligned files (plain or .gz), line i of the first is the source of line i of the second.
             One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; any other file is plain text with one
             document per line (task "continuation"); a folder with a data set; or a Hub data set, `owner/name` or
-            `owner/name:configuration`.
+            `owner/name:configuration`. Text files of a data set are read as they would be by name.
         columns: Names of the columns to read, in the order of the task's own (source, target; or text), which are the
             default. "a.b" is field b inside a ("translation.de"). For TSV and CSV also positions counted from 1 ("1"),
             which say that the file has no header.

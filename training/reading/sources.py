@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 from datasets.exceptions import DatasetsError
+from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.training.reading import readers
@@ -22,6 +26,8 @@ from seqloom.training.reading.readers import Row
 from seqloom.training.reading.text_file import CorpusError, FileFacts, TextFile, neighbours
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FORMATS = {
     ".tsv": "tsv",
@@ -32,6 +38,10 @@ FORMATS = {
     ".parquet": "parquet",
 }
 """Suffix (before .gz) to format; any other suffix is plain text, one example per line."""
+
+TEXT_BUILDERS = {"csv": "csv", "json": "jsonl", "text": "text"}
+"""What `datasets` calls text formats, to our names. Its own readers are not used: they read `NA` as nothing, "007" as a
+number, and many lines after a single quote as one."""
 
 SPLIT_ALIASES = {"valid": ("valid", "validation", "val", "dev")}
 """What Hub data sets call our splits, where not by the same name."""
@@ -63,7 +73,7 @@ class Source:
     name: str
     """As the user typed it."""
     rows: Iterator[Row]
-    identity: list[object]
+    identity: Sequence[object]
     """What the rows depend on: the content of the files and the way of reading them."""
     files: tuple[FileFacts, ...] = ()
     """Complete once the rows have been read."""
@@ -80,7 +90,7 @@ def open_source(names: Sequence[str], request: Request) -> Source:
     (name,) = names
     if os.path.isdir(name) or not (os.path.exists(name) or _looks_like_a_file(name)):
         return _open_dataset(name, request)
-    return _open_file(name, request)
+    return _open_file(name, request, _format_of(name))
 
 
 def _looks_like_a_file(name: str) -> bool:
@@ -118,8 +128,8 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
     return Source(name, read_aligned(source, target), identity, files)
 
 
-def _open_file(path: str, request: Request) -> Source:
-    kind, columns = _format_of(path), request.all_columns
+def _open_file(path: str, request: Request, kind: str) -> Source:
+    columns = request.all_columns
     if kind == "parquet":
         if path.endswith(".gz"):
             raise CorpusError(f"{path} is a gzipped Parquet file; Parquet compresses itself. Unpack it: gunzip {path}")
@@ -162,25 +172,38 @@ def _refuse_selection(subject: str, request: Request) -> None:
 
 
 def _open_dataset(name: str, request: Request) -> Source:
-    dataset = _choose_split(name, _load_dataset(name, request.num_proc), request.split)
-    readers.check_text_columns(name, dataset.features.arrow_schema, request.all_columns)
-    top_level = readers.top_level_columns(request.all_columns, dataset.column_names)
-    tables = dataset.with_format("arrow").select_columns(top_level).iter(batch_size=1000)
-    rows = readers.read_tables(name, tables, request.all_columns, num_rows=len(dataset))
-    return Source(name, rows, ["dataset", request.all_columns, dataset._fingerprint])
+    """Open a folder or a Hub data set: text with our readers, as by its name, and all else with `datasets`."""
+    with _explained_errors(name):
+        if any((Path(name) / mark).exists() for mark in ("state.json", "dataset_dict.json")):  # of `save_to_disk`
+            return _open_tables(name, datasets.load_from_disk(name), request)
+        builder = _find_builder(name)
+        if kind := TEXT_BUILDERS.get(str(builder.info.builder_name)):
+            return _open_text_files(name, kind, builder.config.data_files, request)
+        builder.download_and_prepare(num_proc=request.num_proc)
+        return _open_tables(name, builder.as_dataset(), request)
 
 
-def _load_dataset(name: str, num_proc: int | None) -> datasets.Dataset | datasets.DatasetDict:
-    """Load from a folder that `save_to_disk` wrote, a folder of data files, or the Hub."""
+def _open_text_files(name: str, kind: str, splits: Mapping[str, Sequence[str]], request: Request) -> Source:
+    """Open the files of one split, one after the other; rows of several files are numbered through."""
+    paths = [_download(name, file) for file in _choose_split(name, splits, request.split)]
+    sources = [_open_file(path, request, "tsv" if ".tsv" in Path(path).suffixes else kind) for path in paths]
     is_folder = os.path.isdir(name)
+    if is_folder and len(sources) == 1:
+        return replace(sources[0], name=name)
+    rows = ((number, texts) for number, (_, texts) in enumerate(chain.from_iterable(s.rows for s in sources), 1))
+    files = tuple(facts for source in sources for facts in source.files if is_folder)
+    return Source(name, rows, ["files", is_folder, *(source.identity for source in sources)], files)
+
+
+@contextmanager
+def _explained_errors(name: str) -> Iterator[None]:
     try:
-        if is_folder and any((Path(name) / mark).exists() for mark in ("state.json", "dataset_dict.json")):
-            return datasets.load_from_disk(name)
-        repository, _, configuration = (name, "", "") if is_folder else name.partition(":")
-        return datasets.load_dataset(repository, configuration or None, num_proc=num_proc)
+        yield
+    except CorpusError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        if is_folder:
+        if os.path.isdir(name):
             raise CorpusError(
                 f"The folder {name} cannot be loaded as a data set: {reason}. Give the files in it by name."
             ) from error
@@ -190,12 +213,48 @@ def _load_dataset(name: str, num_proc: int | None) -> datasets.Dataset | dataset
         ) from error
 
 
-def _choose_split(name: str, loaded: datasets.Dataset | datasets.DatasetDict, split: str) -> datasets.Dataset:
-    if isinstance(loaded, datasets.Dataset):
-        return loaded
+def _find_builder(name: str) -> datasets.DatasetBuilder:
+    """Find what `datasets` would read, and how; without a connection, among the files that were downloaded earlier."""
+    if os.path.isdir(name):
+        return datasets.load_dataset_builder(name)
+    repository, _, configuration = name.partition(":")
+    try:
+        builder = datasets.load_dataset_builder(repository, configuration or None)
+        if builder.info.builder_name not in TEXT_BUILDERS or builder.config.data_files:
+            return builder
+        unread: Exception = FileNotFoundError("only what datasets made of its text is here, not the text")
+    except OSError as error:
+        unread = error
+    try:
+        folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
+    except (OSError, ValueError):
+        raise unread from None
+    return datasets.load_dataset_builder(folder, configuration or None)
+
+
+def _download(name: str, file: str) -> str:
+    """Return the path of a data file, which is fetched first if it is on the Hub."""
+    if file.startswith("hf://"):
+        place = HfFileSystem().resolve_path(file)
+        return hf_hub_download(place.repo_id, place.path_in_repo, repo_type=place.repo_type)
+    if "://" in file:
+        raise CorpusError(f"{name} keeps its text elsewhere, at {file}; download that file and give its name.")
+    return file
+
+
+def _open_tables(name: str, loaded: datasets.Dataset | datasets.DatasetDict, request: Request) -> Source:
+    dataset = loaded if isinstance(loaded, datasets.Dataset) else _choose_split(name, loaded, request.split)
+    readers.check_text_columns(name, dataset.features.arrow_schema, request.all_columns)
+    top_level = readers.top_level_columns(request.all_columns, dataset.column_names)
+    tables = dataset.with_format("arrow").select_columns(top_level).iter(batch_size=1000)
+    rows = readers.read_tables(name, tables, request.all_columns, num_rows=len(dataset))
+    return Source(name, rows, ["dataset", request.all_columns, dataset._fingerprint])
+
+
+def _choose_split(name: str, splits: Mapping[str, T], split: str) -> T:
     for alias in SPLIT_ALIASES.get(split, (split,)):
-        if alias in loaded:
-            return loaded[alias]
+        if alias in splits:
+            return splits[alias]
     raise CorpusError(
-        f"{name} has no split {split!r}; it has: {', '.join(map(str, loaded))}. Give other data for {split!r}, or none."
+        f"{name} has no split {split!r}; it has: {', '.join(map(str, splits))}. Give other data for {split!r}, or none."
     )

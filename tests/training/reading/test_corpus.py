@@ -1,10 +1,14 @@
 """What `load_corpus` promises about good data: every format, exact alignment, a cache of content, and the facts."""
 
+import ast
 import gzip
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import datasets
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 from seqloom.training.reading import readers, sources, text_file
 from seqloom.training.reading.corpus import Corpus, CorpusError, CorpusFacts, load_corpus
+from tests.loopback_hub import LoopbackHub, Repository
 
 PAIRS = [("Guten Tag", "Good day"), ("今天的天气很好", "The weather is fine today"), ("Wie geht's?", "How are you?")]
 SOURCES, TARGETS = (list(side) for side in zip(*PAIRS))
@@ -239,13 +244,17 @@ class TestDataSets:
         """A Hub with one data set in it; gives the calls it got."""
         calls: list[tuple] = []
 
-        def load_dataset(*args, **options):
+        def load_dataset_builder(*args):
             calls.append(args)
             if args[0] != "owner/name":
                 raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{args[0]}' doesn't exist on the Hub.\nMore.")
-            return saved
+            return SimpleNamespace(
+                info=datasets.DatasetInfo(builder_name="parquet"),
+                download_and_prepare=lambda num_proc: None,
+                as_dataset=lambda: saved,
+            )
 
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
         return calls
 
     def test_from_the_hub(self, load, hub):
@@ -301,6 +310,94 @@ class TestDataSets:
             CorpusError, match=r"The folder empty cannot be loaded as a data set: .*Give the files in it"
         ):
             load("empty")
+
+
+class TestOneMeaning:
+    """What a file of text says does not depend on the door through which it comes."""
+
+    HARD = (
+        ("null", "one"),
+        ("two", "NA"),
+        ("nan", "None"),
+        ("007", "1e5"),
+        ("1.50", "True"),
+        ("2026-11-22", "0123"),
+        ("N/A", "#N/A"),
+        ('"open', 'she said "yes'),
+        ("last", "nine"),
+    )
+
+    def content(self, kind: str) -> str:
+        header = "source\ttarget\n" if kind == "tsv" else "source,target\n"
+        if kind == "jsonl":
+            return "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in self.HARD)
+        if kind == "tsv":
+            return header + "".join(f"{source}\t{target}\n" for source, target in self.HARD)
+        quoted = [[text.replace('"', '""') for text in pair] for pair in self.HARD]
+        return header + "".join(f'"{source}","{target}"\n' for source, target in quoted)
+
+    @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
+    @pytest.mark.parametrize("suffix", ["", ".gz"])
+    def test_by_name_and_in_a_folder(self, load, kind, suffix):
+        Path("one").mkdir()
+        Path("two").mkdir()
+        write(f"file.{kind}{suffix}", self.content(kind))
+        for name in (f"one/data.{kind}{suffix}", f"two/train.{kind}{suffix}", f"two/validation.{kind}{suffix}"):
+            write(name, self.content(kind))
+        write("two/README.md", "# Data")
+        doors = [
+            load(f"file.{kind}{suffix}"),
+            load("one"),
+            load("two"),
+            load("two", split="valid"),
+        ]
+        assert [rows(corpus) for corpus in doors] == [list(self.HARD)] * 4
+        assert len({corpus.facts.fingerprint for corpus in doors}) == 1
+        assert (doors[2].facts.name, doors[2].facts.files[0].num_lines) == ("two", doors[0].facts.files[0].num_lines)
+
+    def test_several_files_of_a_split(self, load):
+        Path("folder/train").mkdir(parents=True)
+        for part in ("a", "b"):
+            write(f"folder/train/{part}.tsv", self.content("tsv"))
+        corpus = load("folder")
+        assert rows(corpus) == [*self.HARD, *self.HARD]
+        assert [Path(facts.path).name for facts in corpus.facts.files] == ["a.tsv", "b.tsv"]
+
+    def test_lines_of_text(self, load):
+        Path("folder").mkdir()
+        write("folder/train.txt", "null\n\u2028x\ty\r\n")
+        assert rows(load("folder", task="continuation")) == [("null",), ("\u2028x\ty",)]
+
+    def test_what_our_readers_refuse_is_refused(self, load):
+        Path("folder").mkdir()
+        write("folder/train.json", '[{"source": "a", "target": "b"}]')
+        with pytest.raises(CorpusError, match=r"folder/train\.json: 1 of 1 .* make lines of it: jq -c"):
+            load("folder")
+
+    def test_from_the_hub_and_again_without_it(self, tmp_path):
+        """In processes of their own, for the libraries read the Hub's address when they are imported."""
+        code = (
+            "from seqloom.training.reading.corpus import load_corpus\n"
+            "corpus = load_corpus('alice/dates')\n"
+            "print([corpus.facts.name, corpus.facts.fingerprint, [tuple(row.values()) for row in corpus.dataset]])"
+        )
+
+        def load(**variables: str) -> list:
+            settings = {"HF_HOME": str(tmp_path), "HF_DATASETS_OFFLINE": "0", **hub.environment(), **variables}
+            command = [sys.executable, "-c", code]
+            found = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+            assert found.returncode == 0, found.stderr
+            return ast.literal_eval(found.stdout)
+
+        with LoopbackHub() as hub:
+            files = {"train.tsv": self.content("tsv").encode(), "README.md": b"# Data\n"}
+            hub.repositories["alice/dates"] = Repository(private=False, commits=[files], type="dataset")
+            online = load()
+            num_requests = len(hub.requests)
+            assert load(HF_HUB_OFFLINE="1") == online
+            assert len(hub.requests) == num_requests
+        assert online[0] == "alice/dates"
+        assert online[2] == list(self.HARD)
 
 
 class TestCache:
@@ -498,7 +595,7 @@ class TestMissingFiles:
     @pytest.mark.parametrize("name", ["train.tsv", "train.de", "./train", "folder/train", "a/b/c", "train.gz"])
     def test_what_looks_like_a_file_is_never_asked_from_the_hub(self, load, name, monkeypatch):
         Path("folder").mkdir()
-        monkeypatch.setattr(sources, "_load_dataset", lambda *_: pytest.fail("asked the Hub"))
+        monkeypatch.setattr(sources, "_find_builder", lambda *_: pytest.fail("asked the Hub"))
         with pytest.raises(CorpusError, match="does not exist"):
             load(name)
 
