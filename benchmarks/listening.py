@@ -43,8 +43,8 @@ def main(presets: list[str]) -> None:
 
 def measure(preset: str, pairs: Dataset, tokenizers: SeqloomTokenizers) -> Iterator[tuple[str, float, int | str]]:
     """Yield what was done with a model of one preset, the seconds that took, and the bytes that it left."""
-    model, recipe = make_model(preset, tokenizers)
-    encoded = encode(pairs, tokenizers, recipe, "train")
+    model, _ = make_model(preset, tokenizers)
+    encoded = encode(pairs, tokenizers, "train")
     with tempfile.TemporaryDirectory() as folder:
         yield "before the first update", seconds(lambda: check_mouth(model, tokenizers, encoded, Path(folder))), ""
     batch = tokenizers.source(pairs["source"][:READ_AGAIN], padding=True, return_tensors="pt")

@@ -284,14 +284,14 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     ("GET /api/whoami-v2", _Handler.whoami),
     ("POST /api/repos/create", _Handler.create),
     ("POST /api/validate-yaml", _Handler.validate_yaml),
-    (rf"GET /api/models/{REPO}(?:/revision/([^/]+))?", _Handler.info),
-    (rf"GET /api/models/{REPO}/tree/([^/]+)(/.+)?", _Handler.tree),
+    (rf"GET /api/(?:models|datasets)/{REPO}(?:/revision/([^/]+))?", _Handler.info),
+    (rf"GET /api/(?:models|datasets)/{REPO}/tree/([^/]+)(/.+)?", _Handler.tree),
     (rf"POST /api/models/{REPO}/preupload/([^/]+)", _Handler.preupload),
     (rf"POST /api/models/{REPO}/commit/([^/]+)", _Handler.commit),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (r"PUT /objects/(\w+)", _Handler.lfs_upload),
     (r"POST /verify/(\w+)", _Handler.lfs_verify),
-    (rf"(?:GET|HEAD) /{REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"(?:GET|HEAD) /(?:datasets/)?{REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
 
 

@@ -69,12 +69,12 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
     return SeqloomTokenizers.load(home)
 
 
-def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, split: str) -> Dataset:
+def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: int | None = None) -> Dataset:
     """Add `input_ids` and `labels` to the texts."""
     return pairs.map(
         encode_batch,
         batched=True,
-        num_proc=recipe.num_proc,
+        num_proc=num_proc,
         fn_kwargs={"tokenizers": tokenizers},
         desc=f"Tokenizing {split}",
     )

@@ -91,7 +91,7 @@ def train_in(
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
-        data = DatasetDict({name: encode(split, tokenizers, recipe, name) for name, split in corpus.items()})
+        data = DatasetDict({name: encode(rows, tokenizers, name, recipe.num_proc) for name, rows in corpus.items()})
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)

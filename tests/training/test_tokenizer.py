@@ -12,16 +12,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
-from seqloom.training.tokenizer import (
-    BYTE_TOKENS,
-    KINDS,
-    SPECIAL_TOKENS,
-    SeqloomTokenizers,
-    TokenizerError,
-    normalize_text,
-    set_bpe_dropout,
-    train_tokenizer,
-)
+from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout, train_tokenizer
+from seqloom.training.vocabulary import BYTE_TOKENS, KINDS, SPECIAL_TOKENS, TokenizerError, normalize_text
 
 ENGLISH = ["the weather is fine today", "the weather was fine", "it was 1984 today, wasn't it?"] * 3
 CHINESE = ["今天的天气很好。", "今天的天气不好。", "天气很好"] * 3
@@ -391,23 +383,11 @@ def test_bytes_that_are_no_utf8_become_replacement_characters():
 # --------------------------------------------------------------------------------------------------------- bpe dropout
 
 
-def test_bpe_dropout_varies_the_pieces_and_never_the_text():
-    tokenizer = train().source
-    text = "the weather is fine today, 今天"
-    usual = tokenizer(text).input_ids
-    set_bpe_dropout(tokenizer, 0.5)
-    drawn = [tokenizer(text).input_ids for _ in range(20)]
-    assert len({tuple(ids) for ids in drawn}) > 1
-    assert {tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn} == {text}
-    set_bpe_dropout(tokenizer, 0)
-    assert tokenizer(text).input_ids == usual
-
-
 def test_bpe_dropout_needs_merges_and_a_probability():
     with pytest.raises(TokenizerError, match=r"bpe_dropout=1\.5 is not a probability; use 0 \(off\) up to"):
-        set_bpe_dropout(train().source, 1.5)
+        check_bpe_dropout(train().source, 1.5)
     with pytest.raises(TokenizerError, match=r"a tokenizer of the kind 'char' has none"):
-        set_bpe_dropout(train(kind="char").source, 0.1)
+        check_bpe_dropout(train(kind="char").source, 0.1)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

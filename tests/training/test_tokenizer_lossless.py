@@ -14,14 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seqloom.training.tokenizer import (
-    KINDS,
-    NORMALIZATIONS,
-    SeqloomTokenizers,
-    TokenizerError,
-    normalize_text,
-    train_tokenizer,
-)
+from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
+from seqloom.training.vocabulary import KINDS, NORMALIZATIONS, TokenizerError, normalize_text
 
 DATA = os.environ.get("SEQLOOM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="SEQLOOM_DATA does not name the folder of the shared data sets")

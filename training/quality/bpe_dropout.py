@@ -31,7 +31,8 @@ from transformers import PreTrainedTokenizerFast
 
 from seqloom.training.batching import BatchSettings, UpdateSampler, plan_size
 from seqloom.training.examples import lengths_of
-from seqloom.training.tokenizer import BYTE_TOKENS, SeqloomTokenizers, check_bpe_dropout
+from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout
+from seqloom.training.vocabulary import BYTE_TOKENS
 
 
 def share_planned(num_examples: int) -> float:

@@ -3,8 +3,8 @@
 `load_corpus` reads line-aligned files, TSV, JSONL, CSV, Parquet or a Hub data set into one memory-mapped Arrow file
 with the columns of the task, and returns it with the facts of the reading. The Arrow file is cached under a fingerprint
 of the *content* (SHA-256 of every file, and the options): a second run parses nothing, a changed file is noticed, and
-two names of one content share a cache entry. What a name means is decided in `sources.py`, the formats are read in
-`readers.py`, and `diagnosis.py` finds the words when something is wrong.
+two names of one content share a cache entry. What a name means is decided in `sources.py`; formats are read in
+`readers.py` from the lines of a `text_file.py`.
 
 Pairs with a blank side are dropped with a counted warning (a blank *target* in the test split is an error: scores on a
 shortened test set compare with nobody's). Rows are only ever dropped as wholes, so the alignment cannot shift.
@@ -26,9 +26,9 @@ from pathlib import Path
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from seqloom.training.reading.readers import CorpusError, Defects, is_blank
-from seqloom.training.reading.sources import FileFacts, Request, Source, open_source, progress_bar
+from seqloom.training.reading.sources import Request, Source, open_source
 from seqloom.training.reading.tasks import get_task
+from seqloom.training.reading.text_file import CorpusError, Defects, FileFacts, is_blank
 
 __all__ = ["Corpus", "CorpusError", "CorpusFacts", "FileFacts", "load_corpus"]
 
@@ -54,7 +54,7 @@ class CorpusFacts:
     columns: tuple[str, ...]
     """Columns that were read, by their names in the source."""
     files: tuple[FileFacts, ...]
-    """Empty for a Hub data set."""
+    """Those given by name or by their folder; empty for tables that `datasets` reads, and for a Hub data set."""
     num_rows: int = 0
     """Rows kept."""
     num_dropped: dict[str, int] = field(default_factory=dict)
@@ -95,7 +95,6 @@ class _RowRule:
 
     columns: tuple[str, ...]
     where: tuple[tuple[str, tuple[str, ...]], ...]
-    drop_blank: bool
     needs_target: bool
 
     def selects(self, values: tuple[str | None, ...]) -> bool:
@@ -111,10 +110,6 @@ class _RowRule:
         if not any(map(is_blank, texts)):
             return None
         return f"{' and '.join(column for column, text in zip(self.columns, texts) if is_blank(text))} blank"
-
-    def refuses(self, reason: str) -> bool:
-        """Whether a row with blank columns is an error, not just dropped."""
-        return not self.drop_blank or (self.needs_target and reason == "target blank")
 
 
 @dataclass
@@ -133,9 +128,7 @@ def load_corpus(
     task: str = "pairs",
     split: str = "train",
     where: Mapping[str, Sequence[str]] | None = None,
-    drop_blank: bool = True,
     num_proc: int | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Corpus:
     """Read a corpus, check it, and return it as a memory-mapped data set.
 
@@ -143,7 +136,7 @@ def load_corpus(
         paths: Two names: line-aligned files (plain or .gz), line i of the first is the source of line i of the second.
             One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; any other file is plain text with one
             document per line (task "continuation"); a folder with a data set; or a Hub data set, `owner/name` or
-            `owner/name:configuration`.
+            `owner/name:configuration`. Text files of a data set are read as they would be by name.
         columns: Names of the columns to read, in the order of the task's own (source, target; or text), which are the
             default. "a.b" is field b inside a ("translation.de"). For TSV and CSV also positions counted from 1 ("1"),
             which say that the file has no header.
@@ -151,9 +144,7 @@ def load_corpus(
         where: Column name -> values: only rows whose text in that column is one of them are read; of several columns,
             all must agree. {"source": ["tatoeba", "kdconv"]}
         split: "train", "valid" or "test"; names the split of a Hub data set, and forbids blank targets in "test".
-        drop_blank: Drop rows with a blank side (with a warning); otherwise they are an error.
         num_proc: Processes with which `datasets` prepares a Hub data set. Files are read in one stream.
-        cache_dir: Where the Arrow files are kept; by default beside the other caches of `datasets`.
 
     Returns:
         The data set and the facts of the reading.
@@ -166,8 +157,8 @@ def load_corpus(
     selecting = tuple(column for column, _ in selection)
     request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc, selecting)
     source = open_source(_check_names(paths), request)
-    rule = _RowRule(wanted, selection, drop_blank=drop_blank, needs_target=task == "pairs" and split == "test")
-    folder = _cache_root(cache_dir) / _fingerprint(source, rule)
+    rule = _RowRule(wanted, selection, needs_target=task == "pairs" and split == "test")
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "seqloom" / _fingerprint(source, rule)
     if not (folder / "facts.json").exists():
         _build(folder, source, rule)
     corpus = _load(folder, CorpusFacts(source.name, task, split, request.columns, source.files))
@@ -198,12 +189,9 @@ def _check_columns(columns: Sequence[str] | None, wanted: tuple[str, ...], task:
     return tuple(str(column) for column in columns)
 
 
-def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
-    return Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "seqloom"
-
-
 def _fingerprint(source: Source, rule: _RowRule) -> str:
-    key = json.dumps([RULES, source.identity, asdict(rule)])
+    rules = {"columns": rule.columns, "where": rule.where, "drop_blank": True, "needs_target": rule.needs_target}
+    key = json.dumps([RULES, source.identity, rules])  # "drop_blank" was a choice once; runs remember their data by it
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -217,7 +205,7 @@ def _build(folder: Path, source: Source, rule: _RowRule) -> None:
         num_rows = _write_rows(part / "rows.arrow", source, rule, tally, fingerprint=folder.name)
         if not num_rows:
             raise CorpusError(_describe_empty(source.name, rule, tally))
-        files = [asdict(facts) for facts in source.describe_files()]
+        files = [asdict(facts) for facts in source.files]
         facts = {"files": files, "num_rows": num_rows, **vars(tally)}
         (part / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         try:
@@ -232,14 +220,10 @@ def _write_rows(path: Path, source: Source, rule: _RowRule, tally: _Tally, *, fi
     features = datasets.Features({column: datasets.Value("string") for column in rule.columns})
     kept = _keep(source, rule, tally)
     num_rows = 0
-    with (
-        ArrowWriter(path=str(path), features=features, fingerprint=fingerprint) as writer,
-        progress_bar(f"Reading {source.name}", source.total, "B" if source.position else " rows") as bar,
-    ):
+    with ArrowWriter(path=str(path), features=features, fingerprint=fingerprint) as writer:
         while batch := _take_batch(kept):
             writer.write_batch({column: list(texts) for column, texts in zip(rule.columns, zip(*batch))})
             num_rows += len(batch)
-            bar.update((source.position() if source.position else num_rows) - bar.n)
         writer.finalize()
     return num_rows
 
@@ -267,14 +251,13 @@ def _keep(source: Source, rule: _RowRule, tally: _Tally) -> Iterator[tuple[str |
         reason = rule.find_blank(texts)
         if reason is None:
             yield texts
-        elif rule.refuses(reason):
+        elif rule.needs_target and reason == "target blank":
             refused.add(number, reason)
         else:
             tally.num_dropped[reason] += 1
         if refused.is_full:
             break
-    why = "The test split needs every target" if rule.drop_blank else "Blank rows are refused (drop_blank is off)"
-    refused.check(number, f"{why}: fill or remove these rows.")
+    refused.check(number, "The test split needs every target: fill or remove these rows.")
 
 
 def _describe_empty(name: str, rule: _RowRule, tally: _Tally) -> str:

@@ -6,23 +6,28 @@ decision of the cache in `corpus.py`. The formats themselves are read in `reader
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 from datasets.exceptions import DatasetsError
-from datasets.utils import tqdm
+from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.training.reading import readers
-from seqloom.training.reading.readers import CorpusError, Row, TextFile
+from seqloom.training.reading.alignment import read_aligned
+from seqloom.training.reading.readers import Row
+from seqloom.training.reading.text_file import CorpusError, FileFacts, TextFile, neighbours
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FORMATS = {
     ".tsv": "tsv",
@@ -34,26 +39,12 @@ FORMATS = {
 }
 """Suffix (before .gz) to format; any other suffix is plain text, one example per line."""
 
+TEXT_BUILDERS = {"csv": "csv", "json": "jsonl", "text": "text"}
+"""What `datasets` calls text formats, to our names. Its own readers are not used: they read `NA` as nothing, "007" as a
+number, and many lines after a single quote as one."""
+
 SPLIT_ALIASES = {"valid": ("valid", "validation", "val", "dev")}
 """What Hub data sets call our splits, where not by the same name."""
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """What a file was when it was read."""
-
-    path: str
-    """As the user named it."""
-    num_bytes: int
-    """Size on disk, compressed if the file is."""
-    sha256: str
-    """Of the bytes on disk."""
-    num_lines: int | None = None
-    """Lines of text, headers and blank lines included; None for Parquet."""
-    num_crlf_lines: int = 0
-    """Lines that ended in CR LF; the CR is not part of the text."""
-    has_byte_order_mark: bool = False
-    """Whether it began with a UTF-8 byte order mark, which is not part of the text."""
 
 
 @dataclass(frozen=True)
@@ -75,35 +66,17 @@ class Request:
         return self.columns + self.selecting
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """Something that yields rows, opened but not yet read."""
 
     name: str
     """As the user typed it."""
     rows: Iterator[Row]
-    identity: list[object]
+    identity: Sequence[object]
     """What the rows depend on: the content of the files and the way of reading them."""
     files: tuple[FileFacts, ...] = ()
-    text_files: tuple[TextFile, ...] = ()
-    total: int | None = None
-    """For the progress bar: bytes of the text files, or rows."""
-    position: Callable[[], int] | None = None
-    """Bytes read so far; None where rows are counted."""
-
-    def describe_files(self) -> tuple[FileFacts, ...]:
-        """Return the facts of the files, complete once the rows have been read."""
-        if not self.text_files:
-            return self.files
-        return tuple(
-            replace(
-                facts,
-                num_lines=file.num_lines,
-                num_crlf_lines=file.num_crlf_lines,
-                has_byte_order_mark=file.has_byte_order_mark,
-            )
-            for facts, file in zip(self.files, self.text_files)
-        )
+    """Complete once the rows have been read."""
 
 
 def open_source(names: Sequence[str], request: Request) -> Source:
@@ -117,12 +90,7 @@ def open_source(names: Sequence[str], request: Request) -> Source:
     (name,) = names
     if os.path.isdir(name) or not (os.path.exists(name) or _looks_like_a_file(name)):
         return _open_dataset(name, request)
-    return _open_file(name, request)
-
-
-def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
-    """Return a bar that short work does not show; `datasets.disable_progress_bars()` turns it off."""
-    return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2)
+    return _open_file(name, request, _format_of(name))
 
 
 def _looks_like_a_file(name: str) -> bool:
@@ -155,31 +123,35 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
     if os.path.realpath(source_path) == os.path.realpath(target_path):
         logger.warning("%s is both source and target: the model will learn to copy.", source_path)
     source, target = TextFile(source_path), TextFile(target_path)
-    return _text_source((source, target), readers.read_aligned(source, target), ["aligned"])
+    files = (source.facts, target.facts)
+    name, identity = f"{source_path} + {target_path}", ["aligned", *(facts.sha256 for facts in files)]
+    return Source(name, read_aligned(source, target), identity, files)
 
 
-def _open_file(path: str, request: Request) -> Source:
-    kind = _format_of(path)
-    file = TextFile(path)
+def _open_file(path: str, request: Request, kind: str) -> Source:
+    columns = request.all_columns
     if kind == "parquet":
-        return _open_parquet(path, request)
+        if path.endswith(".gz"):
+            raise CorpusError(f"{path} is a gzipped Parquet file; Parquet compresses itself. Unpack it: gunzip {path}")
+        facts = FileFacts.of(path)
+        return Source(path, readers.read_parquet(path, columns), [kind, columns, facts.sha256], (facts,))
+    file = TextFile(path)
     if kind == "tsv":
-        rows = readers.read_tsv(file, request.all_columns, is_default=request.is_default and not request.selecting)
+        rows = readers.read_tsv(file, columns, is_default=request.is_default and not request.selecting)
     elif kind == "csv":
-        rows = readers.read_csv(file, request.all_columns)
+        rows = readers.read_csv(file, columns)
     elif kind == "jsonl":
-        rows = readers.read_jsonl(file, request.all_columns)
+        rows = readers.read_jsonl(file, columns)
     else:
         _check_plain_text(path, request)
         rows = readers.read_text(file)
-    return _text_source((file,), rows, [kind, request.all_columns, request.is_default])
+    return Source(path, rows, [kind, columns, request.is_default, file.facts.sha256], (file.facts,))
 
 
 def _check_plain_text(path: str, request: Request) -> None:
     if len(request.columns) == 2:
-        describe_file(path)  # "does not exist" is the better message
         stem = Path(path.removesuffix(".gz")).stem
-        beside = [name for name in _neighbours(path) if name.startswith(f"{stem}.") and name != Path(path).name]
+        beside = [name for name in neighbours(path) if name.startswith(f"{stem}.") and name != Path(path).name]
         raise CorpusError(
             f"{path} is plain text and can only be one side of pairs; the {request.split} split needs a source and a "
             f"target. Give two line-aligned files{f' (beside it lies {beside[0]})' if beside else ''}, "
@@ -199,103 +171,90 @@ def _refuse_selection(subject: str, request: Request) -> None:
         )
 
 
-def _open_parquet(path: str, request: Request) -> Source:
-    if path.endswith(".gz"):
-        raise CorpusError(f"{path} is a gzipped Parquet file; Parquet compresses itself. Unpack it: gunzip {path}")
-    facts = describe_file(path)
-    with readers.open_parquet(path) as file:
-        total = file.metadata.num_rows
-    rows = readers.read_parquet(path, request.all_columns)
-    return Source(path, rows, ["parquet", request.all_columns, facts.sha256], (facts,), total=total)
-
-
-def _text_source(text_files: tuple[TextFile, ...], rows: Iterator[Row], options: list[object]) -> Source:
-    files = tuple(describe_file(file.path) for file in text_files)
-    return Source(
-        name=" + ".join(file.path for file in text_files),
-        rows=rows,
-        identity=[*options, *(facts.sha256 for facts in files)],
-        files=files,
-        text_files=text_files,
-        total=sum(facts.num_bytes for facts in files),
-        position=lambda: sum(file.position() for file in text_files),
-    )
-
-
-def describe_file(path: str) -> FileFacts:
-    """Check that `path` is a readable file, and take its fingerprint.
-
-    Raises:
-        CorpusError: If it is missing (with the name of a neighbour that is close), no regular file, or not readable.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorpusError(f"{path} is no regular file; a corpus is read more than once. Save it to a file first.")
-        return FileFacts(path, status.st_size, _sha256(path, status.st_size))
-    except FileNotFoundError as error:
-        raise CorpusError(_describe_missing_file(path)) from error
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
-
-
-def _sha256(path: str, num_bytes: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file, progress_bar(f"Fingerprint of {Path(path).name}", num_bytes, "B") as bar:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
-
-
-def _neighbours(path: str) -> list[str]:
-    folder = Path(path).parent
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-
-
-def _describe_missing_file(path: str) -> str:
-    folder = Path(path).parent
-    if not folder.is_dir():
-        return f"{path} does not exist, nor does the folder {folder}. Check the path; it is taken from {os.getcwd()}."
-    hint = did_you_mean(Path(path).name, _neighbours(path), SENTENCE)
-    return f"{path} does not exist.{hint or f' Check the path; it is taken from {os.getcwd()}.'}"
-
-
 def _open_dataset(name: str, request: Request) -> Source:
-    dataset = _choose_split(name, _load_dataset(name, request.num_proc), request.split)
-    readers.check_text_columns(name, dataset.features.arrow_schema, request.all_columns)
-    top_level = readers.top_level_columns(request.all_columns, dataset.column_names)
-    tables = dataset.with_format("arrow").select_columns(top_level).iter(batch_size=1000)
-    rows = readers.read_tables(tables, request.all_columns)
-    return Source(name, rows, ["dataset", request.all_columns, dataset._fingerprint], total=len(dataset))
+    """Open a folder or a Hub data set: text with our readers, as by its name, and all else with `datasets`."""
+    with _explained_errors(name):
+        if any((Path(name) / mark).exists() for mark in ("state.json", "dataset_dict.json")):  # of `save_to_disk`
+            return _open_tables(name, datasets.load_from_disk(name), request)
+        builder = _find_builder(name)
+        if kind := TEXT_BUILDERS.get(str(builder.info.builder_name)):
+            return _open_text_files(name, kind, builder.config.data_files, request)
+        builder.download_and_prepare(num_proc=request.num_proc)
+        return _open_tables(name, builder.as_dataset(), request)
 
 
-def _load_dataset(name: str, num_proc: int | None) -> datasets.Dataset | datasets.DatasetDict:
-    """Load from a folder that `save_to_disk` wrote, a folder of data files, or the Hub."""
+def _open_text_files(name: str, kind: str, splits: Mapping[str, Sequence[str]], request: Request) -> Source:
+    """Open the files of one split, one after the other; rows of several files are numbered through."""
+    paths = [_download(name, file) for file in _choose_split(name, splits, request.split)]
+    sources = [_open_file(path, request, "tsv" if ".tsv" in Path(path).suffixes else kind) for path in paths]
     is_folder = os.path.isdir(name)
+    if is_folder and len(sources) == 1:
+        return replace(sources[0], name=name)
+    rows = ((number, texts) for number, (_, texts) in enumerate(chain.from_iterable(s.rows for s in sources), 1))
+    files = tuple(facts for source in sources for facts in source.files if is_folder)
+    return Source(name, rows, ["files", is_folder, *(source.identity for source in sources)], files)
+
+
+@contextmanager
+def _explained_errors(name: str) -> Iterator[None]:
     try:
-        if is_folder and any((Path(name) / mark).exists() for mark in ("state.json", "dataset_dict.json")):
-            return datasets.load_from_disk(name)
-        repository, _, configuration = (name, "", "") if is_folder else name.partition(":")
-        return datasets.load_dataset(repository, configuration or None, num_proc=num_proc)
+        yield
+    except CorpusError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        if is_folder:
+        if os.path.isdir(name):
             raise CorpusError(
                 f"The folder {name} cannot be loaded as a data set: {reason}. Give the files in it by name."
             ) from error
         raise CorpusError(
             f"{name} is no file here, and as a Hub data set it cannot be loaded: {reason}. Check the spelling and the "
-            f"connection, or download it once and give the folder.{did_you_mean(name, _neighbours(name), SENTENCE)}"
+            f"connection, or download it once and give the folder.{did_you_mean(name, neighbours(name), SENTENCE)}"
         ) from error
 
 
-def _choose_split(name: str, loaded: datasets.Dataset | datasets.DatasetDict, split: str) -> datasets.Dataset:
-    if isinstance(loaded, datasets.Dataset):
-        return loaded
+def _find_builder(name: str) -> datasets.DatasetBuilder:
+    """Find what `datasets` would read, and how; without a connection, among the files that were downloaded earlier."""
+    if os.path.isdir(name):
+        return datasets.load_dataset_builder(name)
+    repository, _, configuration = name.partition(":")
+    try:
+        builder = datasets.load_dataset_builder(repository, configuration or None)
+        if builder.info.builder_name not in TEXT_BUILDERS or builder.config.data_files:
+            return builder
+        unread: Exception = FileNotFoundError("only what datasets made of its text is here, not the text")
+    except OSError as error:
+        unread = error
+    try:
+        folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
+    except (OSError, ValueError):
+        raise unread from None
+    return datasets.load_dataset_builder(folder, configuration or None)
+
+
+def _download(name: str, file: str) -> str:
+    """Return the path of a data file, which is fetched first if it is on the Hub."""
+    if file.startswith("hf://"):
+        place = HfFileSystem().resolve_path(file)
+        return hf_hub_download(place.repo_id, place.path_in_repo, repo_type=place.repo_type)
+    if "://" in file:
+        raise CorpusError(f"{name} keeps its text elsewhere, at {file}; download that file and give its name.")
+    return file
+
+
+def _open_tables(name: str, loaded: datasets.Dataset | datasets.DatasetDict, request: Request) -> Source:
+    dataset = loaded if isinstance(loaded, datasets.Dataset) else _choose_split(name, loaded, request.split)
+    readers.check_text_columns(name, dataset.features.arrow_schema, request.all_columns)
+    top_level = readers.top_level_columns(request.all_columns, dataset.column_names)
+    tables = dataset.with_format("arrow").select_columns(top_level).iter(batch_size=1000)
+    rows = readers.read_tables(name, tables, request.all_columns, num_rows=len(dataset))
+    return Source(name, rows, ["dataset", request.all_columns, dataset._fingerprint])
+
+
+def _choose_split(name: str, splits: Mapping[str, T], split: str) -> T:
     for alias in SPLIT_ALIASES.get(split, (split,)):
-        if alias in loaded:
-            return loaded[alias]
+        if alias in splits:
+            return splits[alias]
     raise CorpusError(
-        f"{name} has no split {split!r}; it has: {', '.join(map(str, loaded))}. Give other data for {split!r}, or none."
+        f"{name} has no split {split!r}; it has: {', '.join(map(str, splits))}. Give other data for {split!r}, or none."
     )

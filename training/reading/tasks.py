@@ -4,7 +4,7 @@
 cut at a random point, the part before is the source and the part after is the target (the prefix language model of
 Raffel et al. 2020, "Exploring the limits of transfer learning", section 3.2.1).
 
-A cut is a pure function of (seed, index of the document, draw): no generator is carried from one document to the next,
+A cut is a pure function of (seed, index of the document): no generator is carried from one document to the next,
 so the number of processes, the order of the work and a restart change nothing.
 """
 
@@ -23,7 +23,7 @@ import regex
 from datasets import Dataset, Features, Value
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
-from seqloom.training.reading.readers import BLANK_CHARACTERS
+from seqloom.training.reading.text_file import BLANK_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,12 @@ class Task(ABC):
     """The columns it needs, all text."""
 
     @abstractmethod
-    def to_pairs(self, dataset: Dataset, *, seed: int = 0, draw: int = 0, num_proc: int | None = None) -> Dataset:
+    def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Return a data set with the text columns `source` and `target`.
 
         Args:
             dataset: A data set that has `columns`.
             seed: The run's seed.
-            draw: Counts repetitions with other random choices, e.g. the epoch.
             num_proc: Processes for `Dataset.map`.
 
         Raises:
@@ -83,7 +82,7 @@ class PairsTask(Task):
     name: ClassVar[str] = "pairs"
     columns: ClassVar[tuple[str, ...]] = ("source", "target")
 
-    def to_pairs(self, dataset: Dataset, *, seed: int = 0, draw: int = 0, num_proc: int | None = None) -> Dataset:
+    def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Return the two columns of `dataset` unchanged; see `Task.to_pairs`."""
         self.check_columns(dataset)
         return dataset.select_columns(list(self.columns))
@@ -103,7 +102,7 @@ class ContinuationTask(Task):
         if self.num_splits < 1:
             raise ValueError(f"num_splits={self.num_splits} gives no pairs; use 1 or more.")
 
-    def to_pairs(self, dataset: Dataset, *, seed: int = 0, draw: int = 0, num_proc: int | None = None) -> Dataset:
+    def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Cut the documents of `dataset`; see `Task.to_pairs`. What cannot be cut is dropped and counted in the log."""
         self.check_columns(dataset)
         pairs = dataset.map(
@@ -113,7 +112,7 @@ class ContinuationTask(Task):
             input_columns="text",
             remove_columns=dataset.column_names,
             features=Features({**PAIR_FEATURES, "document": Value("int64")}),
-            fn_kwargs={"seed": seed, "draw": draw, "num_splits": self.num_splits, "cut_rule": CUT_RULE},
+            fn_kwargs={"seed": seed, "num_splits": self.num_splits, "cut_rule": CUT_RULE},
             num_proc=num_proc,
             desc="Cutting documents into prompt and continuation",
         )
@@ -157,7 +156,7 @@ def get_task(name: str, *, num_splits: int = 1) -> Task:
     return TASKS[name]()
 
 
-def split_document(text: str, *, seed: int, index: int, draw: int = 0, num_splits: int = 1) -> list[tuple[str, str]]:
+def split_document(text: str, *, seed: int, index: int, num_splits: int = 1) -> list[tuple[str, str]]:
     """Cut `text` at random points into (prompt, continuation); prompt + continuation == text, neither side blank.
 
     Words stay whole, and a space goes with the continuation. In scripts without spaces every place between two
@@ -167,7 +166,6 @@ def split_document(text: str, *, seed: int, index: int, draw: int = 0, num_split
         text: The document.
         seed: The run's seed.
         index: The document's place in its corpus.
-        draw: Counts repetitions with other cuts.
         num_splits: Different cuts wanted.
 
     Returns:
@@ -176,7 +174,7 @@ def split_document(text: str, *, seed: int, index: int, draw: int = 0, num_split
     cuts = find_cuts(text)
     chosen = []
     for split in range(min(num_splits, len(cuts))):
-        chosen.append(cuts.pop(_random_below(len(cuts), seed, index, draw, split)))
+        chosen.append(cuts.pop(_random_below(len(cuts), seed, index, 0, split)))  # 0: or runs would change their cuts
     return [(text[:cut], text[cut:]) for cut in sorted(chosen)]
 
 
@@ -198,12 +196,12 @@ def _random_below(limit: int, *key: int) -> int:
 
 
 def _split_batch(
-    texts: Sequence[str], indices: Sequence[int], *, seed: int, draw: int, num_splits: int, cut_rule: int
+    texts: Sequence[str], indices: Sequence[int], *, seed: int, num_splits: int, cut_rule: int
 ) -> dict[str, list[str | int]]:
     """The function under `Dataset.map`; `cut_rule` only keeps the caches of two rules apart."""
     pairs: list[dict[str, str | int]] = [
         {"source": source, "target": target, "document": index}
         for text, index in zip(texts, indices)
-        for source, target in split_document(text, seed=seed, index=index, draw=draw, num_splits=num_splits)
+        for source, target in split_document(text, seed=seed, index=index, num_splits=num_splits)
     ]
     return {column: [pair[column] for pair in pairs] for column in ("source", "target", "document")}

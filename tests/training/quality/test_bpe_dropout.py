@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from seqloom.training.batching import BatchSettings
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits, MergeDropout
-from seqloom.training.tokenizer import TokenizerError, train_tokenizer
+from seqloom.training.tokenizer import train_tokenizer
+from seqloom.training.vocabulary import TokenizerError
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
 
 NO_LIMITS = LengthLimits(np.inf, np.inf, np.inf)

@@ -10,9 +10,10 @@ import random
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 
-from seqloom.training.reading import readers
+from seqloom.training.reading import text_file
 from seqloom.training.reading.corpus import CorpusError, load_corpus
 
 GERMAN = "Die Glocken läuten über dem schönen Tal."
@@ -23,7 +24,8 @@ CHINESE = "今天的天气很好，我们去公园散步。"
 def load(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "data")
-    return lambda *paths, **options: load_corpus(paths, cache_dir=tmp_path / "cache", **options)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    return lambda *paths, **options: load_corpus(paths, **options)
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ class TestEmpty:
         assert load("a.txt", task="continuation").dataset["text"][:] == ["Nur eine Zeile"]
 
     def test_a_line_too_long_to_be_one(self, refused, monkeypatch):
-        monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+        monkeypatch.setattr(text_file, "MAX_LINE_BYTES", 1 << 20)
         message = refused(("a.txt", b"x\n" + b"y" * (1 << 20) + b"yz\n"))
         assert message.startswith("a.txt line 2 is longer than 1 MiB; a line (up to \\n) is one example.")
         assert "Break the text into lines" in message
@@ -323,8 +325,9 @@ class TestRealFiles:
         return json.loads((MESSY / "manifest.json").read_text())
 
     @pytest.fixture
-    def load(self, tmp_path):
-        return lambda *names, **options: load_corpus([MESSY / name for name in names], cache_dir=tmp_path, **options)
+    def load(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+        return lambda *names, **options: load_corpus([MESSY / name for name in names], **options)
 
     @staticmethod
     def lines(name: str) -> list[str]:

@@ -1,0 +1,354 @@
+r"""A file of text: its facts, its lines, and the words for what is wrong with its bytes.
+
+Python's own gzip module does the work, a line at a time, so a file never has to fit into memory. What is fixed here
+and nowhere else:
+
+- A line ends at "\n" only. U+2028, NEL, VT, FF and a lone "\r" are characters of the line, so two files that `wc -l`
+  finds aligned stay aligned (`str.splitlines` and text mode break them apart).
+- A "\r" before "\n" (Windows line end) and a byte order mark at the start of a file belong to the file, not to the
+  text: both are removed and counted.
+- Text is UTF-8. Nothing is replaced or skipped: the file is read to its end first, so that one error names all the
+  lines that need repair, with a guess at the encoding and the command that converts it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.utils import tqdm
+
+from seqloom.configuration.suggestion import SENTENCE, did_you_mean
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_UTF_MARKS = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_CONTAINERS = (
+    (b"\x1f\x8b", "gzip", "give it a name that ends in .gz"),
+    (b"PAR1\x15", "Parquet", "give it a name that ends in .parquet"),
+    (b"PK\x03\x04", "zip", "unpack it first"),
+    (b"BZh91AY&SY", "bzip2", "unpack it with bunzip2"),
+    (b"\xfd7zXZ\x00", "xz", "unpack it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd"),
+    (b"%PDF-", "PDF", "extract its text first"),
+)
+
+BLANK_CHARACTERS = "".join(
+    chr(code)
+    for first, last in (
+        (0x00, 0x20),  # C0 controls and space
+        (0x7F, 0xA0),  # DEL, C1 controls, no-break space
+        (0xAD, 0xAD),  # soft hyphen
+        (0x1680, 0x1680),
+        (0x180E, 0x180E),
+        (0x2000, 0x200F),  # spaces, zero-width space and joiners, direction marks
+        (0x2028, 0x202F),  # line and paragraph separator, direction overrides, narrow no-break space
+        (0x205F, 0x206F),  # word joiner, invisible operators, isolates
+        (0x3000, 0x3000),  # ideographic space
+        (0xFEFF, 0xFEFF),  # byte order mark
+    )
+    for code in range(first, last + 1)
+)
+"""Characters that leave a line blank to the eye: white space, controls and zero-width characters."""
+
+MAX_LINE_BYTES = 1 << 26
+"""Longest line accepted; a longer one is a binary file or a data set without line ends, and would fill the memory."""
+
+MAX_DEFECTS = 1000
+"""Reading stops early after this many defects: the file is then wrong as a whole."""
+
+
+class CorpusError(ValueError):
+    """A data set that cannot be trained on: what was found, the rule it breaks, and how to repair it."""
+
+
+class Defects:
+    """Collects the unusable lines of a file, so that one error names them all."""
+
+    def __init__(self, path: str, verdict: str) -> None:
+        self.path, self.verdict = path, verdict
+        self.num = 0
+        self.examples: list[str] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many that the file is wrong as a whole and reading on teaches nothing."""
+        return self.num >= MAX_DEFECTS
+
+    def add(self, line: int, finding: str) -> None:
+        """Note that `line` (1-based) is unusable, and why."""
+        self.num += 1
+        if len(self.examples) < 5:
+            self.examples.append(f"line {line:,}: {finding}")
+
+    def check(self, num_lines: int, remedy: str) -> None:
+        """Raise a `CorpusError` when something was collected in the `num_lines` read so far."""
+        if not self.num:
+            return
+        rest = self.num - len(self.examples)
+        listed = "; ".join(self.examples) + (f"; and {rest:,} more" if rest else "")
+        total = f"the first {num_lines:,}" if self.is_full else f"{num_lines:,}"
+        raise CorpusError(f"{self.path}: {self.num:,} of {total} lines {self.verdict}. {listed}. {remedy}")
+
+
+def is_blank(text: str | None) -> bool:
+    """True when `text` holds nothing a reader can see: None, empty, or `BLANK_CHARACTERS` only."""
+    return not text or not text.strip(BLANK_CHARACTERS)
+
+
+def progress_bar(description: str, total: int, unit: str) -> tqdm:
+    """Return a bar that short work does not show; `datasets.disable_progress_bars()` turns it off."""
+    return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2)
+
+
+class _MeteredFile(io.FileIO):
+    """The bytes of a file, with a progress bar that moves as they are read."""
+
+    def __init__(self, path: str, work: str) -> None:
+        super().__init__(path)
+        self._bar = progress_bar(f"{work} {Path(path).name}", os.fstat(self.fileno()).st_size, "B")
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read as `io.FileIO` does."""
+        num_bytes: int = super().readinto(buffer)
+        self._bar.update(num_bytes)
+        return num_bytes
+
+    def close(self) -> None:
+        """Close file and bar."""
+        self._bar.close()
+        super().close()
+
+
+@dataclass
+class FileFacts:
+    """What a file was when it was read."""
+
+    path: str
+    """As the user named it."""
+    num_bytes: int
+    """Size on disk, compressed if the file is."""
+    sha256: str
+    """Of the bytes on disk."""
+    num_lines: int | None = None
+    """Lines of text read, headers and blank lines included; a last line without end counts. None for Parquet."""
+    num_crlf_lines: int = 0
+    """Lines that ended in CR LF; the CR is not part of the text."""
+    has_byte_order_mark: bool = False
+    """Whether it began with a UTF-8 byte order mark, which is not part of the text."""
+
+    @classmethod
+    def of(cls, path: str) -> FileFacts:
+        """Check that `path` is a readable file, and take its size and fingerprint.
+
+        Raises:
+            CorpusError: If it is missing (with the name of a neighbour that is close), not a regular file, or not
+                readable.
+        """
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise CorpusError(
+                    f"{path} is no regular file; a corpus is read more than once. Save it to a file first."
+                )
+            with _MeteredFile(path, "Fingerprint of") as file:
+                return cls(path, status.st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        except FileNotFoundError as error:
+            raise CorpusError(_describe_missing_file(path)) from error
+        except OSError as error:
+            raise CorpusError(
+                f"{path} cannot be read: {error.strerror}. Check the file and its permissions."
+            ) from error
+
+
+def neighbours(path: str) -> list[str]:
+    """Return the names of all that lies in the folder of `path`."""
+    folder = Path(path).parent
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def _describe_missing_file(path: str) -> str:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return f"{path} does not exist, nor does the folder {folder}. Check the path; it is taken from {os.getcwd()}."
+    hint = did_you_mean(Path(path).name, neighbours(path), SENTENCE)
+    return f"{path} does not exist.{hint or f' Check the path; it is taken from {os.getcwd()}.'}"
+
+
+class TextFile:
+    """One text file, plain or .gz, as an iterator of decoded lines without their line ends.
+
+    Its `facts` are checked and taken when it is opened; those of its lines are complete when it has been read.
+
+    Raises:
+        CorpusError: If it is no readable file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.facts = FileFacts.of(path)
+        self._num_lines_beyond_ascii = 0  # good ones: the file is UTF-8, if not all of it
+        self._undecodable = Defects(path, "cannot be read as UTF-8")
+        self._undecodable_sample = b""
+
+    @property
+    def num_lines(self) -> int:
+        """Lines read so far."""
+        return self.facts.num_lines or 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the lines; raises `CorpusError` at the end when some could not be decoded."""
+        self.facts.num_lines = 0
+        for number, raw_line in enumerate(self._raw_lines(), 1):
+            self.facts.num_lines = number
+            if len(raw_line) > MAX_LINE_BYTES:
+                raise CorpusError(self._describe_long_line())
+            yield self._strip_line_end(self._decode(raw_line))
+        self.check_encoding()
+
+    def check_encoding(self) -> None:
+        """Raise a `CorpusError` when lines read so far were not UTF-8."""
+        self._undecodable.check(self.num_lines, self._encoding_remedy())
+
+    def _raw_lines(self) -> Iterator[bytes]:
+        with _open_bytes(self.path) as stream, self._explained_gzip_errors():
+            if content := name_foreign_content(self.path, stream.peek(4096)[:4096]):
+                raise CorpusError(f"{self.path} {content}")
+            yield from iter(partial(stream.readline, MAX_LINE_BYTES + 1), b"")
+
+    @contextmanager
+    def _explained_gzip_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except EOFError as error:
+            raise CorpusError(
+                f"{self.path} is a truncated gzip file: its compressed data stop before their end. "
+                f"Copy or download it again (gunzip -t {self.path} tells when it is whole)."
+            ) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise CorpusError(
+                f"{self.path} is a damaged gzip file: {error} after {self.num_lines:,} lines. "
+                f"Copy or download it again (gunzip -t {self.path} tells when it is whole)."
+            ) from error
+
+    def _decode(self, raw_line: bytes) -> str:
+        try:
+            text = raw_line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return self._note_undecodable(raw_line, error)
+        if not text.isascii():
+            self._num_lines_beyond_ascii += 1
+        if self.num_lines == 1 and text.startswith("\ufeff"):
+            self.facts.has_byte_order_mark = True
+            return text[1:]
+        return text
+
+    def _note_undecodable(self, raw_line: bytes, error: UnicodeDecodeError) -> str:
+        self._undecodable_sample += raw_line[:200] if len(self._undecodable_sample) < 20_000 else b""
+        self._undecodable.add(self.num_lines, f"byte 0x{raw_line[error.start]:02X} at position {error.start + 1:,}")
+        if self._undecodable.is_full:
+            self.check_encoding()
+        return raw_line.decode("utf-8", errors="replace")  # never written: check_encoding raises
+
+    def _encoding_remedy(self) -> str:
+        encoding = guess_encoding(self._undecodable_sample)
+        if encoding and self._num_lines_beyond_ascii < self._undecodable.num:
+            command = iconv_command(self.path, encoding)
+            return f"Text must be UTF-8; this looks like {encoding}. Convert it: {command}"
+        return "Text must be UTF-8; the rest of the file is. Repair these lines, or remove them on both sides."
+
+    def _strip_line_end(self, text: str) -> str:
+        if text.endswith("\r\n"):
+            self.facts.num_crlf_lines += 1
+            return text[:-2]
+        return text.removesuffix("\n")
+
+    def _describe_long_line(self) -> str:
+        return (
+            f"{self.path} line {self.num_lines:,} is longer than {MAX_LINE_BYTES >> 20} MiB; a line (up to \\n) is one "
+            "example. Break the text into lines, or name the file after its format."
+        )
+
+
+@contextmanager
+def _open_bytes(path: str) -> Iterator[io.BufferedReader[Any]]:
+    """Open a file; yields its content, unpacked if .gz."""
+    with io.BufferedReader(_MeteredFile(path, "Reading"), 1 << 16) as raw:
+        if not path.endswith(".gz"):
+            yield raw
+            return
+        head = raw.peek(2)[:2]
+        if head and head != b"\x1f\x8b":
+            raise CorpusError(
+                f"{path} is not gzip, though its name ends in .gz (it starts with {head!r}). "
+                f"Rename it to {path.removesuffix('.gz')}, or compress it with gzip."
+            )
+        yield io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 16)
+
+
+def shorten(text: str, width: int = 40) -> str:
+    """Return `text` as it may stand in an error message: quoted, control characters escaped, at most `width` long."""
+    return repr(text if len(text) <= width else text[: width - 1] + "…")
+
+
+def iconv_command(path: str, encoding: str) -> str:
+    """Return the shell command that rewrites the file `path` from `encoding` to UTF-8."""
+    root, suffix = os.path.splitext(path.removesuffix(".gz"))
+    if path.endswith(".gz"):
+        return f"gunzip -c {path} | iconv -f {encoding} -t UTF-8 | gzip > {root}.utf8{suffix}.gz"
+    return f"iconv -f {encoding} -t UTF-8 {path} > {root}.utf8{suffix}"
+
+
+def name_foreign_content(path: str, head: bytes) -> str | None:
+    """Say what a file is when its first bytes show that it is not UTF-8 text; None when nothing speaks against it.
+
+    Args:
+        path: The file's name, for the remedy.
+        head: The first bytes (a few KiB), decompressed.
+    """
+    for mark, encoding in _UTF_MARKS:
+        if head.startswith(mark):
+            return f"is {encoding} (byte order mark), not UTF-8. Convert it: {iconv_command(path, encoding)}"
+    for mark, kind, remedy in _CONTAINERS:
+        if head.startswith(mark):
+            return f"is a {kind} file, not text: {remedy}."
+    if head.count(0) * 4 > len(head):
+        encoding = "UTF-16LE" if head[1:2] == b"\0" else "UTF-16BE"
+        return (
+            f"is not text: {head.count(0):,} of its first {len(head):,} bytes are NUL. "
+            f"If it is {encoding} without a byte order mark, convert it: {iconv_command(path, encoding)}"
+        )
+    return None
+
+
+def guess_encoding(sample: bytes) -> str | None:
+    """Name the encoding of a file that is not UTF-8 from the bytes of its undecodable lines, or None.
+
+    Args:
+        sample: The undecodable lines. GB18030 text is mostly pairs of two high bytes (the GB 2312 block), Western
+            one-byte text mostly single high bytes between ASCII letters.
+    """
+    num_high = sum(byte >= 0x80 for byte in sample)
+    num_in_pairs = 2 * len(re.findall(rb"[\xa1-\xf7][\xa1-\xfe]", sample))
+    if num_high and num_in_pairs > 0.8 * num_high:
+        return "GB18030"
+    if len(re.findall(rb"(?<![\x80-\xff])[\xc0-\xff](?![\x80-\xff])", sample)) > 0.5 * num_high:
+        return "WINDOWS-1252"
+    return None
