@@ -35,6 +35,15 @@ RELEASES: dict[str, dict[str, str]] = {}
 release that has none a test fails and prints the entry to add."""
 
 EARLIER: dict[str, dict[str, str]] = {
+    "0d384d5": {
+        "canary.py": "f3ee28055b52f520f29c5d3f22cd4d18834233e8c44756d2084ad3ae88ccc2cc",
+        "configuration_seqloom.py": "b0be30372686eadc1a6acb098c24c1df470d1b0b2649d71e5db8a6e6b3137358",
+        "fast_dropout.py": "e67f171536fb9b247fbcaaab8c0bfb08b8c590969414582e075b237fb0c4f71e",
+        "fused_loss.py": "f56adb21d089903fb90537890ab55e4a54fbd04e50ebc071eeef8cedba55cc11",
+        "library.py": "0ef0e5917b39512357558851279f1e9849c87d39329193a9291f2fe43db154e2",
+        "modeling_seqloom.py": "53c0b85c78e834991e3c8150df3a7dbde43d86a6788726de546bba9b18d1d9c9",
+        "pipeline_seqloom.py": "5c3af79313403729474575cc66a8e47981d4cc1bc93b633d380cec88522d5468",
+    },
     "8d00292": {
         "configuration_seqloom.py": "5521c2f973c40872847c2765a24c0803fe2f3dc9310894b451bb247d0f7e94ee",
         "fast_dropout.py": "e67f171536fb9b247fbcaaab8c0bfb08b8c590969414582e075b237fb0c4f71e",
