@@ -1,4 +1,7 @@
-"""Folders of earlier commits: 8d00292 (no canary, no transformers after 5.23) and 0d384d5; see fixtures/make_old_folder.py."""
+"""Folders as earlier commits wrote them; see fixtures/make_old_folder.py.
+
+8d00292 wrote no canary, and its code knows no transformers after 5.23.
+"""
 
 from pathlib import Path
 from typing import Any
