@@ -177,9 +177,10 @@ def _compare_code(folder: Path) -> list[Finding]:
             f"with seqloom=={claimed} installed, or with a later version."
         )
         return [Finding(Kind.UNKNOWN, MANIFEST_NAME, text)]
-    release = max(known, key=lambda release: _count_same(folder, known[release]))  # the first of equals
+    found = {path.name: sha256_of(path) for path in folder.glob("*.py") if path.is_file()}
+    release = max(known, key=lambda release: len(known[release].items() & found.items()))  # the first of equals
     digests = known[release]
-    compared = [_compare_file(folder, name, digest, release) for name, digest in sorted(digests.items())]
+    compared = [_compare_file(name, found.get(name), digest, release) for name, digest in sorted(digests.items())]
     if release != ours:
         text = f"older code; seqloom upgrade {folder} gives the folder that of Seqloom {ours}."
         compared.append(Finding(Kind.OLDER, MANIFEST_NAME, text))
@@ -195,16 +196,10 @@ def _known_code(claimed: str | None) -> dict[str, dict[str, str]]:
     return {ours: release_digests()} | earlier | (RELEASES if claimed is None else {})
 
 
-def _count_same(folder: Path, digests: Mapping[str, str]) -> int:
-    return sum((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in digests.items())
-
-
-def _compare_file(folder: Path, name: str, digest: str, release: str) -> Finding:
+def _compare_file(name: str, found: str | None, digest: str, release: str) -> Finding:
     remedy = "get the folder from its author anew, or save the model again with save_pretrained."
-    path = folder / name
-    if not path.is_file():
+    if found is None:
         return Finding(Kind.MISSING, name, f"Seqloom {release} writes this file, and it is not there; {remedy}")
-    found = sha256_of(path)
     if found == digest:
         return Finding(Kind.OK, name, f"the code of Seqloom {release}.")
     since = " as it is installed here (a development version may have changed since)" if ".dev" in release else ""
@@ -283,15 +278,13 @@ def _find_pickles(folder: Path) -> Iterator[Finding]:
         rule = "a pickle, and loading one can run anything; weights belong in safetensors"
         yield Finding(Kind.PICKLE, name, f"{rule}. Delete it, or have its author save the model as safetensors.")
     if expected:
-        text = "pickles of Trainer's, which only a run that goes on reads; publish without them."
+        text = "pickles of Trainer's, which only a run that goes on reads; push without them."
         yield Finding(Kind.NOTE, ", ".join(expected), text)
 
 
 def _is_trainers(folder: Path, name: str) -> bool:
-    if name == TRAINING_ARGUMENTS:
-        return True
-    is_checkpoint = (folder / "trainer_state.json").is_file()
-    return is_checkpoint and any(fnmatch(name, pattern) for pattern in TRAINER_STATE)
+    is_state = (folder / "trainer_state.json").is_file() and any(fnmatch(name, state) for state in TRAINER_STATE)
+    return is_state or name == TRAINING_ARGUMENTS
 
 
 def _may_be_pickle(path: Path) -> bool:

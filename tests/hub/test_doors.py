@@ -294,7 +294,7 @@ def test_what_cannot_be_noted_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(doors, "save_canary", refuse)
+        patch.setattr(doors.canary, "save_canary", refuse)
         assert note_library(folder) == (
             f"{CANARY_NAME} could not be written (Permission denied), so readers go on checking."
         )

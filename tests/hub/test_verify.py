@@ -108,7 +108,7 @@ def test_checkpoints_are_verified_with_trainers_state_in_them(folder: Path, save
     torch.save({}, folder / "training_args.bin")
     assert problems(folder) == []
     lines = [str(found) for found in verify_folder(folder)]
-    note = "pickles of Trainer's, which only a run that goes on reads; publish without them."
+    note = "pickles of Trainer's, which only a run that goes on reads; push without them."
     assert f"note      training_args.bin: {note}" in lines
     assert f"note      checkpoint-3/{', '.join(state)}: {note}" in lines
     check_folder(folder)
