@@ -1,23 +1,23 @@
 """Makes a checkpoint folder self-contained: the code of its classes stands beside the weights, as flat files.
 
 transformers loads such a folder with `trust_remote_code=True` where Seqloom is not installed: `auto_map` in config.json
-names the classes, and the files that they need are found through `from .file import` only. transformers' own copying
+names the classes, and transformers finds the files that they need through `from .file import` only. Its own copying
 (`register_for_auto_class`) fails on code that lives in several folders: it stops at `from ..folder.file import` and
-silently leaves out absolute imports. So this module computes the import closure of the model's files, copies them flat
-and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`. Nothing else changes, but the end of one.
+silently leaves out absolute imports. So this module follows the imports of the model's files, copies all files that it
+meets into the folder, and shortens `from seqloom.<folder>.<file> import` to `from .<file> import`. Apart from a header
+and the lines that end the configuration's copy (`REGISTRATION`) the copies are the sources.
 
     save_pretrained, Trainer's checkpoints, push_to_hub
         -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map, custom_pipelines
 
-In an environment without Seqloom transformers does the copying when such a model is saved again: the copies are flat.
-It takes the files of configuration and model and what they import. So the configuration's copy ends with an import of
-the pipelines' file, and does there for the folder's classes what `import seqloom` does for the installed ones.
+When such a model is saved again where Seqloom is not installed, transformers copies the files of configuration and
+model, and what they import. Nothing of these imports the pipelines. So the configuration's copy ends with an import of
+their file, which is then copied too, and with what `import seqloom` does for the installed classes.
 """
 
 import ast
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -28,8 +28,8 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from seqloom.hub.files import write_whole
 from seqloom.hub.pipeline_seqloom import PIPELINES
 
 ENTRY_MODULES = (
@@ -37,7 +37,7 @@ ENTRY_MODULES = (
     "seqloom.modeling.modeling_seqloom",
     "seqloom.hub.pipeline_seqloom",
 )
-"""What transformers asks for by name; their imports follow."""
+"""The files that transformers asks for by name; what they import is copied with them."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_seqloom.SeqloomConfig",
@@ -60,7 +60,7 @@ from .pipeline_seqloom import make_text_generation_safe  # noqa: E402
 
 make_text_generation_safe()
 """
-"""Ends the configuration's copy; in the sources the configuration knows nothing of hub."""
+"""The end of the configuration's copy; the source cannot have it, for the configuration imports nothing of hub."""
 
 ALLOWED_PACKAGES = frozenset({"torch", "transformers", "huggingface_hub"}) | sys.stdlib_module_names
 """What every reader of a folder has; huggingface_hub is a requirement of transformers."""
@@ -69,9 +69,9 @@ MANIFEST_NAME = "seqloom_manifest.json"
 """The file that holds the Seqloom version and the SHA-256 of every code file."""
 
 STAND_IN = re.compile(r"_next_[0-9a-f]{8}$")
-"""Ends the name of a file that stands in for another one while a folder is upgraded; see hub/upgrade.py."""
+"""How the name of a file ends that stands in for another one while a folder is upgraded; see hub/upgrade.py."""
 
-# transformers finds relative imports with a pattern that wants them first on their line, so ours have to be there too.
+# transformers finds relative imports by a pattern, at the beginning of a line only; so ours have to stand there too.
 _OUR_IMPORT = re.compile(r"^(\s*from\s+)(seqloom\.\w+)(\.\w+)(\s+import\b)")
 
 
@@ -97,10 +97,7 @@ def write_bundle(folder: str | PathLike[str]) -> None:
 
 
 def write_code(folder: str | PathLike[str]) -> None:
-    """Write the code files and their manifest only; every file anew, because a push uploads what is new.
-
-    Args:
-        folder: an existing folder.
+    """Write the code files and their manifest into a folder; all anew, because a push uploads what was just written.
 
     Raises:
         BundleError: if the code imports what a reader of the folder may lack.
@@ -114,13 +111,15 @@ def name_code(config: Mapping[str, Any], ending: str = "") -> dict[str, Any]:
 
     Args:
         config: what config.json holds.
-        ending: of the names of our files, where they stand in for those with the right names (see hub/upgrade.py).
+        ending: what the names of our files get at their end, where stand-ins have to be named (see `STAND_IN`).
     """
-    classes = {name: _put_behind_file(reference, ending) for name, reference in AUTO_MAP.items()}
-    pipelines = {
-        task: {**entry, "impl": _put_behind_file(str(entry["impl"]), ending)}
-        for task, entry in CUSTOM_PIPELINES.items()
-    }
+
+    def named(reference: object) -> str:
+        """modeling_seqloom.SeqloomModel -> modeling_seqloom_next_1a2b3c4d.SeqloomModel."""
+        return str(reference).replace(".", f"{ending}.")
+
+    classes = {name: named(reference) for name, reference in AUTO_MAP.items()}
+    pipelines = {task: {**entry, "impl": named(entry["impl"])} for task, entry in CUSTOM_PIPELINES.items()}
     return {
         **config,
         "auto_map": classes | _foreign_entries(config.get("auto_map") or {}),
@@ -135,7 +134,7 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 @cache
 def bundle_files() -> dict[str, str]:
-    """Return file name -> text of what makes a folder self-contained, the same for all checkpoints of a run.
+    """Return file name -> text of the code files and their manifest.
 
     Raises:
         BundleError: if the code imports what a reader of the folder may lack.
@@ -150,11 +149,7 @@ def bundle_files() -> dict[str, str]:
 
 
 def close_over(modules: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
-    """Return module -> source of the given modules and all of Seqloom that they import, sorted by name.
-
-    Args:
-        modules: full names, `seqloom.<folder>.<file>`.
-        read: gives the source of a module.
+    """Return module (`seqloom.<folder>.<file>`) -> source of those given and all of Seqloom that they import, sorted.
 
     Raises:
         BundleError: for an import that a flat folder cannot have, and for two files of the same name.
@@ -171,11 +166,7 @@ def close_over(modules: Iterable[str], read: Callable[[str], str]) -> dict[str, 
 
 
 def our_imports(module: str, source: str) -> dict[int, str]:
-    """Return line index (from 0) -> module for every import of a Seqloom file, wherever it stands in the source.
-
-    Args:
-        module: the full name of what is read, for messages.
-        source: its text.
+    """Return line index (from 0) -> module for every import of a Seqloom file, wherever it stands in a module's source.
 
     Raises:
         BundleError: for an import that a flat folder cannot have.
@@ -197,13 +188,7 @@ def our_imports(module: str, source: str) -> dict[int, str]:
 
 
 def flatten(module: str, source: str, release: str) -> str:
-    """Return a source as it stands in the folder: a header, and imports of Seqloom's files shortened.
-
-    Args:
-        module: its full name.
-        source: its text.
-        release: the version of Seqloom.
-    """
+    """Return a module's source as it stands in the folder: a header, and imports of Seqloom's files shortened."""
     lines = source.split("\n")
     for index in our_imports(module, source):
         lines[index] = _OUR_IMPORT.sub(r"\1\3\4", lines[index])
@@ -215,20 +200,15 @@ def flatten(module: str, source: str, release: str) -> str:
 
 
 def _foreign_entries(entries: dict[str, Any]) -> dict[str, Any]:
-    """Return what somebody's own class or pipeline, registered and copied by transformers, has put there."""
+    """Return the entries of somebody else's classes and pipelines, which transformers registered and copied."""
     ours = {_stem(module) for module in ENTRY_MODULES}
-    return {name: entry for name, entry in entries.items() if STAND_IN.sub("", _file_of(entry)) not in ours}
 
+    def file_of(entry: Any) -> str:
+        """{"impl": "my_pipeline.MyPipeline", ...} or "my_model.MyModel" -> my_pipeline, my_model."""
+        reference = entry["impl"] if isinstance(entry, dict) else entry
+        return STAND_IN.sub("", str(reference).split(".")[0])
 
-def _put_behind_file(reference: str, ending: str) -> str:
-    """modeling_seqloom.SeqloomModel, _x -> modeling_seqloom_x.SeqloomModel."""
-    return reference.replace(".", f"{ending}.")
-
-
-def _file_of(entry: Any) -> str:
-    """{"impl": "my_pipeline.MyPipeline", ...} or "my_model.MyModel" -> my_pipeline, my_model."""
-    reference = entry["impl"] if isinstance(entry, dict) else entry
-    return str(reference).split(".")[0]
+    return {name: entry for name, entry in entries.items() if file_of(entry) not in ours}
 
 
 def _imported_packages(node: ast.Import | ast.ImportFrom) -> set[str]:
@@ -278,16 +258,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             problem = error
             time.sleep(_READ_PAUSE)
     raise BundleError(f"{path} is not valid JSON ({problem}); save the model again.") from problem
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside the place and move there in one step: no reader sees half a file, and a link is replaced."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _READ_ATTEMPTS, _READ_PAUSE = 50, 0.02  # seconds: one in all, a thousand times what writing a config takes

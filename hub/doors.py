@@ -1,12 +1,13 @@
-"""Opens every door of a folder that can be opened here, and compares what comes out.
+"""Asks a model by every way ("door") through which people use its folder, and compares the answers.
 
-    canary      forced passes, greedy search and beams against the file in the folder
-    tokenizer   against tokenizer.json read by the tokenizers library alone
-    seq2seq     against forced passes; what it answers with the folder's own search is the measure for all below
+    canary      forced passes, greedy search and beams, compared with the canary's file in the folder
+    tokenizer   compared with tokenizer.json read by the tokenizers library alone
+    seq2seq     compared with forced passes; what it answers, with the folder's own search, all doors below must answer
     AutoModel, causal LM, pipelines (one text, a batch, a chat), server
 
 The installed classes run, never the folder's own code, which `verify_folder` compares with theirs. Weights of fewer
-bits are widened to 32, where equal answers are no matter of luck; the canary hears them as they are.
+than 32 bits are widened to 32, because in fewer bits equal models may give different answers by rounding; only the
+canary takes them as they are.
 """
 
 import json
@@ -33,47 +34,26 @@ from transformers import (
     pipeline,
 )
 
+from seqloom.hub.files import SEAL_NAME
 from seqloom.hub.generate import no_loading_bar
 from seqloom.hub.pipeline_seqloom import PIPELINES
-from seqloom.hub.serving.serve import (
-    HOST,
-    answer_length,
-    limits_of,
-    load_manager,
-    open_socket,
-    read_config,
-    require_serving,
-)
-from seqloom.hub.upgrade import SEAL_NAME
+from seqloom.hub.serving import serve
 from seqloom.hub.verify import check_folder
-from seqloom.modeling.canary import (
-    CANARY_NAME,
-    compare_greedy,
-    ends_of,
-    find_faults,
-    forced_logits,
-    margin,
-    padded_on_both_sides,
-    read_canary,
-    rows_that_hold,
-    save_canary,
-    sing,
-    sources_of,
-    start_of,
-    steps_of,
-    up_to_end,
-)
+from seqloom.modeling import canary
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 
 MOST_TOKENS = 32
 """The longest answer that a door is asked for."""
 
 SERVER_SECONDS = 120.0
-"""What the server gets for its answer."""
+"""How long the server may take to answer."""
+
+LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+"""How every door but the canary's loads the model."""
 
 
 class NotOpenedError(Exception):
-    """A door that cannot be opened here, for a reason that says nothing against the folder."""
+    """A door cannot be tried here, for a reason that says nothing against the folder."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,7 @@ class Door:
     verdict: str
     """ "ok", "FAILED" or "not run"."""
     reason: str = ""
-    """Why, unless it is right."""
+    """What is wrong, or why it was not run."""
     seconds: float = 0.0
 
     @property
@@ -106,39 +86,35 @@ class Measure:
 
     folder: str
     model: Any
-    """Behind the seq2seq door, in 32 bits."""
+    """What the seq2seq door loads, in 32 bits."""
     tokenizer: Any | None
     sources: Sequence[Sequence[int]]
     """Ids, the end of sequence included."""
     texts: Sequence[str]
     """The same as texts; none where there is no tokenizer."""
     options: dict[str, Any]
-    """What every door is told beyond the folder's settings."""
+    """What `generate` is told at every door, beyond the folder's settings."""
 
     @cached_property
     def answers(self) -> list[list[int]]:
-        """To each source."""
+        """The answer to each source, as ids."""
         return [self.answer(source) for source in self.sources]
 
     def answer(self, source: Sequence[int]) -> list[int]:
         """Return what `generate` writes for one source alone, up to the end of sequence."""
         ids = torch.tensor([list(source)], device=self.model.device)
-        return up_to_end(self.model.generate(ids, **self.options)[0, 1:].tolist(), ends_of(self.model.config))
+        return canary.up_to_end(
+            self.model.generate(ids, **self.options)[0, 1:].tolist(), canary.ends_of(self.model.config)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return ids as text, without special tokens."""
-        assert self.tokenizer is not None, "only doors that take text ask for it"
+        assert self.tokenizer is not None, "only doors that take text decode"
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def try_doors(folder: str | os.PathLike[str]) -> Iterator[Door]:
-    """Open one door after the other.
-
-    Args:
-        folder: a model.
-
-    Yields:
-        What each says, as soon as it has said it.
+    """Try one door of a folder after the other, and yield what each says as soon as it is known.
 
     Raises:
         FolderError: if the folder is dangerous to open; nothing of it is loaded then.
@@ -157,12 +133,7 @@ def try_doors(folder: str | os.PathLike[str]) -> Iterator[Door]:
 
 
 def describe_doors(folder: str | os.PathLike[str], doors: Sequence[Door]) -> str:
-    """Return the verdict in one sentence.
-
-    Args:
-        folder: that they belong to.
-        doors: all of them.
-    """
+    """Return the verdict over all doors of a folder in one sentence."""
     wrong = [door.name for door in doors if door.is_wrong]
     if wrong:
         number = f"{len(wrong)} doors do" if wrong[1:] else "1 door does"
@@ -171,28 +142,27 @@ def describe_doors(folder: str | os.PathLike[str], doors: Sequence[Door]) -> str
 
 
 def note_library(folder: str | os.PathLike[str]) -> str:
-    """Let the folder's canary name the running library, so that nobody who has it needs to hear the canary again.
+    """Write into the canary of a folder whose doors all answered rightly that the running library is tested.
 
-    Args:
-        folder: whose doors all answered rightly.
+    Readers who have this library then check nothing.
 
     Returns:
         What was done, in a sentence.
     """
-    path = Path(folder) / CANARY_NAME
+    path = Path(folder) / canary.CANARY_NAME
     if not path.is_file():
         return f"It has no canary; seqloom upgrade {folder} gives it one."
-    canary = read_canary(path)
-    if running_library() in canary.tested or canary.not_checked:
-        return f"{CANARY_NAME} is as it was."
+    heard = canary.read_canary(path)
+    if running_library() in heard.tested or heard.not_checked:
+        return f"{canary.CANARY_NAME} is as it was."
     if (Path(folder) / SEAL_NAME).is_file():
-        return f"{CANARY_NAME} is as it was: a running checkpoint is sealed."
-    canary.tested.append(running_library())
+        return f"{canary.CANARY_NAME} is as it was: a running checkpoint is sealed."
+    heard.tested.append(running_library())
     try:
-        save_canary(canary, folder)
+        canary.save_canary(heard, folder)
     except OSError as error:
-        return f"{CANARY_NAME} could not be written ({error.strerror}), so readers go on checking."
-    return f"{CANARY_NAME} names this library now, so readers who have it check nothing."
+        return f"{canary.CANARY_NAME} could not be written ({error.strerror}), so readers go on checking."
+    return f"{canary.CANARY_NAME} names this library now, so readers who have it check nothing."
 
 
 # The measure ----------------------------------------------------------------------------------------------------------
@@ -200,33 +170,28 @@ def note_library(folder: str | os.PathLike[str]) -> str:
 
 def take_measure(folder: str) -> Measure:
     """Load the seq2seq door and make up what is asked: the canary's sources, as text where there is a tokenizer."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder, **_options()).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, **LOADING).eval()
     has_tokenizer = (Path(folder) / "tokenizer.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if has_tokenizer else None
-    sources = sources_of(model)
-    texts = _texts_of(sources, tokenizer) if tokenizer is not None else []
-    if tokenizer is not None and texts:
+    sources, texts = canary.sources_of(model), []
+    if tokenizer is not None and (texts := _texts_of(sources, tokenizer)):
         sources = [list(ids) for ids in tokenizer(texts).input_ids]
     own = model.generation_config
-    most = max(steps_of(model.config), min(answer_length(own), MOST_TOKENS))
+    most = max(canary.steps_of(model.config), min(serve.answer_length(own), MOST_TOKENS))
     options = {"num_beams": own.num_beams or 1, "do_sample": False, "max_new_tokens": most}
     return Measure(folder, model, tokenizer, sources, texts, options)
 
 
 def _texts_of(sources: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return texts that the tokenizer can say: made-up ids may decode to some that it would cut otherwise."""
+    """Return the sources as texts. Made-up ids may become a text that the tokenizer cuts into other ids."""
     said = [tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in sources]
     return [text for text in dict.fromkeys(said) if text]
-
-
-def _options() -> dict[str, Any]:
-    return {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 
 
 # The doors ------------------------------------------------------------------------------------------------------------
 
 Ask = Callable[[Measure], str | None]
-"""Opens a door; returns what is wrong with the answer, None: nothing."""
+"""Tries a door; returns what is wrong with its answer, None if nothing is."""
 
 
 def _doors(measure: Measure) -> Iterator[tuple[str, str, Ask]]:
@@ -236,7 +201,7 @@ def _doors(measure: Measure) -> Iterator[tuple[str, str, Ask]]:
     yield "seq2seq", f"{number}, alone and in a padded batch", ask_seq2seq
     yield "AutoModel", f"{number}, read with their answers", ask_base_model
     yield "causal LM", f"{number}, alone", ask_causal_lm
-    yield "text-generation", f"{number}, alone and in a batch", ask_text_generation
+    yield "text-generation", f"{number}, alone and in a batch", partial(ask_pipeline, task="text-generation")
     yield "text-generation", "a chat message", ask_chat
     for task in PIPELINES:
         yield task, f"{number}, alone and in a batch", partial(ask_pipeline, task=task)
@@ -245,10 +210,10 @@ def _doors(measure: Measure) -> Iterator[tuple[str, str, Ask]]:
 
 def _hear_canary(folder: str) -> str | None:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    rows = rows_that_hold(model)
+    rows = canary.rows_that_hold(model)
     if not rows:
         raise NotOpenedError("the weights are sharded or not there")
-    return "; ".join(find_faults(model, rows)) or None
+    return "; ".join(canary.find_faults(model, rows)) or None
 
 
 def ask_tokenizer(measure: Measure) -> str | None:
@@ -266,46 +231,37 @@ def ask_tokenizer(measure: Measure) -> str | None:
 
 def ask_seq2seq(measure: Measure) -> str | None:
     """Compare greedy search with forced passes, and each source alone with all of them in a batch."""
-    batch, ends = padded_on_both_sides(measure.sources, measure.model), ends_of(measure.model.config)
+    batch, ends = canary.padded_on_both_sides(measure.sources, measure.model), canary.ends_of(measure.model.config)
     with torch.no_grad():
-        rows = [sing(measure.model, source) for source in measure.sources]
-        faults = list(compare_greedy(measure.model, batch, rows))
+        rows = [canary.sing(measure.model, source) for source in measure.sources]
+        faults = list(canary.compare_greedy(measure.model, batch, rows))
     if faults:
         return "; ".join(faults)
     together = measure.model.generate(**batch, **measure.options)[:, 1:].tolist()
-    return _first_difference(measure.sources, [up_to_end(ids, ends) for ids in together], measure.answers)
+    return _first_difference(measure.sources, [canary.up_to_end(ids, ends) for ids in together], measure.answers)
 
 
 def ask_base_model(measure: Measure) -> str | None:
     """Compare its last hidden states, under the LM head, with the logits of a forced pass."""
-    base = AutoModel.from_pretrained(measure.folder, **_options()).eval()
+    base = AutoModel.from_pretrained(measure.folder, **LOADING).eval()
     for source, answer in zip(measure.sources, measure.answers, strict=True):
-        read = [start_of(base.config), *answer[:-1]]
+        read = [canary.start_of(base.config), *answer[:-1]]
         with torch.no_grad():
-            expected = forced_logits(measure.model, source, [read])
+            expected = canary.forced_logits(measure.model, source, [read])
             states = base(torch.tensor([list(source)]), decoder_input_ids=torch.tensor([read])).last_hidden_state
             found = measure.model.get_output_embeddings()(states)
         difference = (found - expected).abs().max().item()
-        if not difference <= margin(measure.model, [expected.abs().max().item()]):
+        if not difference <= canary.margin(measure.model, [expected.abs().max().item()]):
             return f"for source {source} its hidden states give logits that differ by {difference:.3f}"
     return None
 
 
 def ask_causal_lm(measure: Measure) -> str | None:
     """Expect the prompt, and behind it the answer."""
-    model = AutoModelForCausalLM.from_pretrained(measure.folder, **_options()).eval()
+    model = AutoModelForCausalLM.from_pretrained(measure.folder, **LOADING).eval()
     found = [model.generate(torch.tensor([list(ids)]), **measure.options)[0].tolist() for ids in measure.sources]
     expected = [[*ids, *answer] for ids, answer in zip(measure.sources, measure.answers, strict=True)]
     return _first_difference(measure.sources, found, expected)
-
-
-def ask_text_generation(measure: Measure) -> str | None:
-    """Ask the stock pipeline for the new text alone."""
-    texts, _ = _need_texts(measure)
-    ask = partial(_open_pipeline(measure, "text-generation"), return_full_text=False, **measure.options)
-    alone = [ask(text)[0]["generated_text"] for text in texts]
-    together = [records[0]["generated_text"] for records in ask(list(texts), batch_size=len(texts))]
-    return _differs(measure, alone) or _differs(measure, together, " in a batch")
 
 
 def ask_chat(measure: Measure) -> str | None:
@@ -316,19 +272,22 @@ def ask_chat(measure: Measure) -> str | None:
 
 
 def ask_pipeline(measure: Measure, *, task: str) -> str | None:
-    """Ask one of the pipelines that transformers 5 removed."""
+    """Ask the stock text-generation pipeline for the new text, or one of those that transformers 5 removed."""
     texts, _ = _need_texts(measure)
-    key = f"{PIPELINES[task].return_name}_text"
-    ask = partial(_open_pipeline(measure, task), **measure.options)
+    if task in PIPELINES:
+        ask, key = partial(_open_pipeline(measure, task), **measure.options), f"{PIPELINES[task].return_name}_text"
+    else:
+        ask, key = partial(_open_pipeline(measure, task), return_full_text=False, **measure.options), "generated_text"
     alone = [ask(text)[0][key] for text in texts]
-    together = [record[key] for record in ask(list(texts), batch_size=len(texts))]
+    answers = ask(list(texts), batch_size=len(texts))  # the stock pipeline gives a list of records for each text
+    together = [(answer[0] if isinstance(answer, list) else answer)[key] for answer in answers]
     return _differs(measure, alone) or _differs(measure, together, " in a batch")
 
 
 def ask_server(measure: Measure) -> str | None:
     """Start the server on this machine, and send it one message, or one prompt if there is no chat template."""
     try:
-        require_serving()
+        serve.require_serving()
     except ImportError as error:
         raise NotOpenedError(str(error)) from error
     texts, tokenizer = _need_texts(measure)
@@ -361,7 +320,7 @@ def _prompt_of(measure: Measure, chat: list[dict[str, str]]) -> list[int]:
 
 
 def _post(folder: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask a server that lives as long as the question."""
+    """Start a server, ask it once, and stop it."""
     with _serving(folder) as address:
         request = urllib.request.Request(
             f"{address}/v1/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -377,14 +336,17 @@ def _serving(folder: str) -> Iterator[str]:
 
     from seqloom.hub.serving.chat_server import OneThread, build_app
 
-    with open_socket(HOST, 0) as listener:
-        manager, state = load_manager(folder, limits_of(read_config(folder), folder, None)), OneThread()
+    with serve.open_socket(serve.HOST, 0) as listener:
+        manager, state = (
+            serve.load_manager(folder, serve.limits_of(serve.read_config(folder), folder, None)),
+            OneThread(),
+        )
         manager.model.float()
         server = uvicorn.Server(uvicorn.Config(build_app(manager, state), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
-            yield f"http://{HOST}:{listener.getsockname()[1]}"
+            yield f"http://{serve.HOST}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(SERVER_SECONDS)
@@ -426,7 +388,7 @@ def _differs(measure: Measure, found: Sequence[str], where: str = "") -> str | N
 
 
 def _differ(text: str, found: str, expected: str, where: str = "") -> str | None:
-    """Compare but for blanks, which pipelines treat each in its own way."""
+    """Compare two answers, blanks left out: each pipeline treats them in its own way."""
     if "".join(found.split()) == "".join(expected.split()):
         return None
     return f"it answers {found!r} to {text!r}{where}, and the seq2seq door {expected!r}"
@@ -443,7 +405,7 @@ def _first_difference(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep hints about lengths and the like off the table."""
+    """Keep warnings, about lengths and the like, off the screen."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -76,7 +76,8 @@ def generate_file(
     lines = read_lines(input_file)
     model, tokenizer = load_folder(folder)
     groups = generate_lines(model, tokenizer, lines, num_beams=num_beams, n_best=n_best, max_new_tokens=max_new_tokens)
-    _write_rows([_format(hypothesis) for group in groups for hypothesis in group], output_file)
+    outputs = (output for group in groups for output in group)
+    _write_rows([out.text if out.score is None else f"{out.score:.4f}\t{out.text}" for out in outputs], output_file)
 
 
 def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
@@ -103,9 +104,8 @@ def generate_lines(
     num_beams: int | None = None,
     n_best: int | None = None,
     max_new_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> list[list[Hypothesis]]:
-    """Decode lines, whatever their order and lengths.
+    """Decode lines, whatever their order and lengths; a bar is drawn if stderr is a terminal.
 
     Args:
         model: a sequence-to-sequence model with `generate`.
@@ -114,7 +114,6 @@ def generate_lines(
         num_beams: None: what the model's generation config says, and at least `n_best`.
         n_best: outputs per line, with their scores; None: the best one, without.
         max_new_tokens: None: what the model's generation config says.
-        show_progress: draw a bar on stderr, if that is a terminal.
 
     Returns:
         For each line its outputs, best first; `NO_OUTPUT` for a blank line.
@@ -127,12 +126,11 @@ def generate_lines(
     filled = [index for index, line in enumerate(lines) if line.strip()]
     lengths = [len(ids) for ids in tokenizer([lines[index] for index in filled]).input_ids] if filled else []
     batches = plan_batches(lengths, TOKENS_PER_BATCH // options["num_beams"])
-    with tqdm(total=len(filled), unit="line", disable=None if show_progress else True) as progress:
+    with tqdm(total=len(filled), unit="line", disable=None) as progress:
         for batch in batches:
             indices = [filled[position] for position in batch]
-            decoded = _generate_batch(
-                model, tokenizer, [lines[index] for index in indices], options, n_best is not None
-            )
+            texts = [lines[index] for index in indices]
+            decoded = _generate_batch(model, tokenizer, texts, options, n_best is not None)
             for index, group in zip(indices, decoded, strict=True):
                 groups[index] = group
             progress.update(len(batch))
@@ -207,10 +205,6 @@ def _generate_batch(
 
 def _one_line(text: str) -> str:
     return text.replace("\r\n", " ").replace("\n", " ")
-
-
-def _format(hypothesis: Hypothesis) -> str:
-    return hypothesis.text if hypothesis.score is None else f"{hypothesis.score:.4f}\t{hypothesis.text}"
 
 
 def _read_bytes(input_file: str | None) -> bytes:

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -27,7 +27,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.bundle import write_whole
+from seqloom.hub.files import sha256_of, write_whole
 
 CARD_NAME = "README.md"
 TEMPLATE = "model_card.md.jinja"
@@ -183,9 +183,8 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
     )
     step = _CHECKPOINT.fullmatch(folder.name)
     run = folder.parent if step else folder
-    run = (
-        run.parent if run.name == "_saving" else run
-    )  # where a checkpoint grows, see training/fault_tolerance/checkpoints.py
+    if run.name == "_saving":  # where a checkpoint grows, see training/fault_tolerance/checkpoints.py
+        run = run.parent
     records = run / "run"
     if not _describes(records, facts.weights, is_running=step is not None):
         return facts
@@ -194,16 +193,9 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
 
 def render_card(facts: CardFacts) -> str:
     """Return the text of README.md, with the digest by which an edited one is recognised."""
-    text = (
-        card_environment()
-        .get_template(TEMPLATE)
-        .render(
-            facts=facts,
-            metadata=metadata_of(facts).to_yaml(),
-            training=training_rows(facts),
-            version=version("seqloom"),
-        )
-    )
+    template = card_environment().get_template(TEMPLATE)
+    metadata, training = metadata_of(facts).to_yaml(), training_rows(facts)
+    text = template.render(facts=facts, metadata=metadata, training=training, version=version("seqloom"))
     return _signed(text.rstrip("\n") + "\n", facts.weights)
 
 
@@ -291,10 +283,7 @@ def count_parameters(folder: str | PathLike[str]) -> int:
 
 def weights_sha256(folder: str | PathLike[str]) -> str:
     """Return the SHA-256 of the weights; of several files, that of their digests in the order of their names."""
-    digests = []
-    for path in _weight_files(Path(folder)):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [sha256_of(path) for path in _weight_files(Path(folder))]
     return digests[0] if len(digests) == 1 else _digest("".join(digests))
 
 
@@ -375,21 +364,18 @@ def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str |
     recipe = _read_recipe(records / "recipe.yaml")
     results = {} if step else _read_json(records / "results.json")
     data = tuple(_data_facts(split, record) for split, record in _read_json(records / "data.json").items())
-    known = {item.name: getattr(facts, item.name) for item in fields(facts)}
-    return CardFacts(
-        **known
-        | {
-            "model_id": model_id or recipe.get("hub_model_id") or facts.model_id,
-            "task": recipe.get("task"),
-            "languages": tuple(recipe.get("languages") or ()),
-            "license": recipe.get("license"),
-            "recipe": recipe,
-            "environment": _read_json(records / "environment.json"),
-            "results": results,
-            "data": data,
-            "scores": tuple(_scores(results, {each.split for each in data})),
-            "step": step,
-        }
+    return replace(
+        facts,
+        model_id=model_id or recipe.get("hub_model_id") or facts.model_id,
+        task=recipe.get("task"),
+        languages=tuple(recipe.get("languages") or ()),
+        license=recipe.get("license"),
+        recipe=recipe,
+        environment=_read_json(records / "environment.json"),
+        results=results,
+        data=data,
+        scores=tuple(_scores(results, {each.split for each in data})),
+        step=step,
     )
 
 

@@ -113,16 +113,7 @@ class Text2TextGenerationPipeline(Pipeline):
         return _given(preprocess), generate_kwargs | _given(forward), _given(postprocess)
 
     def check_inputs(self, input_length: int, min_length: int, max_length: int) -> bool:
-        """Warn where an input and the wanted lengths do not go together.
-
-        Args:
-            input_length: tokens of the longest input.
-            min_length: the answer's least tokens.
-            max_length: the answer's most tokens.
-
-        Returns:
-            True, always.
-        """
+        """Warn where the tokens of an input and the least and most of an answer do not go together; return True."""
         return True
 
     def preprocess(self, inputs: str, truncation: Any = False, **options: Any) -> BatchEncoding:
@@ -131,10 +122,7 @@ class Text2TextGenerationPipeline(Pipeline):
         Raises:
             ValueError: if it is none.
         """
-        return self._parse_and_tokenize(inputs, truncation=truncation)
-
-    def _parse_and_tokenize(self, text: str, *, truncation: Any) -> BatchEncoding:
-        encoding = self.tokenizer((self.prefix or "") + self._text(text), truncation=truncation, return_tensors="pt")
+        encoding = self.tokenizer((self.prefix or "") + self._text(inputs), truncation=truncation, return_tensors="pt")
         encoding.pop("token_type_ids", None)  # some tokenizers make them, and generate refuses them
         return encoding
 

@@ -3,8 +3,9 @@
     seqloom push FOLDER REPO [--dry_run]
     SeqloomTrainer.push_to_hub (--push_to_hub)      -> push_folder -> create_repo, create_commit of huggingface_hub
 
-One commit, because it is all or nothing: when the connection breaks, the repository is what it was, and files that
-arrived are not sent again by the next try. A repository is private unless it is asked to be public.
+One commit is all or nothing: when the connection breaks, the repository is what it was, and the next try does not send
+again what has arrived. So `upload_folder` is not used, for it makes as many commits as it sees fit (huggingface_hub
+1.31 to 2.4), and it wants the card as a file in the folder. A new repository is private unless asked to be public.
 
 What goes: the model, its tokenizers, its code, its canary and its card. What stays: running checkpoints, optimizer
 states and pickles, hidden files, and `run/`, whose records quote the data; its facts are in the card.
@@ -25,19 +26,19 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.hub.files import RUN_FOLDERS, SEAL_NAME, names_below
 from seqloom.hub.model_card import CARD_NAME, current_card
 from seqloom.hub.verify import check_folder
 
 LEFT_AT_HOME = (
-    ("checkpoint-*", "run", "_*"),  # folders; _saving and _broken-checkpoint-N are a killed run's
-    ("training_args.bin", "trainer_state.json", "optimizer*", "scheduler*", "scaler*", "rng_state*"),  # Trainer's
-    ("checkpoint_manifest.json",),  # ours, of a running checkpoint
-    ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),  # pickles run code when they are opened
-    ("_saving", "_broken-*", "checkpoint_manifest.json"),  # Seqloom's
-    (".*", "__pycache__", "runs", "events.out.tfevents.*", "*.tmp"),
+    *(*RUN_FOLDERS, "_*", "run", SEAL_NAME),  # a run's
+    *("training_args.bin", "trainer_state.json", "optimizer*", "scheduler*", "scaler*", "rng_state*"),  # Trainer's
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),  # pickles run code when they are opened
+    *(".*", "__pycache__", "runs", "events.out.tfevents.*", "*.tmp"),
 )
-"""Names that do not go into a repository, at any depth."""
+"""Names of files and folders that do not go into a repository, at any depth."""
 
+# validate_repo_id of huggingface_hub 1.31 lets other letters, a longer owner and a line end pass.
 REPO_RULE = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(?<![.-])(/[A-Za-z0-9][\w.-]*(?<![.-]))?", re.ASCII)
 MAX_REPO_NAME = 96
 HARMLESS = frozenset({".gitattributes", CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt"})
@@ -76,11 +77,6 @@ class PushReport:
     is_private: bool | None
     """None where the Hub did not say."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of everything sent."""
-        return sum(file.num_bytes for file in self.files)
-
 
 def plan_push(folder: str | PathLike[str], repo: str, *, with_run: bool = False) -> list[PushFile]:
     """Check a folder and list what of it goes into a repository; nothing is sent and nothing is written.
@@ -95,12 +91,11 @@ def plan_push(folder: str | PathLike[str], repo: str, *, with_run: bool = False)
     """
     check_repo_name(repo)
     check_folder(folder)
-    folder = Path(folder)
-    card = current_card(folder, repo).encode()
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    files = [PushFile(path.as_posix(), folder / path) for path in paths if belongs(path.as_posix(), with_run=with_run)]
-    others = [file for file in files if file.path != CARD_NAME]
-    return sorted([*others, PushFile(CARD_NAME, card)], key=lambda file: file.path)
+    contents: dict[str, Path | bytes] = {
+        name: Path(folder) / name for name in names_below(folder) if belongs(name, with_run=with_run)
+    }
+    contents[CARD_NAME] = current_card(folder, repo).encode()
+    return [PushFile(name, content) for name, content in sorted(contents.items())]
 
 
 def push_folder(
@@ -135,7 +130,7 @@ def push_folder(
     with _explained(api, repo):
         info = api.model_info(repo)
         stale = [] if is_new else _stale_weights(info, files)
-        operations: list[Any] = [CommitOperationAdd(file.path, _content(file)) for file in files]
+        operations: list[Any] = [CommitOperationAdd(file.path, file.content) for file in files]
         operations += [CommitOperationDelete(path) for path in stale]
         api.create_commit(repo, operations, commit_message=message, revision=revision)
     return PushReport(repo, f"{api.endpoint}/{repo}", tuple(files), is_new, info.private)
@@ -192,40 +187,32 @@ def check_repo_name(repo: str) -> None:
 
 
 def belongs(path: str, *, with_run: bool = False) -> bool:
-    """Return whether a file belongs into a repository.
+    """Return whether a file, named relative to the folder and with forward slashes, belongs into a repository.
 
-    Args:
-        path: relative to the folder, with forward slashes.
-        with_run: let `run/` go too, but not the vocabulary that it holds a second time.
+    `with_run` lets `run/` go too, but not the vocabulary that it holds a second time.
     """
     parts = PurePosixPath(path).parts
     if with_run and parts[0] == "run":
         parts = parts[1:]
         if parts[0] == "tokenizer":
             return False
-    return not any(fnmatch(part, pattern) for part in parts for group in LEFT_AT_HOME for pattern in group)
+    return not any(fnmatch(part, pattern) for part in parts for pattern in LEFT_AT_HOME)
 
 
 def describe_plan(files: Iterable[PushFile]) -> str:
     """Return a table of what goes: one line per file with its size, and the sum."""
-    files = list(files)
-    rows = [(format_size(file.num_bytes), file.path) for file in files]
-    rows.append((format_size(sum(file.num_bytes for file in files)), f"in {len(files)} files"))
-    return "\n".join(f"{size:>10}  {path}" for size, path in rows)
+    rows = [(file.num_bytes, file.path) for file in files]
+    rows.append((sum(size for size, _ in rows), f"in {len(rows)} files"))
+    return "\n".join(f"{format_size(size):>10}  {path}" for size, path in rows)
 
 
 def describe_push(report: PushReport, *, asked_for_public: bool = False) -> str:
     """Return what a person wants to know after a push: where it is, who sees it, how it is loaded.
 
-    Args:
-        report: of the push.
-        asked_for_public: whether it should have been public, which an existing repository does not become.
+    A push that `asked_for_public` does not make an existing repository public, and is told so.
     """
-    seen = "private" if report.is_private else "public"
-    lines = [
-        f"{'Made' if report.is_new else 'Updated'} {report.url} ({seen})"
-        + ("." if report.is_new else "; its earlier versions stay in its history.")
-    ]
+    verb, end = ("Made", ".") if report.is_new else ("Updated", "; its earlier versions stay in its history.")
+    lines = [f"{verb} {report.url} ({'private' if report.is_private else 'public'}){end}"]
     if asked_for_public and report.is_private:
         lines.append(f"It stays private: an existing repository is made public at {report.url}/settings.")
     lines.append(f'Load it with pipeline("text-generation", model="{report.repo}", trust_remote_code=True).')
@@ -236,15 +223,8 @@ def format_size(num_bytes: int) -> str:
     """1536 -> "1.5 kB"."""
     if num_bytes < 1000:
         return f"{num_bytes} B"
-    size, unit = num_bytes / 1000, "kB"
-    for larger in ("MB", "GB"):
-        if size >= 1000:
-            size, unit = size / 1000, larger
-    return f"{size:.1f} {unit}"
-
-
-def _content(file: PushFile) -> str | bytes:
-    return file.content if isinstance(file.content, bytes) else str(file.content)
+    power = 1 if num_bytes < 1000**2 else 2 if num_bytes < 1000**3 else 3
+    return f"{num_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
 
 
 def _stale_weights(info: Any, files: Iterable[PushFile]) -> list[str]:

@@ -1,21 +1,22 @@
 """Gives an old folder today's code. Weights and tokenizer stay as they are, to the byte.
 
-What happens to a folder is a list of steps, each a file that appears whole or goes. It is known, and tried on a copy,
-before the first is taken:
+An upgrade is a list of steps. Each step writes one file, whole, or removes one. Before the first step is taken, the
+list is complete and was tried on a copy of the folder:
 
-    folder --> rows         what its weights say in forced passes; or its canary's own
+    folder --> rows         what its weights say: the rows of its canary, or else of forced passes made now
            --> steps        file -> new content, in order
-           --> a copy       links to the weights, the steps taken: does it say the same, written by `generate`?
+           --> a copy       links to the weights, all steps taken: does `generate` write there what the rows say?
            --> folder       the steps taken
 
-A process can be killed between any two steps, and code files import each other, so half of them new is no code at all.
-Hence the new code first stands beside the old one, under names of its own, and config.json, replaced in one step, leads
-readers from one to the other and back to the right names:
+A process can be killed between any two steps. Code files import each other, so a folder in which half of them are new
+would not load. Hence the new code is first written beside the old code, as stand-ins with names of their own. Then
+config.json, replaced in one step, sends readers to the stand-ins, and later back to the usual names:
 
-    *_next_1a2b3c4d.py, config.json that names them      now the folder has the new code
-    *.py, config.json                                    now under its own names, and the stand-ins can go
+    *_next_1a2b3c4d.py, then a config.json that names them      from here on the folder runs the new code
+    *.py, then the usual config.json                            the same code under its own names; stand-ins removed
 
-What is replaced or removed is what we wrote: the manifest or a release has its digest. All else is kept and named.
+Only what Seqloom wrote is replaced or removed: files whose digests stand in the manifest or belong to a known release.
+All other files are kept, and named.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ import json
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -32,13 +34,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.bundle import MANIFEST_NAME, STAND_IN, bundle_files, config_text, name_code, write_whole
+from seqloom.hub.bundle import MANIFEST_NAME, STAND_IN, bundle_files, config_text, name_code
+from seqloom.hub.files import SEAL_NAME, models_in, read_object, sha256_of, write_whole
 from seqloom.hub.generate import no_loading_bar
 from seqloom.hub.model_card import CARD_NAME, current_card, is_generated, weights_sha256
-from seqloom.hub.verify import EARLIER, RELEASES, Kind, check_folder, digest_of, release_digests
+from seqloom.hub.verify import EARLIER, RELEASES, Kind, check_folder, release_digests
 from seqloom.modeling.canary import (
     CANARY_NAME,
-    Row,
     canary_text,
     find_faults,
     read_canary,
@@ -48,11 +50,8 @@ from seqloom.modeling.canary import (
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration, SeqloomModel
 
-SEAL_NAME = "checkpoint_manifest.json"
-"""With it a run knows a checkpoint to be whole: size and SHA-256 of each file."""
-
 Step = tuple[str, bytes | None]
-"""A file in the folder, and what it will hold; None: it goes."""
+"""A file in the folder, and what it will hold; None: it is removed."""
 
 
 class UpgradeError(ValueError):
@@ -65,17 +64,17 @@ class Upgrade:
 
     folder: Path
     steps: tuple[Step, ...] = ()
-    """In the order in which they are taken; none: the folder has today's code."""
+    """In the order in which they are taken; none if the folder has today's code."""
     kept: Mapping[str, str] = field(default_factory=dict)
-    """Files that are not touched, and why one should know."""
+    """File that is kept -> what its owner should know about it."""
 
 
 def plan_upgrade(folder: str | PathLike[str], *, replace_edited: bool = False) -> Upgrade:
-    """Find out what has to be done to a folder, and try it on a copy; the folder itself is read only.
+    """Find out what has to be done to a folder, and try it on a copy; nothing is written to the folder.
 
     Args:
         folder: a model, old or not.
-        replace_edited: replace code that somebody has edited, too, and keep it as FILE.edited.
+        replace_edited: replace even code that somebody has edited, and keep that as FILE.edited.
 
     Raises:
         ValueError: for a folder that is no Seqloom model, is dangerous to open, holds edited code, or would not answer
@@ -96,14 +95,18 @@ def plan_upgrade(folder: str | PathLike[str], *, replace_edited: bool = False) -
 
 
 def upgrade_folder(folder: str | PathLike[str], *, replace_edited: bool = False) -> Upgrade:
-    """Give a folder today's code; killed at any moment it works, and the same call goes on. See `plan_upgrade`.
+    """Give a folder today's code; see `plan_upgrade`.
+
+    Killed at any moment, it leaves a folder that works, and the same call then does the rest.
 
     Raises:
         ValueError: as there, and for a folder that cannot be written; nothing was changed.
     """
     upgrade = plan_upgrade(folder, replace_edited=replace_edited)
-    if upgrade.steps:
-        _refuse_read_only(upgrade.folder)
+    if upgrade.steps and not os.access(upgrade.folder, os.W_OK | os.X_OK):
+        raise UpgradeError(
+            f"{upgrade.folder} cannot be written, so nothing was changed; copy it, and upgrade the copy."
+        )
     take(upgrade.folder, upgrade.steps)
     return upgrade
 
@@ -118,12 +121,7 @@ def take(folder: Path, steps: tuple[Step, ...]) -> None:
 
 
 def describe_upgrade(upgrade: Upgrade, *, dry_run: bool = False) -> str:
-    """Return what was or would be done, a line for each file, and what is kept.
-
-    Args:
-        upgrade: planned before anything was changed.
-        dry_run: nothing was.
-    """
+    """Return a line for each file that was, or in a `dry_run` would be, written, removed or kept, and a verdict."""
     last = {name: content for name, content in upgrade.steps if STAND_IN.search(Path(name).stem) is None}
     changed = sorted((name, content) for name, content in last.items() if name not in upgrade.kept)
     lines = [f"{'remove' if content is None else 'write':<8}  {name}" for name, content in changed]
@@ -147,8 +145,8 @@ def _verdict(upgrade: Upgrade, dry_run: bool) -> str:
 
 
 def _refuse_others(folder: Path) -> None:
-    check_folder(folder, allow={Kind.MANIFEST})  # code that differs from the manifest is somebody's edit: see there
-    kind = _read_config(folder).get("model_type")
+    check_folder(folder, allow={Kind.MANIFEST})  # code that differs from the manifest was edited; plan_upgrade says so
+    kind = _object(folder / "config.json").get("model_type")
     if kind != SeqloomConfig.model_type:
         raise UpgradeError(f"{folder} holds a model of type {kind}, not seqloom; only Seqloom's folders are upgraded.")
     weights_sha256(folder)  # refuses a folder without weights
@@ -159,18 +157,12 @@ def _refuse_others(folder: Path) -> None:
         )
 
 
-def _refuse_read_only(folder: Path) -> None:
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UpgradeError(f"{folder} cannot be written, so nothing was changed; copy it, and upgrade the copy.")
-
-
 def _explain_edited(folder: Path, edited: list[str]) -> str:
-    names = ", ".join(edited)
-    is_one = len(edited) == 1
+    are, them, files, each = ("are", "them", "the files", "each") if edited[1:] else ("is", "it", "the file", "it")
     return (
-        f"{names} in {folder} {'is' if is_one else 'are'} not as Seqloom wrote {'it' if is_one else 'them'}, and half "
-        f"old, half new code would not run; nothing was changed. Move {'the file' if is_one else 'the files'} out of "
-        f"the way, or let --replace_edited keep {'it' if is_one else 'each'} as {edited[0]}.edited."
+        f"{', '.join(edited)} in {folder} {are} not as Seqloom wrote {them}, and half old, half new code would not "
+        f"run; nothing was changed. Move {files} out of the way, or let --replace_edited keep {each} as "
+        f"{edited[0]}.edited."
     )
 
 
@@ -182,7 +174,7 @@ def _code() -> dict[str, bytes]:
 
 
 def _outdated(folder: Path) -> list[str]:
-    """Return the code files that a folder lacks or has otherwise."""
+    """Return the code files that a folder lacks, or whose text is not today's."""
     return [name for name, content in _code().items() if _read(folder / name) != content]
 
 
@@ -192,18 +184,18 @@ def _free_name(folder: Path, name: str) -> str:
 
 def _renew_code(folder: Path, proofs: Mapping[str, set[str]]) -> Iterator[Step]:
     """Yield the steps to today's code, manifest and config.json; see the module for their order."""
-    config, manifest = _read_config(folder), bundle_files()[MANIFEST_NAME].encode()
+    config, manifest = _object(folder / "config.json"), bundle_files()[MANIFEST_NAME].encode()
     outdated = _outdated(folder)
     stand_ins = {path.name: None for path in folder.glob("*.py") if _is_stand_in(path)}
     stale = dict.fromkeys(_stale(folder, proofs))
     if outdated:
         ending = f"_next_{hashlib.sha256(manifest).hexdigest()[:8]}"
-        new = {_stand_in_name(name, ending): _stand_in_text(text, ending) for name, text in _code().items()}
+        new = {f"{Path(name).stem}{ending}.py": _stand_in(text, ending) for name, text in _code().items()}
         yield from new.items()
         yield "config.json", config_text(name_code(config, ending)).encode()
         yield MANIFEST_NAME, _manifest_between(new, proofs)
         yield from ((name, _code()[name]) for name in outdated)
-        yield from stale.items()  # while the manifest can prove that they are ours
+        yield from stale.items()  # now, while the manifest in the folder still proves that they are ours
         stand_ins |= dict.fromkeys(new)
     renewed = name_code(config)
     if outdated or config != renewed:
@@ -213,37 +205,35 @@ def _renew_code(folder: Path, proofs: Mapping[str, set[str]]) -> Iterator[Step]:
     yield from (stand_ins if outdated else stale | stand_ins).items()
 
 
-def _stand_in_name(name: str, ending: str) -> str:
-    return f"{name.removesuffix('.py')}{ending}.py"
-
-
-def _stand_in_text(text: bytes, ending: str) -> bytes:
-    """Let a file import its neighbours by the names under which they stand in."""
+def _stand_in(text: bytes, ending: str) -> bytes:
+    """Return code that imports the stand-ins of its neighbours."""
     return re.sub(rb"^(\s*from \.\w+)( import\b)", rb"\g<1>" + ending.encode() + rb"\2", text, flags=re.MULTILINE)
 
 
 def _is_stand_in(path: Path) -> bool:
-    """Whether an upgrade that was killed has left a file; nobody else has such names and headers."""
+    """Whether an upgrade that was killed has left this file: nobody else uses such names with our header."""
     return STAND_IN.search(path.stem) is not None and _has_header(path)
 
 
 def _manifest_between(new: Mapping[str, bytes], proofs: Mapping[str, set[str]]) -> bytes:
-    """Return the manifest while files are replaced: what holds now, and what the others may be until then."""
+    """Return the manifest while files are replaced: the stand-ins' digests, and all that the others may have."""
     digests = {name: hashlib.sha256(text).hexdigest() for name, text in new.items()}
     replacing = {name: sorted(known) for name, known in proofs.items()}
-    content = {"seqloom_version": version("seqloom"), "sha256": digests, "replacing": replacing}
-    return _json(content)
+    return _json({"seqloom_version": version("seqloom"), "sha256": digests, "replacing": replacing})
 
 
 def _renew_card(folder: Path) -> Iterator[Step]:
-    card = _read(folder / CARD_NAME)
-    if card is not None and current_card(folder).encode() != card:
-        yield CARD_NAME, current_card(folder).encode()
+    card, today = _read(folder / CARD_NAME), current_card(folder).encode()
+    if card not in (None, today):
+        yield CARD_NAME, today
 
 
 def _keep_sealed(folder: Path, steps: list[Step]) -> list[Step]:
-    """Let a run take its checkpoint for whole before, between and after the steps: the seal leaves out what changes."""
-    seal, after = _as_object(folder / SEAL_NAME), dict(steps)
+    """Add steps that keep a checkpoint's seal true, so that its run can go on from it before, between and after them.
+
+    While files change, the seal does not name them.
+    """
+    seal, after = _object(folder / SEAL_NAME), dict(steps)
     if not steps or not isinstance(seal.get("files"), dict):
         return steps
     untouched = {name: facts for name, facts in seal["files"].items() if name not in after}
@@ -261,55 +251,55 @@ def _keep_sealed(folder: Path, steps: list[Step]) -> list[Step]:
 
 def _proofs(folder: Path) -> dict[str, set[str]]:
     """Return code file -> SHA-256 of what we may have written there: manifest, releases, this installation."""
-    manifest = _as_object(folder / MANIFEST_NAME)
-    proofs: dict[str, set[str]] = {}
-    for digests in (release_digests(), *RELEASES.values(), *EARLIER.values(), manifest.get("sha256"), None):
-        for name, digest in digests.items() if isinstance(digests, dict) else ():
-            proofs.setdefault(str(name), set()).add(str(digest))
+    manifest = _object(folder / MANIFEST_NAME)
+    tables = [release_digests(), *RELEASES.values(), *EARLIER.values(), manifest.get("sha256")]
+    proofs: defaultdict[str, set[str]] = defaultdict(set)
+    for name, digest in (entry for table in tables if isinstance(table, dict) for entry in table.items()):
+        proofs[name].add(str(digest))
     replacing = manifest.get("replacing")
     for name, known in replacing.items() if isinstance(replacing, dict) else ():
-        proofs.setdefault(str(name), set()).update(map(str, known))
-    return proofs
+        proofs[name].update(map(str, known))
+    return dict(proofs)
 
 
 def _is_ours(folder: Path, name: str, proofs: Mapping[str, set[str]]) -> bool:
     path = folder / name
-    return path.is_file() and digest_of(path) in proofs.get(name, ()) and _has_header(path)
+    return path.is_file() and sha256_of(path) in proofs.get(name, ()) and _has_header(path)
 
 
 def _has_header(path: Path) -> bool:
     return path.read_bytes().startswith(b"# Seqloom ")
 
 
+def _other_code(folder: Path) -> list[str]:
+    """Return the Python files of a folder that are no part of today's code."""
+    return [path.name for path in sorted(folder.glob("*.py")) if path.name not in _code() and not _is_stand_in(path)]
+
+
 def _stale(folder: Path, proofs: Mapping[str, set[str]]) -> list[str]:
     """Return files of ours that today's code no longer has."""
-    others = (path for path in sorted(folder.glob("*.py")) if path.name not in _code() and not _is_stand_in(path))
-    return [path.name for path in others if _is_ours(folder, path.name, proofs)]
+    return [name for name in _other_code(folder) if _is_ours(folder, name, proofs)]
 
 
 def _kept(folder: Path, proofs: Mapping[str, set[str]]) -> dict[str, str]:
-    gone = {*_code(), *_stale(folder, proofs)}
-    others = (path for path in folder.glob("*.py") if path.name not in gone and not _is_stand_in(path))
-    kept = {path.name: _why_kept(path.name, proofs) for path in others}
+    edited = "once Seqloom's, edited since; nothing of ours reads it any more."
+    others = [name for name in _other_code(folder) if not _is_ours(folder, name, proofs)]
+    kept = {name: edited if name in proofs else "not Seqloom's." for name in others}
     card = _read(folder / CARD_NAME)
     if card is not None and not is_generated(card.decode(errors="replace")):
         kept[CARD_NAME] = "edited, and not overwritten."
-    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*") if (path / "config.json").is_file())
-    return kept | {name: f"a folder of its own; seqloom upgrade {folder / name} upgrades it." for name in checkpoints}
-
-
-def _why_kept(name: str, proofs: Mapping[str, set[str]]) -> str:
-    return "once Seqloom's, edited since; nothing of ours reads it any more." if name in proofs else "not Seqloom's."
+    own = "a folder of its own; seqloom upgrade {} upgrades it."
+    return kept | {path.name: own.format(path) for path in models_in(folder)}
 
 
 # Canary -------------------------------------------------------------------------------------------------------------
 
 
 def _renew_canary(folder: Path, steps: list[Step]) -> Iterator[Step]:
-    """Yield the canary that the folder gets, after it was heard from a copy that has all the other steps behind it.
+    """Yield the step that writes the canary, after a copy of the folder with all other steps taken has passed it.
 
     Raises:
-        UpgradeError: if what the weights say, written by `generate` from the copy, is not what they said before.
+        UpgradeError: if `generate` writes something else there than the weights said before.
     """
     path = folder / CANARY_NAME
     canary = read_canary(path) if path.is_file() else None
@@ -324,19 +314,14 @@ def _renew_canary(folder: Path, steps: list[Step]) -> Iterator[Step]:
         if canary is None or not canary.rows:
             write_canary(model, copy)
             canary = read_canary(copy / CANARY_NAME)
-        _refuse_faults(folder, model, rows)
+        if faults := rows and find_faults(model, rows):
+            raise UpgradeError(
+                f"{folder} would not answer rightly with today's code under {describe_running()}: {'; '.join(faults)}. "
+                f"Nothing was changed. Upgrade it under a tested library; {REMEDY}"
+            )
     if running_library() not in canary.tested and canary.rows:
         canary.tested.append(running_library())
     yield CANARY_NAME, canary_text(canary).encode()
-
-
-def _refuse_faults(folder: Path, model: Any, rows: list[Row]) -> None:
-    faults = find_faults(model, rows) if rows else []
-    if faults:
-        raise UpgradeError(
-            f"{folder} would not answer rightly with today's code under {describe_running()}: {'; '.join(faults)}. "
-            f"Nothing was changed. Upgrade it under a tested library; {REMEDY}"
-        )
 
 
 def _load(folder: Path) -> Any:
@@ -345,7 +330,7 @@ def _load(folder: Path) -> Any:
     Raises:
         UpgradeError: if its weights are not all of those that the class has.
     """
-    is_bare = _read_config(folder).get("architectures") == [SeqloomModel.__name__]
+    is_bare = _object(folder / "config.json").get("architectures") == [SeqloomModel.__name__]
     loader = SeqloomModel if is_bare else SeqloomForConditionalGeneration
     with no_loading_bar():
         model, info = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
@@ -376,21 +361,12 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    return _as_object(folder / "config.json")
+def _object(path: Path) -> dict[str, Any]:
+    return read_object(path) or {}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _as_object(path: Path) -> dict[str, Any]:
-    """Return a JSON object, empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 __all__ = ["Step", "Upgrade", "UpgradeError", "describe_upgrade", "plan_upgrade", "take", "upgrade_folder"]

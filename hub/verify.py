@@ -1,20 +1,19 @@
-"""Tells whether a checkpoint folder can be trusted: is its code the released code, and does all of it stay inside?
+"""Tells whether a folder can be trusted: is its code the released code, and does nothing in it point outside?
 
 `trust_remote_code=True` runs the Python files of a folder. Whoever changes them can change the manifest beside them as
-well, so `verify_folder` compares the files with what the installed Seqloom would write; digests of other releases are
-shipped here. It reads files and runs nothing.
+well, so `verify_folder` compares the files with what the installed Seqloom would write, and with the digests of other
+releases in the tables below. It reads files and runs nothing.
 
-    folder --> code       ok | changed | missing | extra | unknown    as in bundle_files() or RELEASES?
-           |              older                                       as it was: seqloom upgrade renews it
+    folder --> code       ok | changed | missing | extra | unknown    compared with bundle_files(), RELEASES, EARLIER
+           |              older                                       released, but not the latest: seqloom upgrade
            --> manifest   does it agree with the files beside it?
-           --> pickles    loading one runs what it says
-           --> paths      code, weights and links that point out of the folder
+           --> pickles    loading one runs whatever it says
+           --> paths      code, weights and links outside the folder
 
-The last three endanger every reader: `check_folder` refuses such a folder, and every `seqloom` command calls it before
-it opens one. Those commands run the installed classes, never a folder's own code.
+Manifest, pickles and paths endanger everybody who opens the folder: `check_folder` refuses it then, and every `seqloom`
+command calls that first. The commands run the installed classes, never a folder's own code.
 """
 
-import hashlib
 import json
 import os
 import pickletools
@@ -29,12 +28,22 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
+from seqloom.hub.files import RUN_FOLDERS, models_in, read_object, sha256_of
 
 RELEASES: dict[str, dict[str, str]] = {}
-"""Released version -> code file -> SHA-256 of what that version writes. Development versions have no entry; for a
-release that has none a test fails and prints the entry to add."""
+"""Released version -> code file -> SHA-256 of what that version writes. Development versions have no entry here. In a
+release that lacks its own, a test fails and prints the entry to add."""
 
 EARLIER: dict[str, dict[str, str]] = {
+    "0d384d5": {
+        "canary.py": "f3ee28055b52f520f29c5d3f22cd4d18834233e8c44756d2084ad3ae88ccc2cc",
+        "configuration_seqloom.py": "b0be30372686eadc1a6acb098c24c1df470d1b0b2649d71e5db8a6e6b3137358",
+        "fast_dropout.py": "e67f171536fb9b247fbcaaab8c0bfb08b8c590969414582e075b237fb0c4f71e",
+        "fused_loss.py": "f56adb21d089903fb90537890ab55e4a54fbd04e50ebc071eeef8cedba55cc11",
+        "library.py": "0ef0e5917b39512357558851279f1e9849c87d39329193a9291f2fe43db154e2",
+        "modeling_seqloom.py": "53c0b85c78e834991e3c8150df3a7dbde43d86a6788726de546bba9b18d1d9c9",
+        "pipeline_seqloom.py": "5c3af79313403729474575cc66a8e47981d4cc1bc93b633d380cec88522d5468",
+    },
     "8d00292": {
         "configuration_seqloom.py": "5521c2f973c40872847c2765a24c0803fe2f3dc9310894b451bb247d0f7e94ee",
         "fast_dropout.py": "e67f171536fb9b247fbcaaab8c0bfb08b8c590969414582e075b237fb0c4f71e",
@@ -44,21 +53,17 @@ EARLIER: dict[str, dict[str, str]] = {
         "pipeline_seqloom.py": "5c3af79313403729474575cc66a8e47981d4cc1bc93b633d380cec88522d5468",
     },
 }
-"""Commit -> the same, for development versions whose folders are in people's hands. All of them have one version."""
+"""Commit -> the same, for development versions whose folders people have; they share one version number."""
 
 CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib"})
 """What Python can import."""
 
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-"""What torch.load and its kin read; a file of that name whose first byte no pickle can start with is none."""
+"""Names of what torch.load and its kin read. Such a file may still be no pickle: its first byte tells."""
 
 TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", "global_step*/*.pt")
 """Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
 and Trainer does so with weights_only=True."""
-
-RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
-"""What a run keeps beside its model: checkpoints, which are folders of their own, and what a killed one leaves. Loading
-the model reads nothing of them; `_code_references` that lead there are refused."""
 
 TRAINING_ARGUMENTS = "training_args.bin"
 """A pickle that Trainer writes beside every model, and that neither it nor anything here ever reads."""
@@ -71,32 +76,21 @@ class FolderError(ValueError):
 class Kind(StrEnum):
     """What is the matter with a file."""
 
-    OK = "ok"
-    """Released code."""
-    NOTE = "note"
-    """Worth knowing, no reason for distrust."""
-    OLDER = "older"
-    """Released code, and not of this release."""
-    CHANGED = "changed"
-    """Code that is not as released."""
-    MISSING = "missing"
-    """Released code that is not there."""
-    EXTRA = "extra"
-    """Code that was never released."""
-    UNKNOWN = "unknown"
-    """Code of a version that this one does not know."""
-    MANIFEST = "manifest"
-    """The manifest and the files disagree."""
-    PICKLE = "pickle"
-    """Loading it can run anything."""
-    OUTSIDE = "outside"
-    """It points out of the folder."""
-    BROKEN = "broken"
-    """It cannot be read, and so not be judged."""
+    OK = "ok"  # released code
+    NOTE = "note"  # worth knowing, no reason for distrust
+    OLDER = "older"  # released code, but not of this release
+    CHANGED = "changed"  # code that is not as released
+    MISSING = "missing"  # released code that is not there
+    EXTRA = "extra"  # code that was never released
+    UNKNOWN = "unknown"  # code of a version that this one does not know
+    MANIFEST = "manifest"  # the manifest and the files disagree
+    PICKLE = "pickle"  # loading it can run anything
+    OUTSIDE = "outside"  # it points out of the folder
+    BROKEN = "broken"  # it cannot be read, and so cannot be judged
 
 
 DANGERS = frozenset({Kind.MANIFEST, Kind.PICKLE, Kind.OUTSIDE, Kind.BROKEN})
-"""What `check_folder` refuses. Changed and extra code is not among it: no `seqloom` command runs a folder's code."""
+"""What `check_folder` refuses. Not changed or extra code, for no `seqloom` command runs a folder's code."""
 
 
 @dataclass(frozen=True)
@@ -119,22 +113,18 @@ class Finding:
 
 
 def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
-    """Compare a folder, and every `checkpoint-N` in it, with the released code.
-
-    Args:
-        folder: a checkpoint folder; nothing in it is run.
+    """Compare a folder, and every `checkpoint-N` in it, with the released code; nothing in it is run.
 
     Returns:
-        What was found, good news included; all is the released code if no finding `is_problem`.
+        What was found, good news included. If no finding `is_problem`, all code is the released code.
 
     Raises:
         FolderError: if there is no config.json.
     """
     top = _require_config(folder)
-    checkpoints = [path for path in _checkpoints(top) if (path / "config.json").is_file()]
     return [
         Finding(found.kind, f"{part.relative_to(top) / found.file}", found.text)
-        for part in [top, *checkpoints]
+        for part in [top, *models_in(top)]
         for found in [*_compare_code(part), *_find_dangers(part)]
     ]
 
@@ -142,11 +132,11 @@ def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
 def check_folder(folder: str | PathLike[str], *, allow: Collection[Kind] = ()) -> None:
     """Refuse a folder that is dangerous to open, even for those who run no code of it.
 
-    `RUN_FOLDERS` in it are not looked into.
+    `RUN_FOLDERS` in it are not looked into, since loading the model reads nothing of them.
 
     Args:
         folder: a checkpoint folder.
-        allow: what the caller deals with.
+        allow: kinds of danger that the caller takes care of.
 
     Raises:
         FolderError: for a pickle, a path that leaves the folder, a manifest that disagrees with the files, settings
@@ -170,20 +160,15 @@ def summarize(folder: str | PathLike[str], findings: Iterable[Finding]) -> str:
 
 def release_digests() -> dict[str, str]:
     """Return code file -> SHA-256 of what this installation writes: the entry of `RELEASES` for its version."""
-    written = bundle_files().items()
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written if name != MANIFEST_NAME}
-
-
-def digest_of(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    digests: dict[str, str] = json.loads(bundle_files()[MANIFEST_NAME])["sha256"]
+    return digests
 
 
 # Code ---------------------------------------------------------------------------------------------------------------
 
 
 def _compare_code(folder: Path) -> list[Finding]:
-    """Hold every code file of a folder against the release that it names."""
+    """Compare every code file of a folder with the release that the manifest names, or the one most like it."""
     claimed, ours = _claimed_version(folder), version("seqloom")
     known = _known_code(claimed)
     if not known:
@@ -192,9 +177,10 @@ def _compare_code(folder: Path) -> list[Finding]:
             f"with seqloom=={claimed} installed, or with a later version."
         )
         return [Finding(Kind.UNKNOWN, MANIFEST_NAME, text)]
-    release = max(known, key=lambda release: _count_same(folder, known[release]))  # the first of equals
+    found = {path.name: sha256_of(path) for path in folder.glob("*.py") if path.is_file()}
+    release = max(known, key=lambda release: len(known[release].items() & found.items()))  # the first of equals
     digests = known[release]
-    compared = [_compare_file(folder, name, digest, release) for name, digest in sorted(digests.items())]
+    compared = [_compare_file(name, found.get(name), digest, release) for name, digest in sorted(digests.items())]
     if release != ours:
         text = f"older code; seqloom upgrade {folder} gives the folder that of Seqloom {ours}."
         compared.append(Finding(Kind.OLDER, MANIFEST_NAME, text))
@@ -210,16 +196,10 @@ def _known_code(claimed: str | None) -> dict[str, dict[str, str]]:
     return {ours: release_digests()} | earlier | (RELEASES if claimed is None else {})
 
 
-def _count_same(folder: Path, digests: Mapping[str, str]) -> int:
-    return sum((folder / name).is_file() and digest_of(folder / name) == digest for name, digest in digests.items())
-
-
-def _compare_file(folder: Path, name: str, digest: str, release: str) -> Finding:
+def _compare_file(name: str, found: str | None, digest: str, release: str) -> Finding:
     remedy = "get the folder from its author anew, or save the model again with save_pretrained."
-    path = folder / name
-    if not path.is_file():
+    if found is None:
         return Finding(Kind.MISSING, name, f"Seqloom {release} writes this file, and it is not there; {remedy}")
-    found = digest_of(path)
     if found == digest:
         return Finding(Kind.OK, name, f"the code of Seqloom {release}.")
     since = " as it is installed here (a development version may have changed since)" if ".dev" in release else ""
@@ -245,8 +225,8 @@ def _find_foreign_references(folder: Path, released: Mapping[str, str]) -> Itera
 
 def _claimed_version(folder: Path) -> str | None:
     """Return the version that the manifest names; None where there is no manifest that names one."""
-    manifest = _read_json(folder / MANIFEST_NAME)
-    return str(manifest["seqloom_version"]) if manifest and "seqloom_version" in manifest else None
+    manifest = read_object(folder / MANIFEST_NAME) or {}
+    return str(manifest["seqloom_version"]) if "seqloom_version" in manifest else None
 
 
 # Dangers ------------------------------------------------------------------------------------------------------------
@@ -268,13 +248,13 @@ def _check_manifest(folder: Path) -> Iterator[Finding]:
         text = "not there; transformers leaves it out when it saves a model where Seqloom is not installed."
         yield Finding(Kind.NOTE, MANIFEST_NAME, text)
         return
-    digests = (_read_json(path) or {}).get("sha256")
+    digests = (read_object(path) or {}).get("sha256")
     if not isinstance(digests, dict) or not digests:
         yield Finding(Kind.MANIFEST, MANIFEST_NAME, f"it holds no digests of the code; {_MANIFEST_REMEDY}")
         return
     for name, digest in sorted(digests.items()):
         file = folder / name
-        found = digest_of(file) if _is_plain(name) and file.is_file() else "missing"
+        found = sha256_of(file) if _is_plain(name) and file.is_file() else "missing"
         if found != digest:
             rule = f"its SHA-256 {found[:12]} is not {str(digest)[:12]}, which {MANIFEST_NAME} says"
             yield Finding(Kind.MANIFEST, name, f"{rule}; {_MANIFEST_REMEDY}")
@@ -287,7 +267,7 @@ _MANIFEST_REMEDY = (
 
 
 def _find_pickles(folder: Path) -> Iterator[Finding]:
-    """Find pickles; Trainer's own stay where Trainer puts them, for no command and no from_pretrained reads them."""
+    """Find pickles. Those that Trainer itself leaves are only noted: no command and no from_pretrained reads them."""
     expected = []
     for name in _names_in(folder):
         if Path(name).suffix.lower() not in PICKLE_SUFFIXES or not _may_be_pickle(folder / name):
@@ -298,23 +278,21 @@ def _find_pickles(folder: Path) -> Iterator[Finding]:
         rule = "a pickle, and loading one can run anything; weights belong in safetensors"
         yield Finding(Kind.PICKLE, name, f"{rule}. Delete it, or have its author save the model as safetensors.")
     if expected:
-        text = "pickles of Trainer's, which only a run that goes on reads; publish without them."
+        text = "pickles of Trainer's, which only a run that goes on reads; push without them."
         yield Finding(Kind.NOTE, ", ".join(expected), text)
 
 
 def _is_trainers(folder: Path, name: str) -> bool:
-    if name == TRAINING_ARGUMENTS:
-        return True
-    is_checkpoint = (folder / "trainer_state.json").is_file()
-    return is_checkpoint and any(fnmatch(name, pattern) for pattern in TRAINER_STATE)
+    is_state = (folder / "trainer_state.json").is_file() and any(fnmatch(name, state) for state in TRAINER_STATE)
+    return is_state or name == TRAINING_ARGUMENTS
 
 
 def _may_be_pickle(path: Path) -> bool:
-    """Whether a pickle, or a zip of pickles, can start with the first byte; a CTranslate2 model's is none of them."""
+    """Whether a pickle, or a zip of pickles, can begin with the first byte; a CTranslate2 model begins otherwise."""
     try:
         with path.open("rb") as file:
             first = file.read(1)
-    except OSError:  # a link into nowhere, which is reported as such
+    except OSError:  # a folder behind a link, or a link into nowhere, which is reported as such
         return False
     return first.decode("latin-1") in _FIRST_CHARACTERS
 
@@ -326,7 +304,7 @@ def _find_links_outside(folder: Path) -> Iterator[Finding]:
     """Find symbolic links out of the folder; a snapshot in the Hub's cache consists of links to the blobs beside it."""
     home = folder.resolve()
     homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
-    for name in _names_in(folder, with_links=True):
+    for name in _names_in(folder):
         path = folder / name
         if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
             rule = f"a link to {os.readlink(path)}, out of the folder"
@@ -335,31 +313,37 @@ def _find_links_outside(folder: Path) -> Iterator[Finding]:
 
 def _find_broken_settings(folder: Path) -> Iterator[Finding]:
     for path in _setting_files(folder):
-        if _read_json(path) is None:
+        if read_object(path) is None:
             text = "no JSON object, so nobody can say what it refers to; get the folder anew, or save the model again."
             yield Finding(Kind.BROKEN, path.name, text)
 
 
 def _find_paths_outside(folder: Path) -> Iterator[Finding]:
+    remedy = "correct the entry, or get the folder anew."
     for name, settings in _settings_in(folder):
-        for key, reference in _code_references(settings):
-            if not _FLAT_REFERENCE.fullmatch(reference):
-                rule = f"{key} is {reference!r}, and code has to lie in the folder itself, as file.Class"
-                yield Finding(Kind.OUTSIDE, name, f"{rule}; correct the entry, or get the folder anew.")
-        for key, file in _file_references(settings):
-            if not _stays_inside(file):
-                rule = f"{key} is {file!r}, a path out of the folder"
-                yield Finding(Kind.OUTSIDE, name, f"{rule}; correct the entry, or get the folder anew.")
-        for key in _KERNEL_KEYS & settings.keys():
-            if any("/" in kernel for kernel in _strings(settings[key])):
-                rule = f"{key} is {settings[key]!r}, code of a repository on the Hub"
-                yield Finding(Kind.OUTSIDE, name, f"{rule}; delete the entry, and choose the kernel where you load.")
+        faults = [
+            f"{key} is {reference!r}, and code has to lie in the folder itself, as file.Class; {remedy}"
+            for key, reference in _code_references(settings)
+            if not _FLAT_REFERENCE.fullmatch(reference)
+        ]
+        faults += [
+            f"{key} is {file!r}, a path out of the folder; {remedy}"
+            for key, file in _file_references(settings)
+            if not _stays_inside(file)
+        ]
+        faults += [
+            f"{key} is {settings[key]!r}, code of a repository on the Hub; delete the entry, and choose the kernel "
+            f"where you load."
+            for key in _KERNEL_KEYS & settings.keys()
+            if any("/" in kernel for kernel in _strings(settings[key]))
+        ]
+        yield from (Finding(Kind.OUTSIDE, name, fault) for fault in faults)
 
 
 # What settings refer to ---------------------------------------------------------------------------------------------
 
 _FLAT_REFERENCE = re.compile(r"[^\W\d]\w*\.[^\W\d]\w*")
-"""file.Class; "owner/repository--file.Class" and "/elsewhere/file.Class" are what transformers would follow too."""
+"""file.Class. transformers would also follow "owner/repository--file.Class" and "/elsewhere/file.Class"."""
 
 _KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
 """Where transformers takes "owner/repository" for a kernel to fetch from the Hub."""
@@ -409,21 +393,15 @@ def _require_config(folder: str | PathLike[str]) -> Path:
     return Path(folder)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("checkpoint-*") if path.is_dir() and not path.is_symlink())
+def _names_in(folder: Path) -> list[str]:
+    """Return every file and every link below a folder, with "/" between the parts; links are not followed.
 
-
-def _names_in(folder: Path, *, with_links: bool = False) -> list[str]:
-    """Return every file below a folder, with "/" between its parts; `RUN_FOLDERS` and what links lead to left out.
-
-    Args:
-        folder: where to look.
-        with_links: name links to folders as well.
+    `RUN_FOLDERS` are left out: loading the model reads nothing of them, and settings that lead there are refused.
     """
     names: list[str] = []
     for place, folders, files in os.walk(folder):
         here = Path(place).relative_to(folder)
-        links = [name for name in folders if with_links and (Path(place) / name).is_symlink()]
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
         if here == Path():
             folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in RUN_FOLDERS)]
         names += [(here / name).as_posix() for name in [*files, *links]]
@@ -437,16 +415,7 @@ def _setting_files(folder: Path) -> list[Path]:
 
 def _settings_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in _setting_files(folder):
-        yield path.name, _read_json(path) or {}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object; None for what is none, or not there."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+        yield path.name, read_object(path) or {}
 
 
 __all__ = [
@@ -457,7 +426,6 @@ __all__ = [
     "FolderError",
     "Kind",
     "check_folder",
-    "digest_of",
     "release_digests",
     "summarize",
     "verify_folder",

@@ -1,4 +1,7 @@
-"""A folder of commit 8d00292, whose code knows no transformers after 5.23; see tests/fixtures/make_old_folder.py."""
+"""Folders as earlier commits wrote them; see fixtures/make_old_folder.py.
+
+8d00292 wrote no canary, and its code knows no transformers after 5.23.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +9,18 @@ from zipfile import ZipFile
 
 from safetensors.torch import save_file
 
-ARCHIVE = Path(__file__).parent / "fixtures" / "folder_8d00292.zip"
+from seqloom.modeling.canary import write_canary
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def unpack_old_folder(folder: Path, model: Any) -> Path:
+def unpack_old_folder(folder: Path, model: Any, commit: str = "8d00292") -> Path:
     """Write such a folder with the weights of a model; tied ones once, as in every folder."""
-    with ZipFile(ARCHIVE) as packed:
+    with ZipFile(FIXTURES / f"folder_{commit}.zip") as packed:
         packed.extractall(folder)
     tied = model.all_tied_weights_keys
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in tied}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if (folder / "canary.py").is_file():
+        write_canary(model, folder)
     return folder

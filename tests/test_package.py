@@ -221,7 +221,6 @@ class TestProject:
             "dev",
             "export",
             "plots",
-            "explain",
             "serving",
         }
 

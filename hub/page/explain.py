@@ -119,14 +119,7 @@ def _up_to_end(written: Tensor, end_ids: int | list[int] | None) -> Tensor:
 
 
 def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int) -> list[Step]:
-    """Read each position's distribution.
-
-    Args:
-        tokenizer: names the tokens.
-        logits: (T, V).
-        targets: (T,) ids that were written.
-        num_candidates: K.
-    """
+    """Read each position's distribution: logits (T, V), and targets (T), the ids that were written."""
     probabilities = logits.float().softmax(-1)  # (T, V)
     best = probabilities.topk(min(num_candidates, probabilities.shape[-1]))  # (T, K)
     chosen = probabilities.gather(1, targets[:, None])[:, 0]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+# !important: pages have styles of their own for tables, Gradio's among them, which would stretch these.
 STYLE = """<style>
 .seqloom { overflow-x: auto; }
 .seqloom table { border-collapse: collapse; width: auto !important; font: 13px/1.4 system-ui, sans-serif; }
@@ -22,17 +23,14 @@ STYLE = """<style>
 .seqloom .share { opacity: 0.65; font-size: 11px; }
 </style>"""
 
-# !important: pages have styles of their own for tables, Gradio's among them, which would stretch these.
-
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 """What stands for characters that would not be seen."""
 
 
 def attention_table(explanation: Any) -> str:
-    """Return the heat map: a row for each output token, a column for each source token, weights in percent.
+    """Return the heat map of an `Explanation`: output tokens down, source tokens across, weights in percent.
 
-    Args:
-        explanation: an `Explanation`; its cross attention is shown as the mean over layers and heads.
+    A weight is the mean over layers and heads.
     """
     head = "".join(f"<th>{_visible(token)}</th>" for token in explanation.source_tokens)
     rows = zip(explanation.steps, explanation.mean_attention(), strict=True)
@@ -41,11 +39,7 @@ def attention_table(explanation: Any) -> str:
 
 
 def candidate_table(explanation: Any) -> str:
-    """Return a row for each output token with the tokens that the model found most probable there, best first.
-
-    Args:
-        explanation: an `Explanation`.
-    """
+    """Return a row for each output token with the tokens that the model found most probable there, best first."""
     num_columns = max((len(step.candidates) for step in explanation.steps), default=0)
     head = "<th></th>" + "".join(f"<th>{rank}</th>" for rank in range(1, num_columns + 1))
     body = "".join(f"<tr><th>{_visible(step.token)}</th>{_candidate_cells(step)}</tr>" for step in explanation.steps)

@@ -1,7 +1,7 @@
 """Writes the folder of a Hugging Face Space: a Gradio page that serves a model and shows what it looked at.
 
     DIR/app.py                          the page, from a template
-    DIR/explain.py, explain_tables.py   copies of hub/explain.py and hub/explain_tables.py
+    DIR/explain.py, explain_tables.py   copies of the files of these names in hub/page
     DIR/requirements.txt, README.md     what a Space is told: packages, SDK and its version
     DIR/model/                          the model itself, unless the page loads it from a repository
 
@@ -14,6 +14,7 @@ from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 
+from seqloom.hub.files import names_below
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.page import explain, explain_tables
 from seqloom.hub.push import PushFile, check_repo_name, plan_push
@@ -55,16 +56,11 @@ def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, rep
         (output / name).write_text(text, encoding="utf-8", newline="\n")
     if repo is None:
         _copy(files, output / "model")
-    return sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    return names_below(output)
 
 
 def space_files(facts: CardFacts, repo: str | None = None) -> dict[str, str]:
-    """Return file name -> text of what is not the model.
-
-    Args:
-        facts: of the model.
-        repo: where the page loads it from; None: from `model/`.
-    """
+    """Return file name -> text of what is not the model, which the page loads from `repo`, or None: from `model/`."""
     environment = card_environment()
     heading = HEADING.format(name=facts.name, parameters=facts.num_parameters, **facts.config)
     known = {"name": facts.name, "heading": heading, "example": facts.example if facts.is_demo else "", "repo": repo}
@@ -76,12 +72,7 @@ def space_files(facts: CardFacts, repo: str | None = None) -> dict[str, str]:
 
 
 def describe_space(output: str | PathLike[str], files: Iterable[str]) -> str:
-    """Return what a person does next: look at the page here, then send it.
-
-    Args:
-        output: the folder of the Space.
-        files: what was written.
-    """
+    """Return what a person does next: look at the page here, then push it."""
     return (
         f"{output}: {len(list(files))} files.\n"
         f"Look at it here:  pip install -r {output}/requirements.txt && python {output}/app.py\n"

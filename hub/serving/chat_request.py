@@ -9,13 +9,15 @@ temperature for a model that searches), drops what it cannot read (images) and r
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 CHAT, COMPLETION, RESPONSE = "chat", "completion", "response"
 """The doors: /v1/chat/completions, /v1/completions, /v1/responses."""
+
+SOURCE_FIELD = {CHAT: "messages", COMPLETION: "prompt", RESPONSE: "input"}
+"""Door -> field of a request that holds the source."""
 
 MAX_STOPS, MAX_STOP_LENGTH, MAX_BEAMS, MAX_TEMPERATURE, MAX_BIAS = 16, 200, 64, 10.0, 100.0
 """What one request may cost: each is far above what makes sense and below what hurts."""
@@ -56,19 +58,12 @@ def error_body(message: str, *, param: str | None = None, code: str | None = Non
 def source_of(door: str, body: Mapping[str, Any]) -> str:
     """Return the text that goes to the encoder: the last user message, or the prompt.
 
-    Args:
-        door: `CHAT`, `COMPLETION` or `RESPONSE`.
-        body: the request.
-
     Raises:
         RequestError: if there is none, it is blank, or it is not text alone.
     """
-    if door == CHAT:
-        text, param = _last_user_text(body.get("messages"), "messages"), "messages"
-    elif door == COMPLETION:
-        text, param = _text(body.get("prompt"), "prompt"), "prompt"
-    else:
-        text, param = _input_text(body.get("input")), "input"
+    param = SOURCE_FIELD[door]
+    read = {CHAT: _last_user_text, COMPLETION: _text, RESPONSE: _input_text}[door]
+    text = read(body.get(param), param)
     if not text.strip():
         raise RequestError("The source text is empty; send a text.", param=param)
     try:
@@ -82,12 +77,7 @@ def source_of(door: str, body: Mapping[str, Any]) -> str:
 
 
 def check_length(num_tokens: int, limits: Limits, param: str) -> None:
-    """Refuse a source that is too long, or has no tokens but the end of sequence.
-
-    Args:
-        num_tokens: of the source, end of sequence included.
-        limits: of the served folder.
-        param: where the source stood.
+    """Refuse a source that is too long, or has no tokens but the end of sequence, which is counted.
 
     Raises:
         RequestError: with OpenAI's code for what is too long.
@@ -102,11 +92,11 @@ def check_length(num_tokens: int, limits: Limits, param: str) -> None:
         )
 
 
-def _input_text(value: Any) -> str:
+def _input_text(value: Any, param: str) -> str:
     """`input` of /v1/responses: a text, the parts of one message, or messages."""
-    if isinstance(value, list) and any(isinstance(item, dict) and "role" in item for item in value):
-        return _last_user_text([item for item in value if isinstance(item, dict) and "role" in item], "input")
-    return _text(value, "input")
+    items = value if isinstance(value, list) else []
+    messages = [item for item in items if isinstance(item, dict) and "role" in item]
+    return _last_user_text(messages, param) if messages else _text(value, param)
 
 
 def _last_user_text(messages: Any, param: str) -> str:
@@ -150,10 +140,6 @@ def settings_of(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     `temperature` above 0 or `top_p` below 1 samples, from the whole vocabulary and without beams; temperature 0
     searches as the folder does. `frequency_penalty` p is read as transformers' server reads it: repetition penalty
     1 + p. `generation_config`, a JSON text as transformers' own client sends it, may hold `GENERATION_FIELDS`.
-
-    Args:
-        body: the request.
-        limits: of the served folder.
 
     Returns:
         Field of GenerationConfig -> value; and `seed`, if there is one.
@@ -210,14 +196,12 @@ def _read_generation_config(text: Any, limits: Limits) -> dict[str, Any]:
 
 def _check(name: str, value: Any, limits: Limits) -> Any:
     """Return a setting's value in the type that `generate` wants."""
-    if name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"):
-        return _whole(name, value, 1, limits.max_tokens)
-    if name in _WHOLE:
-        return _whole(name, value, *_WHOLE[name])
+    if _OPENAI_FIELDS.get(name, name) == "max_new_tokens":
+        return _number(name, value, 1, limits.max_tokens)
     if name == "frequency_penalty":
         return 1.0 + _number(name, value, -0.99, 2.0)
-    if name in _NUMBERS:
-        return _number(name, value, *_NUMBERS[name])
+    if name in _RANGES:
+        return _number(name, value, *_RANGES[name])
     if name == "do_sample":
         return _flag(name, value)
     if name == "stop":
@@ -238,38 +222,33 @@ _OPENAI_FIELDS = {
 }
 """Field of a request -> field of GenerationConfig."""
 
-_NUMBERS = {
+_RANGES = {
     "temperature": (0.0, MAX_TEMPERATURE),
     "top_p": (1e-6, 1.0),
     "repetition_penalty": (0.01, 100.0),
     "length_penalty": (-100.0, 100.0),
-}
-_WHOLE = {
     "seed": (-(2**63), 2**63 - 1),
     "num_beams": (1, MAX_BEAMS),
     "top_k": (0, 2**31 - 1),
     "no_repeat_ngram_size": (0, 2**31 - 1),
 }
-"""Field -> smallest and largest value."""
+"""Field -> smallest and largest value; where these are whole numbers, it has to be one."""
 
-GENERATION_FIELDS = frozenset(
-    {"do_sample", "length_penalty", "max_new_tokens", "no_repeat_ngram_size"}
-    | {"num_beams", "repetition_penalty", "temperature", "top_k", "top_p"}
-)
+GENERATION_FIELDS = frozenset({"do_sample", "max_new_tokens", *_RANGES}) - {"seed"}
 """What `generation_config` in a request may hold."""
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        raise _wrong(name, value, f"a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _wrong(name, value, f"a whole number from {low:,} to {high:,}")
-    return value
+    """Return a number in a range, a whole one if its ends are."""
+    is_whole = isinstance(low, int)
+    is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # as nan is not
+        raise _wrong(
+            name,
+            value,
+            f"a whole number from {low:,} to {high:,}" if is_whole else f"a number from {low:g} to {high:g}",
+        )
+    return int(value) if is_whole else float(value)
 
 
 def _flag(name: str, value: Any) -> bool:

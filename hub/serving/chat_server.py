@@ -19,7 +19,7 @@ import copy
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +40,7 @@ from seqloom.hub.serving.chat_request import (
     CHAT,
     COMPLETION,
     RESPONSE,
+    SOURCE_FIELD,
     Limits,
     RequestError,
     check_length,
@@ -242,18 +243,17 @@ class FolderHandler(BaseHandler):
     """The hooks that transformers' handlers call, as a single Seqloom folder answers them."""
 
     door: str
-    source_field: str
 
     def _validate_request(self, body: dict[str, Any]) -> None:
         """Refuse what cannot be answered, and leave in the body only the source and what is asked of it."""
         super()._validate_request(body)
-        manager = self.model_manager
+        manager, field = self.model_manager, SOURCE_FIELD[self.door]
         manager.check_name(body.get("model"))
         source = source_of(self.door, body)
-        check_length(manager.count_tokens(source), manager.limits, self.source_field)
+        check_length(manager.count_tokens(source), manager.limits, field)
         settings, stream = settings_of(body, manager.limits), is_stream(body)
         body.clear()
-        body[self.source_field] = [{"role": "user", "content": source}] if self.door == CHAT else source
+        body[field] = [{"role": "user", "content": source}] if self.door == CHAT else source
         body |= {"stream": stream, "settings": settings}  # without `stream` transformers streams /v1/responses
 
     def _resolve_model(self, body: dict[str, Any]) -> tuple[str, ServedModel, Any]:
@@ -274,31 +274,26 @@ class FolderHandler(BaseHandler):
 class ChatHandler(FolderHandler, ChatCompletionHandler):
     """/v1/chat/completions."""
 
-    door, source_field = CHAT, "messages"
+    door = CHAT
 
 
 class PromptHandler(FolderHandler, CompletionHandler):
     """/v1/completions."""
 
-    door, source_field = COMPLETION, "prompt"
+    door = COMPLETION
 
 
 class InputHandler(FolderHandler, ResponseHandler):
     """/v1/responses."""
 
-    door, source_field = RESPONSE, "input"
+    door = RESPONSE
 
 
 # The application -----------------------------------------------------------------------------------------------------
 
 
 def build_app(manager: FolderManager, state: GenerationState) -> Any:
-    """Return transformers' application for one folder, with errors as OpenAI's servers write them.
-
-    Args:
-        manager: holds the model.
-        state: holds the inference thread.
-    """
+    """Return transformers' application for one folder, with errors as OpenAI's servers write them."""
     app = build_server(
         manager,
         ChatHandler(manager, state),
@@ -355,29 +350,25 @@ def _add_error_handlers(app: Any) -> None:
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    async def refused(request: Any, error: RequestError) -> Any:
-        return _answer(error.status, str(error), param=error.param, code=error.code)
-
-    async def known(request: Any, error: HTTPException) -> Any:
-        return _answer(error.status_code, _sentence(error.detail))
-
-    async def misshapen(request: Any, error: RequestValidationError) -> Any:
+    def misshapen(error: RequestValidationError) -> Any:
         return _answer(400, f"The request is no JSON object: {_sentence(error.errors()[0].get('msg', ''))}")
 
-    async def stopping(request: Any, error: ServerStopping) -> Any:
-        return _answer(503, str(error))
-
-    async def unknown(request: Any, error: Exception) -> Any:  # the server prints the traceback
+    def unknown(error: Exception) -> Any:  # the server prints the traceback
         return _answer(500, f"{type(error).__name__} while answering; the server's own output says more.")
 
-    for kind, handler in (
-        (RequestError, refused),
-        (HTTPException, known),
-        (RequestValidationError, misshapen),
-        (ServerStopping, stopping),
-        (Exception, unknown),
-    ):
-        app.add_exception_handler(kind, handler)
+    answers: dict[type[Exception], Callable[[Any], Any]] = {
+        RequestError: lambda error: _answer(error.status, str(error), param=error.param, code=error.code),
+        HTTPException: lambda error: _answer(error.status_code, _sentence(error.detail)),
+        RequestValidationError: misshapen,
+        ServerStopping: lambda error: _answer(503, str(error)),
+        Exception: unknown,
+    }
+    for kind, answer in answers.items():
+
+        async def handle(request: Any, error: Exception, answer: Callable[[Any], Any] = answer) -> Any:
+            return answer(error)
+
+        app.add_exception_handler(kind, handle)
 
 
 def _answer(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Any:
@@ -387,8 +378,7 @@ def _answer(status: int, message: str, *, param: str | None = None, code: str | 
 
 
 def _sentence(detail: Any) -> str:
-    text = str(detail).rstrip(".")
-    return f"{text}."
+    return f"{str(detail).rstrip('.')}."
 
 
 __all__ = ["FolderManager", "ServedModel", "ServerStopping", "build_app"]

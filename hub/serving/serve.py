@@ -6,7 +6,6 @@ hub/serving/chat_server.py.
 """
 
 import errno
-import json
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.import_utils import is_serve_available
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.files import read_object
 from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, no_loading_bar
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.verify import check_folder
@@ -86,7 +86,7 @@ def read_config(folder: str | PathLike[str]) -> SeqloomConfig:
     path = Path(folder)
     if not (path / "tokenizer.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer.json; name the folder that seqloom train wrote (its --output).")
-    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = (read_object(path / "config.json") or {}).get("model_type")
     if kind != SeqloomConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind}, not seqloom; transformers serve serves those.")
     return SeqloomConfig.from_pretrained(path)
@@ -109,15 +109,11 @@ def limits_of(config: SeqloomConfig, folder: str | PathLike[str], max_tokens: in
             f"--max_tokens {max_tokens} is more than the {known} positions that {folder} has learned; use {known}."
         )
     if max_tokens is None:
-        max_tokens = known if is_learned else max(known, _answer_length(folder))
+        says_length = (Path(folder) / "generation_config.json").is_file()
+        own = answer_length(GenerationConfig.from_pretrained(folder)) if says_length else FALLBACK_MAX_NEW_TOKENS
+        max_tokens = known if is_learned else max(known, own)
     remedy = "shorten it" if is_learned else "shorten it, or start the server with a larger --max_tokens"
     return Limits(max_tokens, config.vocab_size, remedy)
-
-
-def _answer_length(folder: str | PathLike[str]) -> int:
-    if not (Path(folder) / "generation_config.json").is_file():
-        return FALLBACK_MAX_NEW_TOKENS
-    return answer_length(GenerationConfig.from_pretrained(folder))
 
 
 def answer_length(generation_config: GenerationConfig) -> int:
@@ -130,11 +126,7 @@ def answer_length(generation_config: GenerationConfig) -> int:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Take an address before anything is loaded, so that nobody waits for a model that cannot be served.
-
-    Args:
-        host: a name or a number.
-        port: 0 takes a free one.
+    """Take an address before anything is loaded, so that nobody waits for a model that cannot be served; port 0: any.
 
     Raises:
         ValueError: if the address is taken, forbidden or not of this machine.

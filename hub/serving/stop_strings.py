@@ -31,12 +31,7 @@ class UntilStop:
     """
 
     def __init__(self, queue: "asyncio.Queue[Any]", stops: Sequence[str]) -> None:
-        """Read from a queue.
-
-        Args:
-            queue: pieces of text; None is the end.
-            stops: stop strings, at least one.
-        """
+        """Read from a queue of pieces of text, of which None is the end; there is at least one stop string."""
         self._queue, self._stops = queue, stops
         self._ready: deque[Any] = deque()
         self._held, self._is_stopped = "", False

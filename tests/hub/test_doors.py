@@ -151,7 +151,7 @@ def test_a_causal_lm_with_other_weights(saved: Path, monkeypatch: pytest.MonkeyP
     asked = measure(saved)
     with wrong_weights(monkeypatch, seqloom.SeqloomForCausalLM):
         assert "and alone the seq2seq door [" in str(doors.ask_causal_lm(asked))
-        text = doors.ask_text_generation(asked)
+        text = doors.ask_pipeline(asked, task="text-generation")
         assert f"to {asked.texts[0]!r}, and the seq2seq door {asked.decode(asked.answers[0])!r}" in str(text)
         assert "and the seq2seq door " in str(doors.ask_chat(asked))
 
@@ -294,7 +294,7 @@ def test_what_cannot_be_noted_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(doors, "save_canary", refuse)
+        patch.setattr(doors.canary, "save_canary", refuse)
         assert note_library(folder) == (
             f"{CANARY_NAME} could not be written (Permission denied), so readers go on checking."
         )

@@ -43,7 +43,7 @@ def one_by_one(loaded: tuple[Any, Any], line: str, **options: Any) -> list[str]:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_each_line_gets_what_it_gets_alone(loaded: tuple[Any, Any], num_beams: int) -> None:
-    outputs = generate_lines(*loaded, LINES, num_beams=num_beams, show_progress=False)
+    outputs = generate_lines(*loaded, LINES, num_beams=num_beams)
     expected = [one_by_one(loaded, line, num_beams=num_beams) if line.strip() else [""] for line in LINES]
     assert [[hypothesis.text for hypothesis in group] for group in outputs] == expected
     assert outputs[0][0].text.isupper()  # the toy language: every word in capitals
@@ -52,7 +52,7 @@ def test_each_line_gets_what_it_gets_alone(loaded: tuple[Any, Any], num_beams: i
 
 def test_scores_are_those_of_the_beam_search(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_seqloom, "LOGITS_PER_PASS", 1000)  # a few rows a pass
-    groups = generate_lines(*loaded, LINES, n_best=3, show_progress=False)
+    groups = generate_lines(*loaded, LINES, n_best=3)
     model, tokenizer = loaded
     for line, group in zip(LINES, groups, strict=True):
         assert len(group) == 3
@@ -66,15 +66,15 @@ def test_scores_are_those_of_the_beam_search(loaded: tuple[Any, Any], monkeypatc
 
 
 def test_greedy_has_scores_too(loaded: tuple[Any, Any]) -> None:
-    greedy = generate_lines(*loaded, ["abc"], num_beams=1, n_best=1, show_progress=False)[0][0]
-    beam = generate_lines(*loaded, ["abc"], num_beams=4, n_best=1, show_progress=False)[0][0]
+    greedy = generate_lines(*loaded, ["abc"], num_beams=1, n_best=1)[0][0]
+    beam = generate_lines(*loaded, ["abc"], num_beams=4, n_best=1)[0][0]
     assert greedy.text == beam.text
     assert greedy.score == pytest.approx(beam.score, abs=1e-5)
 
 
 def test_length_comes_from_the_folder_or_the_caller(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    assert len(generate_lines(model, tokenizer, ["abcdefgh"], max_new_tokens=3, show_progress=False)[0][0].text) == 3
+    assert len(generate_lines(model, tokenizer, ["abcdefgh"], max_new_tokens=3)[0][0].text) == 3
     assert "max_new_tokens" not in generate._options(model, None, 1, None)
     model.generation_config.max_new_tokens = None
     try:
@@ -86,7 +86,7 @@ def test_length_comes_from_the_folder_or_the_caller(loaded: tuple[Any, Any]) -> 
 def test_more_outputs_than_beams_are_refused(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match=r"n_best=3 needs as many beams, and beams=2; use --beams 3 or more."):
         generate_lines(*loaded, ["a"], num_beams=2, n_best=3)
-    assert len(generate_lines(*loaded, ["a"], n_best=3, show_progress=False)[0]) == 3  # the folder's 2 are raised
+    assert len(generate_lines(*loaded, ["a"], n_best=3)[0]) == 3  # the folder's 2 are raised
 
 
 def test_a_file_in_a_file_out(folder: Path, loaded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -146,6 +146,6 @@ def test_batches_hold_every_line_once_and_keep_the_budget(lengths: list[int], bu
 
 
 def test_scoring_leaves_no_gradients(loaded: tuple[Any, Any]) -> None:
-    generate_lines(*loaded, ["abc"], n_best=2, show_progress=False)
+    generate_lines(*loaded, ["abc"], n_best=2)
     assert all(parameter.grad is None for parameter in loaded[0].parameters())
     assert torch.is_grad_enabled()

@@ -146,6 +146,19 @@ def test_a_folder_without_a_manifest_is_known_by_its_code(old: Path) -> None:
     assert not [found for found in verify_folder(old) if found.is_problem]
 
 
+def test_a_folder_that_has_a_canary_already_keeps_what_it_says(
+    taught_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    old = unpack_old_folder(tmp_path / "dates", taught_model(), "0d384d5")
+    before = content(old)
+    upgrade_folder(old)
+    after = content(old)
+    assert {name: after[name].decode() for name in bundle_files()} == bundle_files()
+    for name in (*UNTOUCHED, CANARY_NAME):
+        assert after[name] == before[name], name
+    assert not [found for found in verify_folder(old) if found.is_problem]
+
+
 def test_others_classes_and_pipelines_stay(old: Path) -> None:
     (old / "my_tokenizer.py").write_text("class Mine: ...\n")
     config = json.loads((old / "config.json").read_text())

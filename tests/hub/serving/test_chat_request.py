@@ -160,6 +160,7 @@ def test_a_generation_config_is_taken_on_top_of_the_folders(fields, more, expect
         ({"temperature": -1}, "temperature=-1 must be a number from 0 to 10."),
         ({"temperature": float("nan")}, "temperature=NaN must be a number"),
         ({"temperature": [1]}, "temperature=[1] must be a number"),
+        ({"temperature": 10**400}, "... must be a number from 0 to 10."),
         ({"top_p": 0}, "top_p=0 must be a number from 1e-06 to 1."),
         ({"frequency_penalty": -1}, "frequency_penalty=-1 must be a number from -0.99 to 2."),
         ({"max_tokens": 0}, "max_tokens=0 must be a whole number from 1 to 100."),

@@ -1,0 +1,54 @@
+"""Files of a model's folder: what they are called, and how they are read and written. Standard library only."""
+
+import hashlib
+import json
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
+"""What a run keeps beside its model: checkpoints, each a folder of its own, and what a killed run leaves."""
+
+SEAL_NAME = "checkpoint_manifest.json"
+"""By this file a run knows that a checkpoint is whole: it holds the size and the SHA-256 of each file."""
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if there is no file, or anything else in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that no reader ever sees half of it; a link is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def names_below(folder: str | PathLike[str]) -> list[str]:
+    """Return every file below a folder, relative to it, with forward slashes, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def models_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder that hold a model; links are not followed."""
+    checkpoints = (path for path in sorted(folder.glob(RUN_FOLDERS[0])) if not path.is_symlink())
+    return [path for path in checkpoints if (path / "config.json").is_file()]
+
+
+__all__ = ["RUN_FOLDERS", "SEAL_NAME", "models_in", "names_below", "read_object", "sha256_of", "write_whole"]
