@@ -15,7 +15,7 @@ import seqloom
 from seqloom.training.batching import BatchSettings
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.trainer import (
-    EvaluationPlan,
+    EvaluationSettings,
     SeqloomTrainer,
     freeze_inert_parameters,
     lengths_of,
@@ -108,7 +108,7 @@ def test_evaluation_loss_is_token_weighted_and_unsmoothed(make_trainer, pairs):
 
 
 def test_decoded_scores_and_outputs_keep_the_order_of_the_set(make_trainer, pairs):
-    trainer = make_trainer(EvaluationPlan(("exact_match", "cer"), max_new_tokens=4), per_device_eval_batch_size=5)
+    trainer = make_trainer(EvaluationSettings(("exact_match", "cer"), max_new_tokens=4), per_device_eval_batch_size=5)
     scores = trainer.evaluate()
     assert {"eval_exact_match", "eval_cer", "eval_loss"} <= set(scores)
     one_by_one = [trainer.write_texts([source])[0] for source in pairs["source"]]
@@ -116,7 +116,7 @@ def test_decoded_scores_and_outputs_keep_the_order_of_the_set(make_trainer, pair
 
 
 def test_evaluation_leaves_the_generation_config_alone(make_trainer):
-    trainer = make_trainer(EvaluationPlan(("exact_match",), max_new_tokens=4))
+    trainer = make_trainer(EvaluationSettings(("exact_match",), max_new_tokens=4))
     before = trainer.model.generation_config.to_dict()
     trainer.evaluate()
     assert trainer.model.generation_config.to_dict() == before
