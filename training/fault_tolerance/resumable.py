@@ -260,7 +260,8 @@ class ResumableTrainer(Trainer):
         return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
 
     def _staged_folder(self) -> Path:
-        return Path(self.args.output_dir) / STAGING / f"checkpoint-{self.state.global_step}"
+        final = self._final_folder()
+        return final.parent / STAGING / final.name
 
     def _name_best_checkpoint(self) -> None:
         """Point to the best checkpoint where it is, or is about to be."""

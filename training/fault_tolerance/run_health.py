@@ -254,27 +254,27 @@ class MicroBatch:
     is_evaluating: bool = False
 
     @property
-    def positions(self) -> int:
+    def padded_tokens(self) -> int:
         """Padded source + target tokens of the batch under work."""
         return self.rows * (self.source + self.target)
 
     def start(self, inputs: dict[str, Any]) -> None:
         """Note a micro-batch before it is computed."""
         (self.rows, self.source), self.target = inputs["input_ids"].shape[-2:], inputs["labels"].shape[-1]
-        if self.positions > self.largest_done and torch.cuda.is_available():
+        if self.padded_tokens > self.largest_done and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.base_bytes = torch.cuda.memory_allocated()
 
     def finish(self) -> None:
         """Note that memory held it."""
-        if self.positions > self.largest_done:
-            self.largest_done = self.positions
+        if self.padded_tokens > self.largest_done:
+            self.largest_done = self.padded_tokens
             if torch.cuda.is_available():
                 self.activation_bytes = torch.cuda.max_memory_allocated() - self.base_bytes
 
     def likely_to_fit(self) -> int:
         """Return the largest number of padded tokens that memory will probably hold."""
-        failed = self.positions
+        failed = self.padded_tokens
         guess = failed // 2
         if self.largest_done and self.activation_bytes:
             free, _ = torch.cuda.mem_get_info()
@@ -296,7 +296,7 @@ def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str
             f"{args.per_device_eval_batch_size}. {kept} Start the same command with "
             f"--per_device_eval_batch_size {max(1, args.per_device_eval_batch_size // 2)}: scores stay the same."
         )
-    shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.positions:,} padded tokens"
+    shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.padded_tokens:,} padded tokens"
     if batch.rows <= 1:
         remedy = (
             "It is one example, so smaller micro-batches do not help: lower max_source_length and max_target_length, "
