@@ -3,13 +3,15 @@
     python benchmarks/padding.py SOURCE TARGET [--vocab_size 10000]
 
 Two line-aligned files, plain or .gz. Lengths are counted in words + 2; with --vocab_size, in the tokens of a joint BPE
-vocabulary that is trained first, as in a run. Tidy rows on stdout. `pieces` is "auto" where it is what a run on a CPU
-takes. `repeats` is how much more often than by chance two examples that share an update share the next epoch's, too.
+vocabulary that is trained first, as in a run. Tidy rows on stdout. `micro_batches` is "auto" where it is the number
+that a run on a CPU chooses. `repeats` is how much more often than by chance two examples of one update meet again in
+the next epoch.
 """
 
 import argparse
 import csv
 import gzip
+import itertools
 import sys
 
 import numpy as np
@@ -18,7 +20,7 @@ from seqloom.training.batching import BatchSettings, accumulation_steps, cut_upd
 from seqloom.training.tokenizer import train_tokenizer
 
 BUDGETS = (8192, 16_384, 50_000, 65_536)
-PIECES = (1, 2, 4, 8, 16)
+NUM_MICRO_BATCHES = (1, 2, 4, 8, 16)
 TOKENS_PER_DEVICE = 8192
 PAIRS = 1_000_000
 
@@ -38,10 +40,10 @@ def count_tokens(sources: list[str], targets: list[str], vocab_size: int) -> np.
     return np.array([[len(ids) for ids in side] for side in sides]).T
 
 
-def padding_share(updates: list[np.ndarray], lengths: np.ndarray, pieces: int) -> float:
+def padding_share(updates: list[np.ndarray], lengths: np.ndarray, num_micro_batches: int) -> float:
     """Return the share of an epoch's padded tokens that are padding."""
-    parts = [part for update in updates for part in cut_update(update, lengths, pieces)]
-    return 1 - lengths.sum() / sum(padded_tokens(lengths[part]) for part in parts)
+    micro_batches = itertools.chain(*(cut_update(update, lengths, num_micro_batches) for update in updates))
+    return 1 - lengths.sum() / sum(padded_tokens(lengths[micro_batch]) for micro_batch in micro_batches)
 
 
 def repeats(lengths: np.ndarray, budget: int) -> float:
@@ -58,7 +60,7 @@ def repeats(lengths: np.ndarray, budget: int) -> float:
 
 
 def main() -> None:
-    """Print one row for each budget and number of pieces."""
+    """Print one row for each budget and number of micro-batches."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("source")
     parser.add_argument("target")
@@ -67,13 +69,13 @@ def main() -> None:
     lengths = count_tokens(read_lines(arguments.source), read_lines(arguments.target), arguments.vocab_size)
     unit = f"bpe {arguments.vocab_size}" if arguments.vocab_size else "words + 2"
     rows = csv.writer(sys.stdout)
-    rows.writerow(["examples", "unit", "tokens_per_update", "updates", "pieces", "padding_share", "repeats"])
+    rows.writerow(["examples", "unit", "tokens_per_update", "updates", "micro_batches", "padding_share", "repeats"])
     for budget in BUDGETS:
         updates = plan_updates(lengths, tokens_per_update=budget, seed=1, epoch=0)
         again = f"{repeats(lengths, budget):.2f}"
         auto = accumulation_steps(lengths, BatchSettings(budget, TOKENS_PER_DEVICE))
-        for name, pieces in (*zip(PIECES, PIECES), (f"auto ({auto})", auto)):
-            share = padding_share(updates, lengths, pieces)
+        for name, count in (*zip(NUM_MICRO_BATCHES, NUM_MICRO_BATCHES), (f"auto ({auto})", auto)):
+            share = padding_share(updates, lengths, count)
             rows.writerow([len(lengths), unit, budget, len(updates), name, f"{share:.4f}", again])
 
 

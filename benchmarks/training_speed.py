@@ -44,20 +44,6 @@ GEOMETRIES = {
     "big": {"layers": 6, "width": 1024, "ffn": 4096, "heads": 16},
 }
 DROPOUT, SMOOTHING, VOCABULARY, SEED = 0.1, 0.1, 10_000, 1
-COLUMNS = (
-    "system",
-    "geometry",
-    "round",
-    "updates",
-    "target_tokens",
-    "cpu_s",
-    "wall_s",
-    "target_tokens_per_s",
-    "mfu_percent",
-    "padding_percent",
-    "peak_mb",
-    "first_update_after_s",
-)
 
 
 class Recorder:
@@ -191,6 +177,7 @@ def run_seqloom(options: argparse.Namespace, recorder: Recorder, **switches: boo
         "output": options.work / options.run,
         "preset": "base",
         "d_model": shape["width"],
+        **both_sides(shape),
         "dropout": DROPOUT,
         "label_smoothing_factor": SMOOTHING,
         "vocab_size": VOCABULARY,
@@ -204,11 +191,18 @@ def run_seqloom(options: argparse.Namespace, recorder: Recorder, **switches: boo
         "disable_tqdm": True,
         **switches,
     }
-    for side in ("encoder", "decoder"):
-        keys |= {f"{side}_layers": shape["layers"], f"{side}_ffn_dim": shape["ffn"]}
-        keys[f"{side}_attention_heads"] = shape["heads"]
-    flags = [text for key, value in keys.items() for text in (f"--{key}", str(value))]
-    main(["--train", options.source, options.target, *flags])
+    main(["--train", options.source, options.target, *as_flags(keys)])
+
+
+def both_sides(shape: dict[str, int]) -> dict[str, int]:
+    """Return a geometry's layers, widths and heads as the keys that configurations have for encoder and decoder."""
+    names = {"layers": "layers", "ffn": "ffn_dim", "heads": "attention_heads"}
+    return {f"{side}_{name}": shape[key] for side in ("encoder", "decoder") for key, name in names.items()}
+
+
+def as_flags(keys: dict[str, Any]) -> list[str]:
+    """Return keys as a command line has them."""
+    return [text for key, value in keys.items() for text in (f"--{key}", str(value))]
 
 
 def run_trainer(options: argparse.Namespace, recorder: Recorder, *, grouped: bool = False, bf16: bool = False) -> None:
@@ -217,11 +211,6 @@ def run_trainer(options: argparse.Namespace, recorder: Recorder, *, grouped: boo
 
     tokenizer, rows = encoded(options)
     shape = GEOMETRIES[options.geometry]
-    sides = {
-        f"{side}_{name}": shape[key]
-        for side in ("encoder", "decoder")
-        for name, key in (("layers", "layers"), ("ffn_dim", "ffn"), ("attention_heads", "heads"))
-    }
     model = transformers.MarianMTModel(
         transformers.MarianConfig(
             vocab_size=len(tokenizer),
@@ -237,7 +226,7 @@ def run_trainer(options: argparse.Namespace, recorder: Recorder, *, grouped: boo
             decoder_start_token_id=tokenizer.bos_token_id,
             forced_eos_token_id=None,
             attn_implementation="eager" if bf16 and not on_gpu() else "sdpa",
-            **sides,
+            **both_sides(shape),
         )
     )
     arguments = transformers.Seq2SeqTrainingArguments(
@@ -381,19 +370,9 @@ FOR_GPUS = {name for name in RUNS if "packing" in name or "compile" in name}
 
 def measure(options: argparse.Namespace, system: str, work: str) -> dict[str, Any] | None:
     """Run one system in a process of its own and return its row."""
-    command = [
-        sys.executable,
-        __file__,
-        options.source,
-        options.target,
-        "--geometry",
-        options.geometry,
-        "--run",
-        system,
-    ]
-    command += ["--tokens_per_update", str(options.tokens_per_update), "--updates", str(options.updates)]
-    command += ["--warm_up", str(options.warm_up)]
-    command += ["--work", tempfile.mkdtemp(dir=work) if system.startswith("seqloom") else work]
+    keys = {name: getattr(options, name) for name in ("geometry", "tokens_per_update", "updates", "warm_up")}
+    keys |= {"run": system, "work": tempfile.mkdtemp(dir=work) if system.startswith("seqloom") else work}
+    command = [sys.executable, __file__, options.source, options.target, *as_flags(keys)]
     threads = {} if on_gpu() else {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **threads})
     rows = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
@@ -424,19 +403,21 @@ def main() -> None:
         RUNS[options.run](options, recorder)
         return
     systems = options.systems or [name for name in RUNS if on_gpu() or name not in FOR_GPUS]
-    lines = ["\t".join(COLUMNS)]
+    lines: list[str] = []
     rates: dict[str, list[float]] = {}
-    print(lines[0])
     with tempfile.TemporaryDirectory() as work:
         for number in range(options.rounds):
             for system in systems:
-                row = measure(options, system, work)
-                if row is None:
+                measured = measure(options, system, work)
+                if measured is None:
                     continue
-                row |= {"system": system, "geometry": options.geometry, "round": number, "updates": options.updates}
-                lines.append("\t".join(str(row[column]) for column in COLUMNS))
-                rates.setdefault(system, []).append(row["target_tokens_per_s"])
-                print(lines[-1], flush=True)
+                row = {"system": system, "geometry": options.geometry, "round": number, "updates": options.updates}
+                row |= measured
+                new = [] if lines else ["\t".join(row)]
+                new.append("\t".join(map(str, row.values())))
+                rates.setdefault(system, []).append(measured["target_tokens_per_s"])
+                print(*new, sep="\n", flush=True)
+                lines += new
     if options.output:
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     unit = "second" if on_gpu() else "CPU-second"

@@ -167,7 +167,7 @@ def read_lines(input_file: str | None) -> list[str]:
 
 @contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """Keep transformers' bar over the weights, drawn even into log files, off the screen."""
+    """Keep transformers' own bars, over weights and files and drawn even into log files, off the screen."""
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

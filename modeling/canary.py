@@ -1,16 +1,16 @@
-"""A canary in every folder: does this library make of these weights what they said when they were saved?
+"""A canary in every folder: does the installed library make of these weights what they gave when they were saved?
 
-A folder outlives the library that wrote it. Where a later transformers or torch calls something otherwise, forgets a
-mask or loses a cache, a model goes on writing, and writes nonsense. So `save_pretrained` leaves beside the weights a
-few sources and what the model makes of them, computed by forced passes: the whole target so far, one sentence alone,
-no `generate`, no cache, no padding. Under a library that the file does not name, the first `generate` first does the
-same by all the ways that it does not share with that oracle:
+A folder outlives the library that wrote it. Where a later transformers or torch renames a keyword, forgets a mask or
+loses a cache, a model goes on writing, and what it writes is nonsense. So `save_pretrained` leaves beside the weights a
+few sources and what the model makes of them (its canary "sings"), computed by forced passes: the whole target so far,
+one sentence alone, no `generate`, no cache, no padding. Under a library that the file does not name, the first
+`generate` checks before it answers what forced passes do without:
 
     forced pass    a batch padded on the left and on the right    the same logits as alone, at every position
     greedy search  the same batch, with a cache                   every token the arg max of a forced pass over it
     beam search    likewise                                       the score that a forced pass gives, and no worse one
 
-What differs is an error, and no text. Under a library that the file names, nothing is computed at all.
+A difference is an error, and nothing is answered. Under a library that the file names, nothing is computed at all.
 
     R rows    S source length    T written tokens    V vocabulary
 """
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -47,17 +48,22 @@ SWITCH = "SEQLOOM_CANARY"
 """This environment variable, set to "off", lets a model answer unchecked; a warning says so."""
 
 LENGTHS = (3, 9, 5)
-"""Tokens of the sources that stand in when nobody gives real ones: two are padded, on different sides."""
+"""Tokens of the sources that are made up where nobody gives real ones. In a batch, two of them are padded: one on the
+left, one on the right."""
 
 MOST_ROWS, MOST_TOKENS = 8, 64
-"""What is read of a file, so that a foreign one cannot cost without end."""
+"""The most that a file may hold, so that somebody else's cannot cost time without end."""
 
 STEPS, BEAMS, WORDS = 6, 3, 4
 """Tokens written, beams kept, and words whose logits are kept at each step: those on top."""
 
 EXACT, NARROW, COARSE = 2e-3, 5e-2, 0.15
-"""How far logits may differ, as a share of the largest: in 32 bits on any device, in fewer bits, and quantised, where
-torch's int8 takes the scale of a sentence from its batch. A forgotten mask moves them by a tenth and more."""
+"""How far logits may differ, as a share of the largest: in 32 bits on any device, in fewer bits, and quantised (torch's
+int8 scales a sentence by the batch it stands in). A forgotten mask moves them by a tenth and more."""
+
+
+LIBRARY_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What comes of calling a library that has changed; a full disk and the like are none of them."""
 
 
 class CanaryError(RuntimeError):
@@ -88,7 +94,7 @@ class Canary:
     tested: list[dict[str, str]]
     """Libraries, as `running_library` describes them, under which the folder answered rightly."""
     precision: str = "float32"
-    """Of the weights that sang."""
+    """Type of the weights that gave the rows."""
     not_checked: str | None = None
     """Why there are no rows, if there are none."""
 
@@ -101,7 +107,7 @@ def sources_for(config: Any) -> list[list[int]]:
     special = {config.pad_token_id, config.bos_token_id, config.decoder_start_token_id, *ends_of(config)}
     words = [word for word in range(config.vocab_size) if word not in special] or [0]
     closing = ends_of(config)[:1]
-    rows = [[words[(5 * n + 7 * place * place + 3) % len(words)] for place in range(n)] for n in LENGTHS]
+    rows = [[words[(5 * n + 7 * i * i + 3) % len(words)] for i in range(n)] for n in LENGTHS]
     return [row[: most_tokens(config) - 1] + closing for row in rows]
 
 
@@ -159,8 +165,8 @@ def best_beam(model: Any, states: Tensor) -> float:
         scores = log_probs + torch.tensor([[score] for score, _ in beams], device=log_probs.device)
         best = scores.flatten().topk(min(2 * BEAMS, scores.numel()))
         ranked = [
-            (score, [*beams[place // scores.shape[1]][1], place % scores.shape[1]])
-            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            (score, [*beams[index // scores.shape[1]][1], index % scores.shape[1]])
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         ends = ends_of(model.config)
         finished += [score for score, ids in ranked[:BEAMS] if ids[-1] in ends]
@@ -231,32 +237,52 @@ def compare_greedy(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) ->
     output = write(model, batch, num_beams=1, ends=ends)
     for row, ids in zip(rows, output.sequences[:, 1:].tolist(), strict=True):
         written = up_to_end(ids, ends)
-        if fault := read_again(model, row.source, written, ends):
+        if fault := misread(model, row.source, written, most=steps_of(model.config), ends=ends, suppressed=()):
             yield f"greedy search writes {written} for source {row.source}: {fault}"
         elif rest := [token for token in ids[len(written) :] if token != padding_of(model.config)]:
             yield f"greedy search goes on behind the end of {written} for source {row.source}: {rest}"
 
 
-def read_again(
-    model: Any, source: Sequence[int], written: Sequence[int], ends: Sequence[int] | None = None
+@torch.no_grad()
+def misread(
+    model: Any,
+    source: Sequence[int],
+    written: Sequence[int],
+    *,
+    most: int,
+    ends: Sequence[int] | None = None,
+    suppressed: Sequence[int] | None = None,
+    share: float | None = None,
 ) -> str | None:
-    """Return what is wrong with an answer of greedy search, read again in a forced pass; None: nothing is.
+    """Return where greedy search wrote another token than a forced pass over the same words; None: nowhere.
 
     Args:
-        model: that wrote it.
-        source: alone, without padding.
-        written: the answer.
+        model: that wrote.
+        source: ids of one source, without padding.
+        written: the answer, its end of sequence included if there is one.
+        most: tokens after which an answer is cut.
         ends: what ended it; None: the model's own.
+        suppressed: tokens that are never right; None: those that the model's generation config suppresses.
+        share: how far below the best logit counts as equal to it, see `EXACT`; None: as the weights' precision asks.
     """
     ends = ends_of(model.config) if ends is None else ends
-    if len(written) < steps_of(model.config) and (not written or written[-1] not in ends):
+    if len(written) < most and (not written or written[-1] not in ends):
         return f"it stops after {len(written)} tokens without an end of sequence"
     logits = forced_logits(model, source, [[start_of(model.config), *written[:-1]]])[0]  # (T, V)
-    for step, (token, scores) in enumerate(zip(written, logits, strict=True)):
-        best = int(scores.argmax())
-        if not scores[best] - scores[token] <= margin(model, [scores[best].item()]):
-            return f"at step {step + 1} a forced pass has {best}"
-    return None
+    logits[:, suppressed_by(model) if suppressed is None else list(suppressed)] = -torch.inf
+    best = logits.max(-1)
+    own = logits.gather(-1, torch.tensor(written, device=logits.device)[:, None])[:, 0]
+    allowed = (tolerance(model) if share is None else share) * best.values.abs().clamp(min=1.0)
+    wrong = (~(best.values - own <= allowed)).nonzero()  # nan is wrong, too
+    if not len(wrong):
+        return None
+    step = int(wrong[0])
+    return f"token {step + 1} of the answer to {list(source)} is {written[step]}, and read again {best.indices[step]}"
+
+
+def suppressed_by(model: Any) -> list[int]:
+    """Return the tokens that a model is forbidden to write."""
+    return list(model.generation_config.suppress_tokens or [])
 
 
 def compare_beams(model: Any, batch: dict[str, Tensor], rows: Sequence[Row]) -> Iterator[str]:
@@ -299,7 +325,7 @@ def write(model: Any, batch: dict[str, Tensor], num_beams: int, ends: Sequence[i
 
 def up_to_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
     """Return ids up to the first that ends a sentence, and it."""
-    first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return list(ids[: first + 1])
 
 
@@ -317,8 +343,12 @@ def padded_on_both_sides(sources: Sequence[Sequence[int]], model: Any) -> dict[s
 
 def margin(model: Any, logits: Sequence[float]) -> float:
     """Return by how much a logit may differ from these."""
-    share = EXACT if is_wide(model) else COARSE if precision_of(model) == "quantised" else NARROW
-    return share * max(1.0, *map(abs, logits))
+    return tolerance(model) * max(1.0, *map(abs, logits))
+
+
+def tolerance(model: Any) -> float:
+    """Return how far logits may differ in the precision of a model's weights, as a share of the largest."""
+    return EXACT if is_wide(model) else COARSE if precision_of(model) == "quantised" else NARROW
 
 
 def is_wide(model: Any) -> bool:
@@ -378,7 +408,7 @@ def answers_rightly(model: Any, rows: Sequence[Row]) -> bool:
     """Whether a library that nobody has tested may be named in the file: forced passes alone do not tell."""
     try:
         return not find_faults(model, rows)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+    except LIBRARY_ERRORS:
         return False
 
 
@@ -408,10 +438,17 @@ def rows_of(model: Any) -> list[Row]:
 
 def save_canary(canary: Canary, folder: str | os.PathLike[str]) -> None:
     """Write the file, whole or not at all."""
-    path = Path(folder) / CANARY_NAME
-    half = path.with_name(f".{CANARY_NAME}.{os.getpid()}.tmp")
-    half.write_text(canary_text(canary), encoding="utf-8")
-    os.replace(half, path)
+    write_whole(Path(folder) / CANARY_NAME, canary_text(canary))
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place and move it there in one step: no reader sees half of it; a link is replaced."""
+    half = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        half.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def canary_text(canary: Canary) -> str:
@@ -503,28 +540,22 @@ def needs_check(model: Any) -> bool:
 def check(model: Any) -> None:
     """Let the canary sing.
 
-    What the file says holds for the weights of the file, in their precision. A model that was trained, resized or
-    converted since is compared with itself: forced passes, one sentence alone, are the measure then.
+    A model that was trained, resized or converted since it was loaded is compared with itself: forced passes over one
+    sentence alone are the measure then.
 
     Raises:
         CanaryError: see `check_once`.
     """
     canary = vars(model).get("_canary")
-    is_as_saved = (
-        rows_of(model)
-        and canary.precision == precision_of(model)
-        and is_wide(model)
-        and vars(model).get("_canary_weights") == sample_weights(model)
-    )
-    if why_it_cannot_sing(model, foreign_weights=False) is not None:
-        logger.warning(f"These weights are sharded, so answers are not checked under {describe_running()}.")
-        return
     try:
-        rows = rows_of(model) if is_as_saved else sing_here(model)
+        rows = rows_that_hold(model)
+        if not rows:
+            logger.warning(f"These weights are sharded, so answers are not checked under {describe_running()}.")
+            return
         faults = find_faults(model, rows)
     except UnknownKeywordError:  # says all there is to say
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except LIBRARY_ERRORS as error:
         raise CanaryError(f"{refusal(canary)} It failed with {type(error).__name__}: {error}") from error
     if faults:
         raise CanaryError(f"{refusal(canary)} What differs: {'; '.join(faults)}.")
@@ -532,12 +563,20 @@ def check(model: Any) -> None:
 
 
 def rows_that_hold(model: Any) -> list[Row]:
-    """Return what a model just loaded has to say: its folder's rows, or where they do not hold, forced passes."""
-    canary = vars(model).get("_canary")
+    """Return what a model has to say; nothing if it is sharded or not loaded.
+
+    The rows of its folder, while it has the folder's weights in their precision; else what forced passes say now.
+    """
     if why_it_cannot_sing(model, foreign_weights=False) is not None:
         return []
-    is_as_saved = rows_of(model) and canary.precision == precision_of(model) and is_wide(model)
-    return rows_of(model) if is_as_saved else sing_here(model)
+    rows, canary = rows_of(model), vars(model).get("_canary")
+    is_as_saved = (
+        rows
+        and canary.precision == precision_of(model)
+        and is_wide(model)
+        and vars(model).get("_canary_weights") in (None, sample_weights(model))  # None: not noted, see adopt_canary
+    )
+    return rows if is_as_saved else sing_here(model)
 
 
 def sing_here(model: Any) -> list[Row]:
@@ -555,22 +594,3 @@ def refusal(canary: Canary | None) -> str:
         f"This model does not answer rightly under {describe_running()}, so it does not answer at all. Tested was "
         f"{where or describe_tested()}. To go on, {REMEDY} {SWITCH}=off in the environment lets it answer unchecked."
     )
-
-
-__all__ = [
-    "CANARY_NAME",
-    "Canary",
-    "CanaryError",
-    "Row",
-    "adopt_canary",
-    "canary_text",
-    "check_once",
-    "find_faults",
-    "read_again",
-    "read_canary",
-    "rows_that_hold",
-    "save_canary",
-    "sing_here",
-    "sources_for",
-    "write_canary",
-]

@@ -34,6 +34,3 @@ def keep_mask(like: Tensor, dropped: int) -> Tensor:
     count = like.numel()
     numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
     return (numbers[:count].view(like.shape) >= dropped - STEPS // 2).to(like.dtype)
-
-
-__all__ = ["dropout"]

@@ -69,20 +69,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """(N, D), (V, D), (N), (N) -> scalar."""
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         total = hidden_states.new_zeros((), dtype=wide)
-        is_target, places = is_target[:, None], labels.clamp(min=0)[:, None]  # (N, 1)
+        is_target, label_ids = is_target[:, None], labels.clamp(min=0)[:, None]  # (N, 1)
         # epsilon * mean(z) needs no pass over logits: it is the score of the mean word, and its gradient is uniform
         mean_word = label_smoothing * weight.to(wide).mean(0)  # (D)
         uniform = -label_smoothing / weight.shape[0] * (hidden_states * is_target).sum(0, dtype=wide)  # (D)
         grad_hidden, grad_weight = torch.empty_like(hidden_states), uniform.repeat(weight.shape[0], 1)
-        blocks = (x.split(rows_at_a_time(weight)) for x in (hidden_states, places, is_target, grad_hidden))
-        for hidden, place, is_real, grad_block in zip(*blocks, strict=True):
+        blocks = (x.split(rows_at_a_time(weight)) for x in (hidden_states, label_ids, is_target, grad_hidden))
+        for hidden, label_id, is_real, grad_block in zip(*blocks, strict=True):
             logits = (hidden @ weight.T).to(wide)  # (rows, V)
             probs = logits.softmax(-1)
             log_norm = logits.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()  # logsumexp, (rows, 1)
-            hit = (1 - label_smoothing) * logits.gather(1, place) + (hidden.to(wide) @ mean_word)[:, None]
+            hit = (1 - label_smoothing) * logits.gather(1, label_id) + (hidden.to(wide) @ mean_word)[:, None]
             total += ((log_norm - hit) * is_real).sum()
             if needs_gradient:
-                grad = probs.scatter_add_(1, place, torch.full_like(hit, label_smoothing - 1)).to(hidden.dtype)
+                grad = probs.scatter_add_(1, label_id, torch.full_like(hit, label_smoothing - 1)).to(hidden.dtype)
                 grad_block.copy_((grad @ weight - mean_word) * is_real)
                 _add_product(grad_weight, grad.T, hidden * is_real)
         if needs_gradient:
@@ -108,6 +108,3 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def rows_at_a_time(weight: Tensor) -> int:
     """Return how many rows of logits are made at a time for an LM head (V, D)."""
     return CPU_ROWS if weight.device.type == "cpu" else max(1, GPU_LOGITS // weight.shape[0])
-
-
-__all__ = ["linear_cross_entropy"]

@@ -7,7 +7,7 @@ bridges the two stands here and nowhere else; when 5.23 is no longer admitted, `
 
 A keyword that is renamed and that nobody reads is worse than an error: 5.24 gave the cache under its new name to
 forwards that took it for one of their `**kwargs`, and every model wrote nonsense. So no forward of ours takes what it
-does not know (`known_keywords`), and whether a library is one that was tested is asked of its text, not of its version
+does not know (`known_keywords`), and a library counts as tested by the digest of its files, not by its version number
 (`running_library`).
 """
 
@@ -16,7 +16,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cache as once
 from functools import wraps
 from pathlib import Path
@@ -35,17 +34,13 @@ TESTED = {
     "5.23.0": "5812c1e7271f921d",
     "5.24.0": "6ff84827266b8369",
 }
-"""Release of transformers -> digest of its text, as `running_library` makes it; the whole suite, or its compat part,
-has passed with each."""
+"""Release of transformers -> digest of its text, as `running_library` makes it. With each of them the whole suite, or
+its compat part, has passed."""
 
 TESTED_TORCH = ("2.13.0", "2.14.1")
-"""Releases of torch with which it has."""
+"""Releases of torch with which they have passed."""
 
-CACHE = (
-    "cache"
-    if "cache" in {field.name for field in fields(modeling_outputs.BaseModelOutputWithPast)}
-    else ("past_key_values")
-)
+CACHE = "cache" if hasattr(modeling_outputs.BaseModelOutputWithPast, "cache") else "past_key_values"
 """What the installed transformers calls the cache."""
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -271,28 +266,3 @@ class GradientCheckpointingLayer(modeling_layers.GradientCheckpointingLayer):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Call the layer."""
             return super().__call__(*args, **by_one_name(kwargs, CACHE))
-
-
-__all__ = [
-    "CACHE",
-    "CACHE_NAMES",
-    "EVERYWHERE",
-    "REMEDY",
-    "TESTED",
-    "TESTED_PAIR",
-    "TESTED_TORCH",
-    "BaseModelOutputWithPastAndCrossAttentions",
-    "GradientCheckpointingLayer",
-    "Seq2SeqLMOutput",
-    "Seq2SeqModelOutput",
-    "UnknownKeywordError",
-    "answer_to_both_names",
-    "by_one_name",
-    "describe_running",
-    "describe_tested",
-    "is_tested",
-    "known_keywords",
-    "naming_unknown_keywords",
-    "refuse_unknown",
-    "running_library",
-]

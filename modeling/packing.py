@@ -139,6 +139,3 @@ def _attend_one_by_one(
         for q, k, v in sentences
     ]
     return torch.cat(mixed, dim=2).transpose(1, 2)
-
-
-__all__ = ["PACKED", "attend_to_packed", "has_kernel", "packed_attention_forward", "packed_mask"]

@@ -1,8 +1,8 @@
 """transformers' own common tests, for Seqloom's classes, and for Marian's as the measure.
 
-Not collected here: `tests/system/test_transformers_own.py` lays this file into a tree of transformers' tests and runs
-it there, where the package `tests` is theirs. Theirs is what is tested; the testers, which make tiny models and their
-inputs, are ours.
+Not collected here: `tests/system/test_transformers_own.py` lays this file and toy.py into a tree of transformers' tests
+and runs it there, where the package `tests` is theirs. Theirs is what is tested; the testers, which make tiny models
+and their inputs, are ours.
 """
 
 import unittest
@@ -15,6 +15,7 @@ from transformers.models.auto import modeling_auto
 from seqloom import SeqloomConfig, SeqloomForConditionalGeneration, SeqloomModel
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from tests.toy import MODERN
 
 SIZE: dict[str, Any] = {
     "vocab_size": 99,
@@ -30,14 +31,6 @@ SIZE: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
     "decoder_start_token_id": 3,
-}
-MODERN: dict[str, Any] = {
-    "norm_position": "pre",
-    "norm_type": "rmsnorm",
-    "position_embedding_type": "rotary",
-    "use_gated_ffn": True,
-    "activation_function": "silu",
-    "num_key_value_heads": 2,
 }
 
 # Theirs ask these tables, by names of classes, which models take labels.

@@ -28,6 +28,3 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(MMAP_THRESHOLD, LARGEST_IN_HEAP) and mallopt(TRIM_THRESHOLD, KEPT_FREE))
-
-
-__all__ = ["keep_freed_memory"]

@@ -40,31 +40,33 @@ MIN_STRATA = 3
 """Least number of strata. Three teach as well as eight, and allow fewer and larger micro-batches (LOG: strata)."""
 
 STRATUM_TOKENS = 2048
-"""Large updates have one stratum for so many of their tokens."""
+"""A large update has one stratum for each so many of its tokens."""
 
 IMBALANCE = 1.02
-"""The largest micro-batch of an update may have so many times the padded tokens that it has in the most even cut, where
-that saves padding (LOG: padding)."""
+"""By this factor the largest micro-batch of an update may be larger than in the most even cut, where that saves padding
+(LOG: padding)."""
 
 MAX_CUT_POINTS = 128
-"""Cut points that are tried in an update; more only where there are many micro-batches."""
+"""Cut points that are tried in an update, unless it has more than a quarter as many micro-batches."""
 
 MAX_MICRO_BATCHES = 64
-"""An update is cut at once into at most so many micro-batches, for the time grows with the square of the cut points.
-For more it is halved first."""
+"""For more micro-batches an update is halved first, and each half cut on its own: the time grows with the square of the
+cut points."""
 
 ATTEMPTS = 5
-"""Random deals that are tried before updates are filled by size instead; nearly always the first one fits."""
+"""So many times an epoch is dealt at random before its updates are filled by size instead; nearly always the first
+deal keeps the budget."""
 
 COSTED_UPDATES = 8
-"""Updates on which numbers of micro-batches are compared."""
+"""Updates of the sample on which numbers of micro-batches are compared."""
 
 HEADROOM = 0.95
 """Share of `tokens_per_device` that a sample of updates may fill, so that the micro-batches of all epochs fit."""
 
 CPU_OVERHEAD, ACCELERATOR_OVERHEAD = 128, 4096
-"""Time that a micro-batch takes however small it is, in tokens computed meanwhile: 40 to 110 measured on a CPU with the
-presets tiny to base (LOG: padding), thousands on a GPU, which is given hundreds of kernels for each."""
+"""What a micro-batch costs however small it is, counted in tokens that could be computed in that time: 40 to 110
+measured on a CPU with the presets tiny to base (LOG: padding), thousands on a GPU, which starts hundreds of kernels for
+each."""
 
 UNLIMITED = sys.maxsize
 """As many tokens as it takes."""
@@ -118,8 +120,8 @@ def plan_updates(
         tokens_per_update: most source + target tokens in an update, padding not counted.
         seed: of the run.
         epoch: counted from 0; each has its own order.
-        num_updates: how many; None: as few as fit. Given where lengths change from epoch to epoch, and the number of
-            updates must not.
+        num_updates: how many; None: as few as fit. To be given where lengths change from epoch to epoch (BPE-dropout),
+            for the number of updates must not change with them.
 
     Returns:
         Updates in the order in which they are learned: arrays of example indices, ordered so that neighbours are alike
@@ -133,8 +135,9 @@ def plan_updates(
     size = plan_size(lengths, tokens_per_update, num_updates)
     sizes = token_counts(lengths)
     rng = np.random.default_rng((seed, epoch))
+    index_type = np.int32 if len(sizes) <= np.iinfo(np.int32).max else np.int64
     for _ in range(ATTEMPTS):
-        order = rng.permutation(np.arange(len(sizes), dtype=_index_type(len(sizes))))
+        order = rng.permutation(np.arange(len(sizes), dtype=index_type))
         updates = _deal_pools(order, lengths, sizes, size.num_updates, _number_of_strata(tokens_per_update), rng)
         if _level(updates, lengths, sizes, tokens_per_update, size.fewest_examples):
             break
@@ -158,9 +161,9 @@ class PlanSize:
 def plan_size(lengths: np.ndarray, tokens_per_update: int, num_updates: int | None = None) -> PlanSize:
     """Return how many updates an epoch has, and how many examples each of them has at least, without planning one.
 
-    There are a little more updates than tokens / `tokens_per_update`, for chunks do not fill an update to the last
-    token. There are never fewer than in the plan by size, which fits in every epoch: examples from the largest to the
-    smallest, each update filled until the next example does not fit.
+    A few more than tokens / `tokens_per_update`, for chunks of whole examples do not fill an update to the last token.
+    Never fewer than in the plan by size, which any epoch can fall back to: examples from the largest to the smallest,
+    each update filled until the next example does not fit.
 
     Args:
         lengths: (examples, 2) source and target lengths in tokens.
@@ -195,10 +198,11 @@ def plan_size(lengths: np.ndarray, tokens_per_update: int, num_updates: int | No
 
 
 def _spare_room(falling: np.ndarray, num_strata: int, tokens_per_update: int) -> tuple[int, int]:
-    """Return the tokens to leave free in each update, and those to add to the epoch's total for its outliers.
+    """Return the tokens to leave free in each update, and those to add to the epoch's total for its longest examples.
 
-    A chunk is over its share by half of its longest example on average. The longest 1 % of the longest stratum would
-    ask for too much room in every update; they are few, and are counted once in the total instead.
+    A chunk exceeds its share of tokens by half of its longest example on average, so each update keeps that much free.
+    For the longest 1 % of the longest stratum that would be too much in most updates: the tokens by which they exceed
+    the others are added to the epoch's total instead.
     """
     ranks = np.arange(num_strata) * len(falling) // num_strata
     ranks[0] = len(falling) // (100 * num_strata)
@@ -230,10 +234,6 @@ def _refuse_unplannable(sizes: np.ndarray, tokens_per_update: int) -> None:
         )
 
 
-def _index_type(count: int) -> type[np.signedinteger]:
-    return np.int32 if count <= np.iinfo(np.int32).max else np.int64
-
-
 def _number_of_strata(tokens_per_update: int) -> int:
     return max(MIN_STRATA, tokens_per_update // STRATUM_TOKENS)
 
@@ -249,7 +249,7 @@ def _fill(total: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def _level_last(runs: np.ndarray) -> np.ndarray:
-    """Share the examples of the last two runs evenly where the last one has fewer; both fit, for sizes fall."""
+    """Share the examples of the last two runs evenly if the last has fewer; no run gets too large, for sizes fall."""
     if len(runs) == 1 or runs[-1] >= runs[-2]:
         return runs
     rest = int(runs[-2:].sum())
@@ -259,8 +259,9 @@ def _level_last(runs: np.ndarray) -> np.ndarray:
 def _fewest_dealt(falling: np.ndarray, total: np.ndarray, num_updates: int, num_strata: int) -> int:
     """Return how many examples an update gets at least when it is dealt a chunk of equal tokens of each stratum.
 
-    A chunk may lack one example of its share. The strata of a pool differ a little from those of all examples, so the
-    examples of each are taken to be as long as the longest of the stratum above, and none are counted in the first.
+    A cautious count: each chunk may lack one example of its share. The strata of a pool differ a little from those of
+    all examples, so those of each stratum are taken to be as long as the longest of the stratum above, and those of the
+    stratum with the longest examples are not counted.
     """
     share = int(total[-1]) // (num_updates * num_strata)
     starts = np.searchsorted(total, total[-1] * np.arange(num_strata - 1) // num_strata, side="right")
@@ -320,10 +321,10 @@ def _snake(lengths: np.ndarray) -> np.ndarray:
 def _level(
     updates: list[np.ndarray], lengths: np.ndarray, sizes: np.ndarray, tokens_per_update: int, fewest_examples: int
 ) -> bool:
-    """Move single examples until no update is over budget or has too few examples; few have to move.
+    """Move single examples between updates, in place, until none is over budget or has too few; few have to move.
 
     Returns:
-        Whether that succeeded; it may fail where many examples take half an update and more.
+        Whether that succeeded; it may fail where many examples fill half an update or more.
     """
     loads = np.array([sizes[update].sum() for update in updates], dtype=np.int64)
     counts = np.array([len(update) for update in updates])
@@ -349,7 +350,7 @@ def _level(
 
 
 def _sorted_updates(order: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, runs: np.ndarray) -> list[np.ndarray]:
-    """Return the plan by size, which always fits, for examples that cannot be mixed: largest first, `runs` of them."""
+    """Return the plan by size, which always fits: examples from the largest to the smallest, cut into these runs."""
     falling = order[np.argsort(-sizes[order], kind="stable")]
     updates = np.split(falling, np.cumsum(runs)[:-1])
     return [update[_snake(lengths[update])] for update in updates]
@@ -412,8 +413,8 @@ def _cheapest_cut(lengths: np.ndarray, num_micro_batches: int, tokens_per_device
 def _cut_points(lengths: np.ndarray, num_micro_batches: int) -> np.ndarray:
     """Return where a cut is tried, both ends included.
 
-    Everywhere in a small update. In a large one half of the cut points stand where lengths change most from one example
-    to the next, the others at even distances.
+    In a small update that is between any two examples. In a large one half of the cut points are where lengths change
+    most from one example to the next, the others at even distances.
     """
     count = len(lengths)
     most = max(MAX_CUT_POINTS, 4 * num_micro_batches)
@@ -464,13 +465,13 @@ def _best_cut(costs: np.ndarray, num_micro_batches: int, combine: np.ufunc) -> t
 def accumulation_steps(lengths: np.ndarray, settings: BatchSettings, *, overhead: int = CPU_OVERHEAD) -> int:
     """Return into how many micro-batches each process cuts its share of an update.
 
-    Enough to fit into memory, and of those the number that costs least on a sample of the updates: one micro-batch of
-    mixed lengths is half padding, and every further one costs its overhead.
+    Of the numbers that keep `tokens_per_device`, the one that costs least on a sample of updates: a few micro-batches
+    of mixed lengths are half padding, and each further one costs its overhead.
 
     Args:
         lengths: (examples, 2) source and target lengths in tokens.
         settings: of the run; its own `accumulation_steps` and `rank` are not read.
-        overhead: time that a micro-batch takes however small it is, in tokens computed meanwhile.
+        overhead: what a micro-batch costs however small it is, see `CPU_OVERHEAD`.
 
     Raises:
         ValueError: when an example does not fit into a micro-batch, or updates may have too few examples for the
@@ -516,7 +517,10 @@ def _refuse_too_long(lengths: np.ndarray, tokens_per_device: int) -> None:
 
 
 def _sample_updates(lengths: np.ndarray, tokens_per_update: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return updates of about a pool's examples, the longest of all and random others, and the lengths of these."""
+    """Return updates planned from a sample of examples, about a pool of them, and the lengths of this sample.
+
+    The longest examples are in it, and random others.
+    """
     sizes = token_counts(lengths)
     count = min(len(sizes), int(POOL_UPDATES * tokens_per_update / sizes.mean()))
     longest = np.argpartition(-sizes, min(POOL_UPDATES, len(sizes) - 1))[:POOL_UPDATES]
@@ -526,7 +530,9 @@ def _sample_updates(lengths: np.ndarray, tokens_per_update: int) -> tuple[list[n
 
 
 def _steps_to_try(settings: BatchSettings, fewest_examples: int) -> list[int]:
-    """Return numbers of accumulation steps: from half of what tokens without padding need to far more than padding can.
+    """Return the numbers of accumulation steps to try, rising.
+
+    The first is half of what the tokens would need without any padding; the last is more than padding makes worthwhile.
 
     Args:
         settings: of the run.
@@ -603,7 +609,7 @@ class UpdateSampler(Sampler[list[int]]):
                 yield micro_batch.tolist()
 
     def _count_oversized(self, micro_batch: np.ndarray) -> None:
-        """Say so, once, when a micro-batch is larger than it was asked to be."""
+        """Count a micro-batch over `tokens_per_device`, and warn of the first."""
         size = padded_tokens(self.lengths[micro_batch], packed=self.settings.packed)
         if size <= self.settings.tokens_per_device:
             return

@@ -107,6 +107,3 @@ def _middle(scores: Sequence[float]) -> tuple[float, float]:
     """Return the bounds of the middle 95 % of resampled scores."""
     low, high = np.percentile(scores, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return round(float(low), 4), round(float(high), 4)
-
-
-__all__ = ["Difference", "confidence_intervals", "interval", "paired_difference"]

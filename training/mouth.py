@@ -1,23 +1,22 @@
 """A run checks its own mouth: does generate write what the model would say?
 
-Training never writes. A library that loses a cache or forgets a mask leaves loss and token accuracy as they are, and
-every text of the trained model is nonsense. So what generate does is held against forced passes, which need neither
-cache nor beams nor padding:
+The training loop never calls generate. A library that loses a cache or forgets a mask leaves loss and token accuracy as
+they are, and every text of the trained model is nonsense. So what generate writes is compared with forced passes, which
+need neither cache nor beams nor padding:
 
     before the first update   `check_mouth`: the canary's comparisons (modeling/canary.py) on three sources of the
-                              training text, by the object and by a saved folder through the doors that users take
+                              training text, by the model itself and by a folder of it, opened as users open one
     in each evaluation        `misread`: some greedy outputs, each read again alone, token by token
                               `spoken_sums` and `doubt_of`: over the whole set, how much of what the forced pass
                               foresaw was written
 
 Greedy search must write a target up to the first token that the forced pass gets wrong. So a model whose token accuracy
-is near 100 writes nearly all of it, and no threshold is needed between a poor model and a broken mouth.
+is near 100 writes nearly all of it; where it does not, writing is broken, and no poor model can be mistaken for that.
 """
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,20 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
+from seqloom.hub.generate import no_loading_bar
 from seqloom.modeling.canary import (
     CANARY_NAME,
     EXACT,
+    LIBRARY_ERRORS,
     NARROW,
     STEPS,
     SWITCH,
     Row,
     ends_of,
     find_faults,
-    forced_logits,
+    misread,
     read_canary,
     sing_here,
-    start_of,
     up_to_end,
 )
 from seqloom.modeling.library import TESTED_PAIR, describe_running, describe_tested, is_tested
@@ -48,7 +48,7 @@ from seqloom.training.collator import IGNORED_LABEL
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.resumable import kept_random_state
 from seqloom.training.fault_tolerance.run_health import MouthError
-from seqloom.training.monitoring.progress import no_bars_of_others
+from seqloom.training.metrics import LOWER_IS_BETTER, METRICS
 from seqloom.training.tokenizer import SeqloomTokenizers
 
 LENGTHS = (4, 8, 16)
@@ -64,16 +64,14 @@ NEARLY_PERFECT = 99.0
 """Token accuracy from which a set is judged: below, beams may write something else with good reason."""
 
 WRITTEN, CUT, TEXT = 0.5, 0.9, 10.0
-"""Share of the foreseen tokens that must be written; of the outputs that may be cut; and the highest score, in percent,
-that outputs may not all stay under which are right token for token."""
+"""The least share of the foreseen tokens that must be written; the share of references that may be too long to be
+written whole; and the least score, in percent, of outputs of which many are right token for token."""
 
 JUDGED = 10
-"""Sentences under which a set says nothing."""
+"""Sentences from which a set is judged, and outputs that are many."""
 
 NOTHING_TRAINED = "Nothing was trained: it would learn, and its texts would be nonsense."
 MODEL_KEPT = "The trained model is saved; started again under a tested pair, the same command scores it."
-
-HIGHER_IS_BETTER = ("exact_match", "bleu", "tokenized_bleu", "chrf")
 
 
 # Before the first update ----------------------------------------------------------------------------------------------
@@ -107,13 +105,10 @@ def check_mouth(
         return f"not checked under {describe_running()}, for {SWITCH}=off"
     started = time.perf_counter()
     has_folder = sum(weight.nbytes for weight in model.parameters()) <= FOLDER_BYTES
-    with kept_random_state(), explained_failures(NOTHING_TRAINED), no_bars_of_others():
-        if has_folder:
-            faults = faults_of_folder(model, tokenizers, texts, staging, checkpoint)
-        else:
-            faults = find_faults(model, sing_here(model))
-    if faults:
-        raise refused(NOTHING_TRAINED, f"What differs: {in_brief(faults)}.")
+    if has_folder:
+        refuse_faults(lambda: faults_of_folder(model, tokenizers, texts, staging, checkpoint), NOTHING_TRAINED)
+    else:
+        refuse_faults(lambda: find_faults(model, sing_here(model)), NOTHING_TRAINED)
     model._canary_has_sung = True  # generate need not ask again
     place = "and out of a folder" if has_folder else "too large to be tried out of a folder"
     seconds = time.perf_counter() - started
@@ -183,21 +178,24 @@ def check_trained(model: Any) -> None:
     Raises:
         MouthError: with what differs, the versions, and what to do.
     """
-    if os.environ.get(SWITCH) == "off":
-        return
-    with kept_random_state(), explained_failures(MODEL_KEPT):
-        faults = find_faults(model, sing_here(model))
-    if faults:
-        raise refused(MODEL_KEPT, f"What differs: {in_brief(faults)}.")
+    if os.environ.get(SWITCH) != "off":
+        refuse_faults(lambda: find_faults(model, sing_here(model)), MODEL_KEPT)
 
 
-@contextlib.contextmanager
-def explained_failures(what_is_kept: str) -> Iterator[None]:
-    """Say of a failure what is known of the library; a full disk and the like pass."""
+def refuse_faults(find: Callable[[], Sequence[str]], what_is_kept: str) -> None:
+    """Refuse a library where faults are found, or looking for them fails; random states stay as they were.
+
+    Args:
+        find: returns what is wrong, in sentences.
+        what_is_kept: of the run, in a sentence.
+    """
     try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        with kept_random_state(), no_loading_bar():
+            faults = find()
+    except LIBRARY_ERRORS as error:
         raise refused(what_is_kept, f"Writing failed with {type(error).__name__}: {error}") from error
+    if faults:
+        raise refused(what_is_kept, f"What differs: {in_brief(faults)}.")
 
 
 def refused(what_is_kept: str, found: str) -> MouthError:
@@ -227,44 +225,12 @@ def in_brief(faults: Sequence[str]) -> str:
 # In each evaluation: some outputs, read again -------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def misread(
-    model: Any, source: Sequence[int], written: Sequence[int], *, most: int, is_exact: bool = True
-) -> str | None:
-    """Return where greedy search wrote another token than a forced pass over the same words; None: nowhere.
-
-    Args:
-        model: that wrote; tokens that its generation config suppresses are never right.
-        source: ids of one source, without padding.
-        written: the output, its end of sequence included if there is one.
-        most: tokens after which an output is cut.
-        is_exact: logits are numbers of 32 bits; else near ones count as ties.
-    """
-    if len(written) < most and (not written or written[-1] not in ends_of(model.config)):
-        return f"it stops after {len(written)} tokens without an end of sequence"
-    logits = forced_logits(model, source, [[start_of(model.config), *written[:-1]]])[0]  # (T, V)
-    logits[:, suppressed_by(model)] = -torch.inf
-    best = logits.max(-1)
-    own = logits.gather(-1, torch.tensor(written, device=logits.device)[:, None])[:, 0]
-    allowed = (EXACT if is_exact else NARROW) * best.values.abs().clamp(min=1.0)
-    wrong = (~(best.values - own <= allowed)).nonzero()
-    if not len(wrong):
-        return None
-    step = int(wrong[0])
-    return f"token {step + 1} of the answer to {list(source)} is {written[step]}, and read again {best.indices[step]}"
-
-
 def broken_mouth(faults: Sequence[str]) -> str:
     """Return what outputs say that a forced pass does not confirm, and what helps."""
     return (
         f"Read again by a forced pass, greedy outputs are not what the model says: {in_brief(faults)}. Running is "
         f"{describe_running()}, tested was {describe_tested()}. {remedy()}"
     )
-
-
-def suppressed_by(model: Any) -> list[int]:
-    """Return the tokens that a model is forbidden to write."""
-    return list(model.generation_config.suppress_tokens or [])
 
 
 def misread_in(model: Any, inputs: dict[str, Tensor], ids: Tensor, *, most: int, is_exact: bool) -> list[str]:
@@ -274,15 +240,15 @@ def misread_in(model: Any, inputs: dict[str, Tensor], ids: Tensor, *, most: int,
         model: that wrote.
         inputs: `input_ids` and `attention_mask`, (B, S) each.
         ids: (B, 1 + T), as generate returns them.
-        most: as in `misread`.
-        is_exact: as there.
+        most: tokens after which an answer is cut.
+        is_exact: logits are numbers of 32 bits; else near ones count as ties.
     """
     rows = np.unique(np.linspace(0, len(ids) - 1, READ_AGAIN, dtype=int)).tolist()
     faults = []
     for row in rows:
         source = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
         written = up_to_end(ids[row, 1:].tolist(), ends_of(model.config))
-        if fault := misread(model, source, written, most=most, is_exact=is_exact):
+        if fault := misread(model, source, written, most=most, share=EXACT if is_exact else NARROW):
             faults.append(fault)
     return faults
 
@@ -337,11 +303,9 @@ def doubt_of(scores: dict[str, Any], spoken: np.ndarray, longest: int, most: int
     if scores["token_accuracy"] < NEARLY_PERFECT or count < JUDGED:
         return None
     foreseen, said, cut, whole = spoken.sum(axis=0).astype(int)
-    named = next(
-        (f" and {name} {scores[name]:.2f}" for name in (*HIGHER_IS_BETTER, "cer", "wer") if name in scores), ""
-    )
+    named = next((f" and {name} {scores[name]:.2f}" for name in ("exact_match", *METRICS) if name in scores), "")
     seen = f"token accuracy is {scores['token_accuracy']:.2f}{named}"
-    texts = [scores[name] for name in HIGHER_IS_BETTER if name in scores]
+    texts = [scores[name] for name in METRICS if name in scores and name not in LOWER_IS_BETTER]
     if said < WRITTEN * foreseen:
         return Doubt(
             f"{seen}: of {foreseen:,} tokens that the model foresees when it reads the references, it wrote {said:,}. "
@@ -364,6 +328,3 @@ def doubt_of(scores: dict[str, Any], spoken: np.ndarray, longest: int, most: int
             is_broken=False,
         )
     return None
-
-
-__all__ = ["Doubt", "check_mouth", "check_trained", "doubt_of", "misread", "misread_in", "spoken_sums"]

@@ -40,7 +40,7 @@ from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.settings import generation_config, metrics_of, training_arguments
 from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
-from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer
+from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
 from seqloom_cli.command import CommandParser, run_command
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def build_trainer(
         arguments,
         tokenizers=tokenizers,
         batching=settings,
-        evaluation=EvaluationPlan(metrics_of(recipe), max_new_tokens=recipe.max_new_tokens),
+        evaluation=EvaluationSettings(metrics_of(recipe), max_new_tokens=recipe.max_new_tokens),
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         encodings=encodings,

@@ -24,6 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import seed_worker
 
+from seqloom.modeling.canary import suppressed_by
 from seqloom.modeling.modeling_seqloom import (
     SeqloomAttention,
     SeqloomForConditionalGeneration,
@@ -39,7 +40,7 @@ from seqloom.training.fault_tolerance.resumable import ResumableTrainer
 from seqloom.training.fault_tolerance.run_health import MouthError, speechless
 from seqloom.training.monitoring.gradient_flow import GradientFlow
 from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
-from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums, suppressed_by
+from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums
 from seqloom.training.pushing import PushingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
+class EvaluationSettings:
     """What a validation or test pass computes."""
 
     metrics: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         *,
         tokenizers: SeqloomTokenizers,
         batching: BatchSettings,
-        evaluation: EvaluationPlan | None = None,
+        evaluation: EvaluationSettings | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         encodings: "EpochEncodings | None" = None,
@@ -122,7 +123,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         self.label_smoother = None  # Trainer's divides by the micro-batch's tokens; the model smooths, see compute_loss
         self.tokenizers = tokenizers
         self.batching = batching
-        self.evaluation = evaluation or EvaluationPlan()
+        self.evaluation = evaluation or EvaluationSettings()
         self.scored_dataset = Dataset.from_dict({})
         """The set under evaluation, longest first."""
         self.outputs: list[str] = []
@@ -416,7 +417,8 @@ def freeze_inert_parameters(model: SeqloomForConditionalGeneration) -> None:
     """Leave out of training what cannot change the output: biases of keys that no rotation sets apart.
 
     Such a bias moves all scores of a query alike, and softmax forgets it. Its gradient is zero but for rounding, which
-    Adam would blow up to full steps, other ones for every way to cut an update.
+    Adam would blow up to full steps, other ones for every way to cut an update. The model has them all the same, for
+    the weights of older folders and of Marian's models have them.
     """
     rotates = model.config.position_embedding_type == "rotary"
     for module in model.modules():

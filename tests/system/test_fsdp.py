@@ -23,7 +23,7 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments
 import seqloom
 from seqloom.training.batching import BatchSettings
 from seqloom.training.tokenizer import train_tokenizer
-from seqloom.training.trainer import EvaluationPlan, SeqloomTrainer
+from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
 from tests.toy import TINY, toy_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def build_trainer(folder, model):
         arguments,
         tokenizers=words,
         batching=BatchSettings(100),
-        evaluation=EvaluationPlan(("exact_match",), num_beams=2, max_new_tokens=8),
+        evaluation=EvaluationSettings(("exact_match",), num_beams=2, max_new_tokens=8),
         train_dataset=Dataset.from_dict(rows),
     )
 
@@ -109,7 +109,7 @@ def compare_with_one_process(folder, tied, load):
 
     with torch.no_grad():  # one process is done after two words and has to help the other on
         whole.eval(), model.eval()
-        trainer.evaluation = EvaluationPlan(("exact_match",), num_beams=2, max_new_tokens=2 + 6 * rank)
+        trainer.evaluation = EvaluationSettings(("exact_match",), num_beams=2, max_new_tokens=2 + 6 * rank)
         written = trainer.decode(inputs)
         expected = whole.generate(source[mine], attention_mask=mask[mine], num_beams=2, max_new_tokens=2 + 6 * rank)
     assert written.tolist() == expected.tolist()

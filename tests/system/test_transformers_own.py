@@ -56,6 +56,7 @@ def lay_out(tree: Path, folder: Path) -> None:
     for package in {tree / "tests", *((tree / file).parent for file in STANDINS)}:
         (package / "__init__.py").touch()
     shutil.copy(OURS, tree / "tests" / f"test_{OURS.name}")
+    shutil.copy(OURS.with_name("toy.py"), tree / "tests")
 
 
 @pytest.fixture(scope="module")

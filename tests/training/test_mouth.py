@@ -12,12 +12,12 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.modeling import modeling_seqloom
-from seqloom.modeling.canary import CANARY_NAME, find_faults, read_canary
+from seqloom.modeling.canary import CANARY_NAME, find_faults, misread, read_canary
 from seqloom.training import mouth, trainer
 from seqloom.training import train as run
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in
 from seqloom.training.fault_tolerance.run_health import MouthError
-from seqloom.training.mouth import doubt_of, misread, spoken_sums, texts_to_say
+from seqloom.training.mouth import doubt_of, spoken_sums, texts_to_say
 from seqloom.training.train import train
 from seqloom_cli.command import run_command
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers

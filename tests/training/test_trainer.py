@@ -1,72 +1,32 @@
 """SeqloomTrainer: the loss ignores how an update is cut, checkpoints are whole, scores are token-weighted."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from torch.distributed.fsdp import StateDictType
-from transformers import AutoTokenizer, Seq2SeqTrainingArguments
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 import seqloom
-from seqloom.training.batching import BatchSettings
+from seqloom.training.examples import lengths_of, longest_first
 from seqloom.training.tokenizer import train_tokenizer
-from seqloom.training.trainer import (
-    EvaluationPlan,
-    SeqloomTrainer,
-    freeze_inert_parameters,
-    lengths_of,
-    longest_first,
-)
-from tests.tiny_trainer import tiny_trainer
+from seqloom.training.trainer import EvaluationSettings, freeze_inert_parameters
+from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
 from tests.toy import toy_pairs
 
-WORDS = ("ab", "bca", "cabba", "bbcacab", "ca", "aab")
-
 
 @pytest.fixture(scope="module")
-def tokenizers():
-    return train_tokenizer(WORDS, WORDS, kind="char", vocab_size=270, show_progress=False)
-
-
-@pytest.fixture(scope="module")
-def pairs(tokenizers):
-    rng = np.random.default_rng(0)
-    texts = ["".join(rng.choice(list("abc"), rng.integers(1, 9))) for _ in range(32)]
-    rows = {"source": texts, "target": [text[::-1] for text in texts]}
-    rows["input_ids"] = tokenizers.source(rows["source"]).input_ids
-    rows["labels"] = tokenizers.target(rows["target"]).input_ids
-    return Dataset.from_dict(rows)
+def pairs():
+    return tiny_pairs(tiny_tokenizers())
 
 
 @pytest.fixture
-def make_trainer(tmp_path, tokenizers, pairs, tiny_config):
-    def make(evaluation=None, callbacks=(), tokens_per_update=10_000, **arguments):
-        torch.manual_seed(0)
-        config = tiny_config(vocab_size=tokenizers.vocab_size, dropout=0.0)
-        model = seqloom.SeqloomForConditionalGeneration(config)
-        defaults = {
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "logging_steps": 1,
-            "max_grad_norm": 0.0,
-        }
-        return SeqloomTrainer(
-            model,
-            Seq2SeqTrainingArguments(output_dir=str(tmp_path / "run"), **{**defaults, **arguments}),
-            tokenizers=tokenizers,
-            batching=BatchSettings(tokens_per_update),
-            evaluation=evaluation,
-            train_dataset=pairs,
-            eval_dataset=pairs,
-            callbacks=callbacks,
-        )
-
-    return make
+def make_trainer(tmp_path):
+    return partial(tiny_trainer, tmp_path / "run")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -108,7 +68,8 @@ def test_evaluation_loss_is_token_weighted_and_unsmoothed(make_trainer, pairs):
 
 
 def test_decoded_scores_and_outputs_keep_the_order_of_the_set(make_trainer, pairs):
-    trainer = make_trainer(EvaluationPlan(("exact_match", "cer"), max_new_tokens=4), per_device_eval_batch_size=5)
+    evaluation = EvaluationSettings(("exact_match", "cer"), max_new_tokens=4)
+    trainer = make_trainer(evaluation=evaluation, per_device_eval_batch_size=5)
     scores = trainer.evaluate()
     assert {"eval_exact_match", "eval_cer", "eval_loss"} <= set(scores)
     one_by_one = [trainer.write_texts([source])[0] for source in pairs["source"]]
@@ -116,7 +77,7 @@ def test_decoded_scores_and_outputs_keep_the_order_of_the_set(make_trainer, pair
 
 
 def test_evaluation_leaves_the_generation_config_alone(make_trainer):
-    trainer = make_trainer(EvaluationPlan(("exact_match",), max_new_tokens=4))
+    trainer = make_trainer(evaluation=EvaluationSettings(("exact_match",), max_new_tokens=4))
     before = trainer.model.generation_config.to_dict()
     trainer.evaluate()
     assert trainer.model.generation_config.to_dict() == before
@@ -135,7 +96,9 @@ def test_a_checkpoint_is_a_whole_model(make_trainer, tmp_path):
 
 def test_separate_vocabularies_are_saved_on_both_sides(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=1, save_steps=1)
-    trainer.tokenizers = train_tokenizer(WORDS, ["xyz"], kind="char", vocab_size=270, joint=False, show_progress=False)
+    trainer.tokenizers = train_tokenizer(
+        ["ab", "bca"], ["xyz"], kind="char", vocab_size=270, joint=False, show_progress=False
+    )
     trainer.train()
     target = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint-1", subfolder="target")
     assert target("xyz").input_ids == trainer.tokenizers.target("xyz").input_ids

@@ -191,6 +191,3 @@ class Flags:
 
 def _ends_epoch(state: TrainerState) -> bool:
     return float(state.epoch).is_integer()
-
-
-__all__ = ["ORPHANED", "SIGNALS", "Flags", "StopAfterUpdate", "StopSignals", "ignore_stop_signals", "name_of"]

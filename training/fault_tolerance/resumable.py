@@ -3,13 +3,14 @@
 transformers' Trainer restores weights, optimizer, schedule, random states and the place in the epoch. What it lacks,
 and what these hooks add:
 
-- its checkpoints grow where they will be looked for -> staged, sealed and renamed, see `checkpoints`
+- killed while it saves, it leaves half a checkpoint in the place of a whole one -> staged, sealed and renamed, see
+  `checkpoints`
 - resumed at the last update it computes one more -> an epoch is not entered when nothing is left to learn
 - resumed after an early stop it trains on -> the stop is read from the checkpoint
-- evaluation draws random numbers, and one at the end of an epoch is lost or not, depending on when a run is killed ->
-  evaluation leaves the random states as they were, and an epoch is saved after its evaluation
-- DDP rounds its first update unlike all others -> it is brought to its final state before training
-- on another number of processes it finds no random state and goes on with that of the start -> seeded by the update
+- evaluation draws random numbers, and a run killed between an epoch's checkpoint and its evaluation never evaluates it
+  -> evaluation leaves the random states as they were, and an epoch is saved after its evaluation
+- DDP rounds the first update of every start otherwise than later ones -> a pass before training takes its place
+- on more processes than before, a new one finds no random state to go on from -> seeded by the number of the update
 - signals, full disks, memory and broken losses end in tracebacks -> see `interruption` and `run_health`
 """
 
@@ -27,6 +28,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from seqloom.hub.generate import no_loading_bar
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoint_path,
@@ -50,7 +52,6 @@ from seqloom.training.fault_tolerance.run_health import (
     out_of_memory,
     remedy_for_disk,
 )
-from seqloom.training.monitoring.progress import no_bars_of_others
 from seqloom_cli.command import EXIT_FAILED
 
 
@@ -252,7 +253,7 @@ class ResumableTrainer(Trainer):
         if state_dict is not None:
             tied = self.model.all_tied_weights_keys
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
-        with no_bars_of_others():
+        with no_loading_bar():
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)

@@ -2,9 +2,9 @@
 
 Each message has the value, the rule, the remedy, and the last good checkpoint. The rules:
 
-- A loss or gradient that is no finite number is an error, never filtered out of the log. On the CPU each update is
-  looked at before the optimizer takes it; elsewhere that would make the processor wait for the device, so there the
-  logged values are looked at, and the weights before every save. Weights that are not finite are never saved.
+- A loss or gradient that is no finite number is an error, never filtered out of the log. On a CPU the gradient of each
+  update is checked before the optimizer uses it. On a GPU that check would make the processor wait, so there the logged
+  values are checked, and the weights before every save. Weights that are not finite are never saved.
 - A run has diverged when its loss, the median of `ENTRIES` log entries, is worse than guessing every token of the
   vocabulary alike by a factor of two; or when the median over at least `UPDATES` updates has risen far above the lowest
   that it had already reached (`RISE`). Spikes recover within a few updates and do not move a median.
@@ -33,7 +33,7 @@ from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, update_
 logger = logging.getLogger(__name__)
 
 ENTRIES = 4
-"""Log entries that a loss must be bad for before it is called diverged."""
+"""Log entries in a row whose median must be bad before a run is called diverged."""
 
 UPDATES = 100
 """Updates that are looked at together when a loss is compared with its own past: single updates of a small budget are
@@ -67,7 +67,7 @@ class MouthError(TrainingError):
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a loss left its path."""
+    """A loss that has climbed and stays there."""
 
     loss: float
     """Median of the last entries."""
@@ -165,8 +165,7 @@ def not_finite(args: Any, state: TrainerState, **values: float) -> LossError:
     precision = "in bf16 or fp32 instead of fp16, " if args.fp16 else ""
     return LossError(
         f"{seen} after {_updates(state)}: from here on nothing is learned any more. Nothing of it was saved. "
-        f"{_what_is_kept(args)} Train {precision}with a lower learning rate or a longer warm-up, for example "
-        f"{_gentler(args)} --resume never, or into another --output."
+        f"{_what_is_kept(args)} {_gentler(args, precision)}"
     )
 
 
@@ -175,8 +174,7 @@ def diverged(args: Any, state: TrainerState, found: Divergence) -> LossError:
     return LossError(
         f"the loss has climbed to {found.loss:.3g} and stays there ({_updates(state)}): far above "
         f"{found.reference:.3g}, which is {found.meaning}; the run has diverged. "
-        f"{_what_is_kept(args, found.last_good_update)} Train with a lower learning rate or a longer warm-up, for "
-        f"example {_gentler(args)} --resume never, or into another --output."
+        f"{_what_is_kept(args, found.last_good_update)} {_gentler(args)}"
     )
 
 
@@ -214,9 +212,14 @@ def _updates(state: TrainerState) -> str:
     return f"update {state.global_step:,} of {state.max_steps:,}"
 
 
-def _gentler(args: Any) -> str:
+def _gentler(args: Any, precision: str = "") -> str:
+    """Return the remedy: how to train so that the loss holds."""
     warmup = max(100, 2 * int(args.warmup_steps)) if args.warmup_steps >= 1 or not args.warmup_steps else 0
-    return f"--learning_rate {min(args.learning_rate / 3, 3e-3):.1g}" + (f" --warmup_steps {warmup}" if warmup else "")
+    flags = f"--learning_rate {min(args.learning_rate / 3, 3e-3):.1g}" + (f" --warmup_steps {warmup}" if warmup else "")
+    return (
+        f"Train {precision}with a lower learning rate or a longer warm-up, for example {flags} --resume never, or into "
+        f"another --output."
+    )
 
 
 def _what_is_kept(args: Any, until: int | None = None) -> str:
@@ -251,27 +254,27 @@ class MicroBatch:
     is_evaluating: bool = False
 
     @property
-    def positions(self) -> int:
+    def padded_tokens(self) -> int:
         """Padded source + target tokens of the batch under work."""
         return self.rows * (self.source + self.target)
 
     def start(self, inputs: dict[str, Any]) -> None:
         """Note a micro-batch before it is computed."""
         (self.rows, self.source), self.target = inputs["input_ids"].shape[-2:], inputs["labels"].shape[-1]
-        if self.positions > self.largest_done and torch.cuda.is_available():
+        if self.padded_tokens > self.largest_done and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.base_bytes = torch.cuda.memory_allocated()
 
     def finish(self) -> None:
         """Note that memory held it."""
-        if self.positions > self.largest_done:
-            self.largest_done = self.positions
+        if self.padded_tokens > self.largest_done:
+            self.largest_done = self.padded_tokens
             if torch.cuda.is_available():
                 self.activation_bytes = torch.cuda.max_memory_allocated() - self.base_bytes
 
     def likely_to_fit(self) -> int:
         """Return the largest number of padded tokens that memory will probably hold."""
-        failed = self.positions
+        failed = self.padded_tokens
         guess = failed // 2
         if self.largest_done and self.activation_bytes:
             free, _ = torch.cuda.mem_get_info()
@@ -293,7 +296,7 @@ def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str
             f"{args.per_device_eval_batch_size}. {kept} Start the same command with "
             f"--per_device_eval_batch_size {max(1, args.per_device_eval_batch_size // 2)}: scores stay the same."
         )
-    shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.positions:,} padded tokens"
+    shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.padded_tokens:,} padded tokens"
     if batch.rows <= 1:
         remedy = (
             "It is one example, so smaller micro-batches do not help: lower max_source_length and max_target_length, "
@@ -302,7 +305,7 @@ def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str
     else:
         remedy = (
             f"Start the same command with --tokens_per_device {batch.likely_to_fit()}: it goes on with the same "
-            f"updates, cut into more pieces; or turn on --gradient_checkpointing in a new run."
+            f"updates, cut into more micro-batches; or turn on --gradient_checkpointing in a new run."
         )
     done = f" (the largest that it held had {batch.largest_done:,})" if batch.largest_done else ""
     return TrainingError(
@@ -384,26 +387,3 @@ def _why(error: BaseException, free: int) -> str:
     if free < FULL:  # torch.save only says that it did not get on
         return os.strerror(errno.ENOSPC)
     return str(error).partition("\n")[0].removeprefix("Error while serializing: ").strip()
-
-
-__all__ = [
-    "Divergence",
-    "LossError",
-    "LossGuard",
-    "LossWatch",
-    "MicroBatch",
-    "MouthError",
-    "TrainingError",
-    "broken_weights",
-    "diverged",
-    "explained_writing",
-    "is_finite_without_waiting",
-    "is_lost_peer",
-    "is_out_of_memory",
-    "is_refused_write",
-    "lost_peer",
-    "not_finite",
-    "out_of_memory",
-    "remedy_for_disk",
-    "speechless",
-]

@@ -10,8 +10,8 @@ a fresh model of 6+6 layers, and of the decoder's gradient 1e-7 is left one laye
 Each cross attention then makes of the target nothing but weights over the source, and fresh weights are all alike. In
 the encoder the norms alone keep the gradient's size. With residuals a fresh pre-norm decoder loses nothing (first /
 last layer 1.5 at six layers, 1.8 at twelve). A post-norm one, whose norms stand in the way of the residual stream,
-loses some (0.2 and 0.006), and with a high learning rate more while it trains: why deep models are pre-norm (LOG
-2026-11-23).
+loses some (0.2 and 0.006), and with a high learning rate more while it trains: why deep models are pre-norm
+(LOG: residuals).
 
 The norm of a layer is that of all its parameters' gradients together, of the whole update (all micro-batches and
 processes) and before clipping.
@@ -165,6 +165,3 @@ def ratio(rows: Sequence[Mapping[str, Any]], first: str, last: str) -> float:
     """Return the first layer's norm divided by the last layer's, the median over the readings."""
     ratios = sorted(row[first] / row[last] for row in rows if row[last])
     return ratios[len(ratios) // 2] if ratios else float("nan")
-
-
-__all__ = ["GradientFlow", "can_draw", "draw", "parameters_by_layer", "ratio"]

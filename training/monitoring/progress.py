@@ -3,9 +3,8 @@
 The same numbers go to Trainer's log, and from there to TensorBoard, trackio or W&B, whichever `report_to` names.
 """
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
-from transformers.utils import logging
 
 from seqloom.training.collator import IGNORED_LABEL
 
@@ -93,18 +91,6 @@ def mean_loss(log_history: Iterable[Mapping[str, Any]]) -> float:
         return float("nan")
     updates, losses = zip(*readings)
     return float(np.average(losses, weights=np.diff(updates, prepend=0)))
-
-
-@contextlib.contextmanager
-def no_bars_of_others() -> Iterator[None]:
-    """Keep transformers from drawing bars of its own, such as one for each file of a checkpoint."""
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 class TrainingProgress(TrainerCallback):
@@ -187,6 +173,3 @@ def _shown(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-__all__ = ["RunClock", "TokenMeter", "TrainingProgress", "mean_loss", "no_bars_of_others"]

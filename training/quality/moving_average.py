@@ -98,6 +98,3 @@ class MovingAverage(TrainerCallback):
 def _copy(weights: list[Any], model: nn.Module) -> None:
     for parameter, weight in zip(model.parameters(), weights, strict=True):
         parameter.copy_(weight)
-
-
-__all__ = ["MovingAverage"]

@@ -47,6 +47,3 @@ def disagreement(logits: Tensor, labels: Tensor) -> Tensor:
     log_p1, log_p2 = first[is_target].log_softmax(-1), second[is_target].log_softmax(-1)  # (targets, V)
     # KL(P1 || P2) + KL(P2 || P1) = sum (P1 - P2) (log P1 - log P2); gradients flow into both, as in the authors' code
     return ((log_p1.exp() - log_p2.exp()) * (log_p1 - log_p2)).sum() / 2
-
-
-__all__ = ["disagreement", "twice"]
