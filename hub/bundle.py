@@ -29,8 +29,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from seqloom.hub.files import write_whole
 from seqloom.hub.pipeline_seqloom import PIPELINES
+from seqloom.modeling.canary import write_whole
 
 ENTRY_MODULES = (
     "seqloom.configuration.configuration_seqloom",

@@ -1,12 +1,10 @@
-"""Files of a model's folder: what they are called, and how they are read and written. Standard library only."""
+"""Files of a model's folder: what they are called, and how they are read. Standard library only."""
 
 import hashlib
 import json
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
 """What a run keeps beside its model: checkpoints, each a folder of its own, and what a killed run leaves."""
@@ -30,16 +28,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that no reader ever sees half of it; a link is replaced, not followed."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def names_below(folder: str | PathLike[str]) -> list[str]:
     """Return every file below a folder, relative to it, with forward slashes, in order."""
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
@@ -51,4 +39,4 @@ def models_in(folder: Path) -> list[Path]:
     return [path for path in checkpoints if (path / "config.json").is_file()]
 
 
-__all__ = ["RUN_FOLDERS", "SEAL_NAME", "models_in", "names_below", "read_object", "sha256_of", "write_whole"]
+__all__ = ["RUN_FOLDERS", "SEAL_NAME", "models_in", "names_below", "read_object", "sha256_of"]

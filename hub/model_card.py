@@ -27,7 +27,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.files import sha256_of, write_whole
+from seqloom.hub.files import sha256_of
+from seqloom.modeling.canary import write_whole
 
 CARD_NAME = "README.md"
 TEMPLATE = "model_card.md.jinja"

@@ -35,7 +35,7 @@ from typing import Any
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.bundle import MANIFEST_NAME, STAND_IN, bundle_files, config_text, name_code
-from seqloom.hub.files import SEAL_NAME, models_in, read_object, sha256_of, write_whole
+from seqloom.hub.files import SEAL_NAME, models_in, read_object, sha256_of
 from seqloom.hub.generate import no_loading_bar
 from seqloom.hub.model_card import CARD_NAME, current_card, is_generated, weights_sha256
 from seqloom.hub.verify import EARLIER, RELEASES, Kind, check_folder, release_digests
@@ -46,6 +46,7 @@ from seqloom.modeling.canary import (
     read_canary,
     rows_that_hold,
     write_canary,
+    write_whole,
 )
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration, SeqloomModel

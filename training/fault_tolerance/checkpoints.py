@@ -11,7 +11,6 @@ file is what transformers writes and reads. Renames are atomic on POSIX file sys
 of pushes to the Hub.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,13 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seqloom.hub.files import SEAL_NAME as MANIFEST
+from seqloom.hub.files import sha256_of
+
 logger = logging.getLogger(__name__)
 
 STAGING = "_saving"
 """Folder below OUTPUT in which files are written that must not be seen before they are whole."""
-
-MANIFEST = "checkpoint_manifest.json"
-"""The file that is written last: what a checkpoint consists of."""
 
 CARD = "README.md"
 """The model card; no manifest names it, for people edit it and no run needs it to go on."""
@@ -94,7 +93,7 @@ def _file_fault(path: Path, size: int, digest: str) -> str | None:
         return f"{path.name} is missing"
     if path.stat().st_size != size:
         return f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}"
-    return None if _sha256(path) == digest else f"{path.name} is damaged (its SHA-256 digest is another)"
+    return None if sha256_of(path) == digest else f"{path.name} is damaged (its SHA-256 digest is another)"
 
 
 def _set_aside(checkpoint: Path) -> Path:
@@ -115,7 +114,7 @@ def seal(checkpoint: Path, **facts: Any) -> None:
         facts: what else the manifest should say, for people.
     """
     files = {
-        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, CARD)
     }
@@ -235,8 +234,3 @@ def _flush_one(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
