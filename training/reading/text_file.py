@@ -25,14 +25,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets.utils import tqdm
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _UTF_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -125,7 +122,7 @@ class _MeteredFile(io.FileIO):
         super().__init__(path)
         self._bar = progress_bar(f"{work} {Path(path).name}", os.fstat(self.fileno()).st_size, "B")
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Read as `io.FileIO` does."""
         num_bytes: int = super().readinto(buffer)
         self._bar.update(num_bytes)
