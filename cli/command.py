@@ -14,10 +14,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
+from typing import Any, NoReturn
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 EXIT_STOPPED = 75
@@ -133,7 +130,7 @@ class _VisibleFormatter(logging.Formatter):
 class _Forgiving(io.FileIO):
     """A file that takes what cannot be written for written."""
 
-    def write(self, data: "Buffer") -> int:
+    def write(self, data: Any) -> int:
         """Write, or not: the reader has gone away, or the disk of the log file is full."""
         try:
             return super().write(data)

@@ -165,7 +165,7 @@ class TestImports:
         script = "import sys, seqloom; print(*sorted(m for m in sys.modules if m.startswith('seqloom')))"
         run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
         rooms = {"seqloom", "seqloom.configuration", "seqloom.modeling", "seqloom.hub"}
-        hub = {"seqloom.hub.bundle", "seqloom.hub.files", "seqloom.hub.pipeline_seqloom"}
+        hub = {"seqloom.hub.bundle", "seqloom.hub.pipeline_seqloom"}
         loaded = set(run.stdout.split()) - rooms
         assert {module for module in loaded if room_of(module) not in ("configuration", "modeling")} == hub
 

@@ -1,6 +1,6 @@
 """`seqloom serve` as a user starts it, and the OpenAI client as a user calls it: a real process on loopback.
 
-What the application answers to each kind of request is tested in this process, see tests/hub/serving/test_chat_server.py.
+What the application answers to each kind of request: tests/hub/serving/test_chat_server.py, in one process.
 """
 
 import json
