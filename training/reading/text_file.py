@@ -18,8 +18,10 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +69,17 @@ BLANK_CHARACTERS = "".join(
 
 MAX_LINE_BYTES = 1 << 26
 """Longest line accepted; a longer one is a binary file or a data set without line ends, and would fill the memory."""
+
+FOREIGN_LINE_ENDS = {
+    "\r": ("CR, as old Macs and some spreadsheets write them", "tr '\\r' '\\n' < {0} > {0}.lf"),
+    "\u2028": ("U+2028", "perl -CSD -pe 's/\\x{{2028}}/\\n/g' {0} > {0}.lf"),
+    "\u2029": ("U+2029", "perl -CSD -pe 's/\\x{{2029}}/\\n/g' {0} > {0}.lf"),
+    "\x85": ("NEL (U+0085)", "perl -CSD -pe 's/\\x{{85}}/\\n/g' {0} > {0}.lf"),
+    "\x0b": ("VT (U+000B)", "tr '\\013' '\\n' < {0} > {0}.lf"),
+    "\x0c": ("FF (U+000C)", "tr '\\f' '\\n' < {0} > {0}.lf"),
+    "\x1e": ("RS (U+001E)", "tr '\\036' '\\n' < {0} > {0}.lf"),
+}
+"""What other programs end lines with -> its name, and the command that makes line ends of it."""
 
 MAX_DEFECTS = 1000
 """Reading stops early after this many defects: the file is then wrong as a whole."""
@@ -204,6 +217,7 @@ class TextFile:
         self._num_lines_beyond_ascii = 0  # good ones: the file is UTF-8, if not all of it
         self._undecodable = Defects(path, "cannot be read as UTF-8")
         self._undecodable_sample = b""
+        self._foreign_ends: Counter[str] = Counter()
 
     @property
     def num_lines(self) -> int:
@@ -211,18 +225,33 @@ class TextFile:
         return self.facts.num_lines or 0
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the lines; raises `CorpusError` at the end when some could not be decoded."""
+        """Yield the lines; raises `CorpusError` at the end when some could not be decoded, or are no lines."""
         self.facts.num_lines = 0
         for number, raw_line in enumerate(self._raw_lines(), 1):
             self.facts.num_lines = number
             if len(raw_line) > MAX_LINE_BYTES:
                 raise CorpusError(self._describe_long_line())
-            yield self._strip_line_end(self._decode(raw_line))
+            line = self._strip_line_end(self._decode(raw_line))
+            self._foreign_ends.update({end: line.count(end) for end in FOREIGN_LINE_ENDS if end in line})
+            yield line
         self.check_encoding()
+        self._check_line_ends()
 
     def check_encoding(self) -> None:
         """Raise a `CorpusError` when lines read so far were not UTF-8."""
         self._undecodable.check(self.num_lines, self._encoding_remedy())
+
+    def _check_line_ends(self) -> None:
+        """Refuse a file in which most lines end otherwise: all of them together would be one example."""
+        for end, count in self._foreign_ends.most_common(1):
+            if count > max(1, self.num_lines):
+                name, command = FOREIGN_LINE_ENDS[end]
+                unpacked = self.path.removesuffix(".gz")
+                unpack = f"gunzip -k {shlex.quote(self.path)}; " if self.path.endswith(".gz") else ""
+                raise CorpusError(
+                    f"{self.path} has {self.num_lines:,} lines that end in \\n and {count:,} that end in {name}. A line "
+                    f"is one example, and ends in \\n. Convert it: {unpack}{command.format(shlex.quote(unpacked))}"
+                )
 
     def _raw_lines(self) -> Iterator[bytes]:
         with _open_bytes(self.path) as stream, self._explained_gzip_errors():

@@ -511,6 +511,27 @@ class TestArguments:
             load("test.de", split="test")
 
 
+class TestForeignLineEnds:
+    """A file whose lines end otherwise is no example, and the command that the error names makes lines of it."""
+
+    @pytest.mark.parametrize("end", ["\r", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1e"])
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_the_remedy_works(self, load, end, packed):
+        name = "it's.tsv.gz" if packed else "it's.tsv"
+        text = end.join(f"{number}\t{number * number}" for number in range(1, 101)) + "\n"
+        Path(name).write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+        with pytest.raises(CorpusError, match=r"has 1 lines that end in \\n and 99 that end in ") as caught:
+            load(name)
+        command = str(caught.value).partition(" Convert it: ")[2]
+        subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+        Path("it's.tsv.lf").rename("good.tsv")
+        assert len(load("good.tsv")) == 100
+
+    def test_a_few_of_them_are_characters(self, load):
+        write_lines("a.tsv", ["eins\ro\tone", "zwei\u2028\ttwo", "drei\x0c\tthree"])
+        assert rows(load("a.tsv"))[0] == ("eins\ro", "one")
+
+
 class TestWhere:
     """Rows are selected by what further columns hold; a condition that no row meets is said aloud."""
 
