@@ -5,8 +5,8 @@ YAML guesses a value's type from its spelling, and YAML 1.1 guesses badly: `1e-3
 asks for, so the recipe file and the command line are read by the same rules.
 """
 
-import math
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -19,6 +19,8 @@ _TRUE = ("true", "yes", "on", "1")
 _NULL = ("", "null", "~", "None")
 _FALSE = ("false", "no", "off", "0")
 _INTEGER = re.compile(r"[-+]?[0-9]+")
+_MOST_DIGITS = 400
+"""A whole number with more is beyond all that can be computed with; Python itself reads 4,300 and no more."""
 _NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
 
 
@@ -218,14 +220,15 @@ def _convert_float(value: Any) -> float:
     """Read a number; whole ones stay whole, so that `warmup_steps: 2000` is written back as it was."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = _number(value.strip())
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise MismatchError
     return value
 
 
 def _number(text: str) -> int | float:
     digits = text.replace("_", "")
-    return int(digits) if _INTEGER.fullmatch(digits) else float(digits)
+    is_whole = _INTEGER.fullmatch(digits) and len(digits) < _MOST_DIGITS
+    return int(digits) if is_whole else float(digits)
 
 
 def _convert_text(value: Any) -> str:

@@ -133,7 +133,12 @@ class TestEncodings:
 
     @pytest.mark.parametrize(
         ("content", "kind"),
-        [(gzip.compress(b"x", mtime=0), "gzip"), (b"PK\x03\x04...", "zip"), (b"PAR1\x15\x04", "Parquet"), (b"%PDF-1.7", "PDF")],
+        [
+            (gzip.compress(b"x", mtime=0), "gzip"),
+            (b"PK\x03\x04...", "zip"),
+            (b"PAR1\x15\x04", "Parquet"),
+            (b"%PDF-1.7", "PDF"),
+        ],
     )
     def test_other_formats_under_a_text_name(self, refused, content, kind):
         assert refused(("a.txt", content)).startswith(f"a.txt is a {kind} file, not text: ")
