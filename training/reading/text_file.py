@@ -249,8 +249,8 @@ class TextFile:
                 unpacked = self.path.removesuffix(".gz")
                 unpack = f"gunzip -k {shlex.quote(self.path)}; " if self.path.endswith(".gz") else ""
                 raise CorpusError(
-                    f"{self.path} has {self.num_lines:,} lines that end in \\n and {count:,} that end in {name}. A line "
-                    f"is one example, and ends in \\n. Convert it: {unpack}{command.format(shlex.quote(unpacked))}"
+                    f"{self.path} has {self.num_lines:,} lines that end in \\n and {count:,} that end in {name}. A "
+                    f"line is one example, and ends in \\n. Convert it: {unpack}{command.format(shlex.quote(unpacked))}"
                 )
 
     def _raw_lines(self) -> Iterator[bytes]:
