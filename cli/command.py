@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -72,9 +72,21 @@ class CommandParser(argparse.ArgumentParser):
         if not unknown:
             return
         flags = [flag for action in self._actions for flag in action.option_strings]
-        near = get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        self._refuse_word(unknown[0], "an argument", unknown[0].partition("=")[0], flags)
+
+    def refuse_verb(self, verb: str, known: Collection[str]) -> None:
+        """Refuse a verb that does not exist, with the one that was probably meant.
+
+        Raises:
+            UsageError: if it is not among those known.
+        """
+        if verb not in known:
+            self._refuse_word(verb, "a verb", verb, known)
+
+    def _refuse_word(self, word: str, kind: str, spelling: str, known: Collection[str]) -> NoReturn:
+        near = get_close_matches(spelling, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help shows what it takes."
-        raise UsageError(f"{unknown[0]} is not an argument of {self.prog}; {hint}")
+        raise UsageError(f"{word} is not {kind} of {self.prog}; {hint}")
 
 
 def run_command(command: Callable[[], int | None], *, debug: bool = False) -> int:

@@ -6,6 +6,7 @@ What a verb needs is imported when it runs, for all that lies below `seqloom` im
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, print_what_goes, run_command, visible
 
@@ -27,9 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int | None:
     parser = build_parser()
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    if words and arguments[0] in (words[0], "--debug"):
+        parser.refuse_verb(words[0], verbs_of(parser))
     try:
         namespace, unknown = parser.parse_known_args(arguments)
-    except SystemExit as exit_:  # --help and --help_all have printed
+    except SystemExit as exit_:  # --help, --help_all and --version have printed
         return exit_.code if isinstance(exit_.code, int) else 0
     if namespace.verb is None:
         parser.refuse(unknown)
@@ -41,6 +45,7 @@ def _dispatch(arguments: list[str]) -> int | None:
 def build_parser() -> CommandParser:
     """The parser of every verb; what it leaves over belongs to the verb's `run`."""
     parser = CommandParser(prog="seqloom", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=describe_version())
     _add_debug(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
@@ -51,6 +56,18 @@ def build_parser() -> CommandParser:
     _add_push(verbs)
     _add_space(verbs)
     return parser
+
+
+def verbs_of(parser: CommandParser) -> list[str]:
+    """Return the names of the verbs of `build_parser`."""
+    (action,) = (action for action in parser._actions if action.dest == "verb")
+    return list(action.choices or ())
+
+
+def describe_version() -> str:
+    """Return the versions of Seqloom and of what it stands on, without loading any of it."""
+    named = {name: version(name) for name in ("seqloom", "transformers", "torch")}
+    return f"seqloom {named.pop('seqloom')} ({', '.join(f'{name} {number}' for name, number in named.items())})"
 
 
 def _add_verb(

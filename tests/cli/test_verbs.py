@@ -1,5 +1,6 @@
 """The command line: what each verb is handed, what a mistake is answered with, which code a script sees."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
         ("generate", 2, "the following arguments are required: FOLDER; seqloom generate --help shows how it is called"),
         ("generate nowhere -i /dev/null", 1, "nowhere holds no config.json; name the folder that seqloom train wrote"),
         ("generate nowhere -i no.txt", 1, "no.txt: No such file or directory.\n"),
-        ("trian", 2, "argument VERB: invalid choice: 'trian'"),
+        ("trian", 2, "trian is not a verb of seqloom; did you mean train?"),
+        ("frobnicate", 2, "frobnicate is not a verb of seqloom; seqloom --help shows what it takes."),
         ("--bogus", 2, "--bogus is not an argument of seqloom; "),
     ],
 )
@@ -106,8 +108,7 @@ def test_no_verb_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_verbs_are_those_that_work() -> None:
     """The public command line, frozen: later verbs are added here when they do something."""
-    (verb,) = (action for action in verbs.build_parser()._actions if action.dest == "verb")
-    assert list(verb.choices) == ["train", "generate", "verify", "upgrade", "serve", "push", "space"]
+    assert verbs.verbs_of(verbs.build_parser()) == ["train", "generate", "verify", "upgrade", "serve", "push", "space"]
 
 
 def test_arguments_come_from_the_process_by_default(monkeypatch: pytest.MonkeyPatch, trained: list[Recipe]) -> None:
@@ -121,3 +122,20 @@ def test_nothing_imports_the_command_line() -> None:
     for folder in ("configuration", "modeling", "training", "hub"):
         for file in (root / folder).rglob("*.py"):
             assert "seqloom_cli.verbs" not in file.read_text("utf-8"), file
+
+
+def test_version_names_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    import transformers
+
+    assert verbs.main(["--version"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("seqloom 0.")
+    assert f"(transformers {transformers.__version__}, torch {torch.__version__})" in line
+
+
+@pytest.mark.parametrize("module", ["seqloom", "seqloom_cli"])
+def test_the_command_is_a_module_too(module: str) -> None:
+    run = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0
+    assert "train a model from a recipe" in run.stdout
