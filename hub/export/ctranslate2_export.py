@@ -269,6 +269,11 @@ def describe_export(output: str | PathLike[str], export: Export) -> str:
         f"Compared on {export.compared_on}. {describe_parity(export.parity)}",
         *(describe_score(row) for row in export.scores),
     ]
+    if not export.parity.compute_type.startswith(export.quantization):
+        lines.append(
+            f"This machine cannot compute {export.quantization}; the engine took {export.parity.compute_type} here, "
+            f"and that is what was compared."
+        )
     if export.longest is not None:
         lines.append(f"It reads and writes at most {export.longest:,} tokens; longer text is an error, not cut.")
     return "\n".join([*lines, f"{Path(output) / 'README.md'} shows the five lines of Python that use it."])
