@@ -79,9 +79,7 @@ def test_what_it_says_is_what_was_found(folder, text, tmp_path):
     card, manifest = (output / "README.md").read_text(), json.loads((output / EXPORT_NAME).read_text())
     score, parity = export.scores[0], export.parity
     for said in (card, describe_export(output, export)):
-        assert (
-            f"differ by at most {export.parity.forced_difference:.1e} on {export.parity.forced_tokens} tokens" in said
-        )
+        assert f"differ by at most {parity.forced_difference:.1e} on {parity.forced_tokens} tokens" in said
         assert f"{score.export:.2f}" in said
         assert f"{score.export_interval[0]:.2f} to {score.export_interval[1]:.2f}" in said
         assert "sources and references" in said
