@@ -39,7 +39,7 @@ ENTRY_MODULES = (
     "seqloom.hub.pipeline_seqloom",
     "seqloom.hub.export.ctranslate2_loader",
 )
-"""The files that transformers asks for by name, and one that `REGISTRATION` names; what they import is copied with them."""
+"""The files that transformers asks for by name, and what `REGISTRATION` names; what they import is copied with them."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_seqloom.SeqloomConfig",

@@ -7,7 +7,6 @@ DIR's parent/.DIR.<random>.part    files grow here; if anything fails they are r
 DIR                                an older export of ours gives way, if every file in it is as we wrote it
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from seqloom.hub.files import read_object, sha256_of
 
 EXPORT_NAME = "seqloom_export.json"
 """The manifest; it marks a folder as an export."""
@@ -55,7 +56,7 @@ def seal_export(folder: Path, facts: dict[str, Any]) -> None:
         folder: holds all other files.
         facts: what is to be known of the export; no key is "sha256".
     """
-    digests = {name: _sha256(folder / name) for name in _names_in(folder)}
+    digests = {name: sha256_of(folder / name) for name in _names_in(folder)}
     text = json.dumps({**facts, "sha256": digests}, indent=2, ensure_ascii=False) + "\n"
     (folder / EXPORT_NAME).write_text(text, encoding="utf-8", newline="\n")
 
@@ -99,10 +100,7 @@ def _take_place(staged: Path, output: Path) -> None:
 
 def _manifest(folder: Path) -> dict[str, str] | None:
     """Return file -> SHA-256 as an export's manifest says; None: there is none."""
-    try:
-        digests = json.loads((folder / EXPORT_NAME).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    digests = (read_object(folder / EXPORT_NAME) or {}).get("sha256")
     return digests if isinstance(digests, dict) else None
 
 
@@ -114,10 +112,7 @@ def _names_in(folder: Path) -> list[str]:
 
 def _sha256(path: Path) -> str:
     """Return the digest of a file; of a link or device, which no export writes, none that equals another."""
-    if path.is_symlink() or not path.is_file():
-        return "not a file"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return "not a file" if path.is_symlink() or not path.is_file() else sha256_of(path)
 
 
 __all__ = ["EXPORT_NAME", "ExportError", "new_export", "refuse_foreign", "seal_export"]
