@@ -133,8 +133,9 @@ class SeqloomConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # @strict calls it once more, as it does before every save; but would wrap the sentence in two lines of its own
         self.validate_architecture()
-        if type(self).when_made is not None:
-            type(self).when_made()
+        when_made = type(self).when_made
+        if when_made is not None:
+            when_made()
 
     def validate_architecture(self) -> None:
         """Check what one field alone cannot show.

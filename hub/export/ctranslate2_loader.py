@@ -199,9 +199,9 @@ fbgemm's `reduce_range` is the same. It costs one bit of the weights.
 
 def _specification() -> Any:
     """Return CTranslate2's `TransformerSpec`, which quantises to half of the range of int8."""
-    specs = import_module("ctranslate2.specs")
+    base: Any = import_module("ctranslate2.specs").TransformerSpec
 
-    class HalfRangeSpec(specs.TransformerSpec):
+    class HalfRangeSpec(base):
         """What the engine reads as a TransformerSpec: that is the name it is saved under."""
 
         def optimize(self, quantization: str | None = None) -> None:
@@ -215,7 +215,7 @@ def _specification() -> Any:
 
 def _halve_range(spec: Any, name: str, value: Any) -> None:
     """Scale one variable and its scale down, if it is quantised; an alias is a string and follows."""
-    scale = getattr(spec, f"{name.rpartition('/')[2]}_scale", None)
+    scale: Any = getattr(spec, f"{name.rpartition('/')[2]}_scale", None)
     if getattr(value, "dtype", None) == "int8" and hasattr(scale, "array"):
         value.array[...] = (value.array * INT8_SHARE).round()
         scale.array *= INT8_SHARE
