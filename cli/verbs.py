@@ -55,6 +55,7 @@ def build_parser() -> CommandParser:
     _add_serve(verbs)
     _add_push(verbs)
     _add_space(verbs)
+    _add_export(verbs)
     return parser
 
 
@@ -265,6 +266,31 @@ def _run_space(namespace: argparse.Namespace) -> None:
 
     files = write_space(namespace.folder, namespace.output, repo=namespace.repo)
     print(visible(describe_space(namespace.output, files)))
+
+
+def _add_export(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "write a model for another engine, and compare the two before it is handed over"
+    parser = _add_verb(verbs, "export", _run_export, text)
+    parser.add_argument("--to", choices=["ctranslate2"], required=True, help="the engine")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder to write")
+    formats = "float32, int8, int8_float16, int16, float16, bfloat16, ... [float32]"
+    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=f"of the weights: {formats}")
+    compared = "compare on these sources (and references) [the run's test set, else the canary's rows]"
+    parser.add_argument("--text", metavar="FILE", nargs="+", help=compared)
+
+
+def _run_export(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.export.ctranslate2_export import describe_export, export_ctranslate2
+    from seqloom.training.confidence import compare_outputs
+
+    export = export_ctranslate2(
+        namespace.folder,
+        namespace.output,
+        quantization=namespace.quantization,
+        text=namespace.text,
+        scorer=compare_outputs,
+    )
+    print(visible(describe_export(namespace.output, export)))
 
 
 def _begin(text: str) -> str:

@@ -61,6 +61,8 @@ class SeqloomConfig(PreTrainedConfig):
     }
     after_save: ClassVar[Callable[[str | PathLike[str]], None] | None] = None
     """Called with the folder after config.json is written; `import seqloom` sets it to the Hub bundler."""
+    when_made: ClassVar[Callable[[], None] | None] = None
+    """Called whenever a configuration is made; set to what makes Seqloom known to CTranslate2's converter."""
 
     vocab_size: int = 37000
     """V, entries of the shared vocabulary; paper section 5.1."""
@@ -131,6 +133,9 @@ class SeqloomConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # @strict calls it once more, as it does before every save; but would wrap the sentence in two lines of its own
         self.validate_architecture()
+        when_made = type(self).when_made
+        if when_made is not None:
+            when_made()
 
     def validate_architecture(self) -> None:
         """Check what one field alone cannot show.

@@ -11,8 +11,9 @@ and the lines that end the configuration's copy (`REGISTRATION`) the copies are 
         -> SeqloomConfig.save_pretrained -> after_save = write_bundle -> *.py, manifest, auto_map, custom_pipelines
 
 When such a model is saved again where Seqloom is not installed, transformers copies the files of configuration and
-model, and what they import. Nothing of these imports the pipelines. So the configuration's copy ends with an import of
-their file, which is then copied too, and with what `import seqloom` does for the installed classes.
+model, and what they import. Nothing of these imports the pipelines or CTranslate2's loader. So the configuration's copy
+ends with imports of their files, which are then copied too, and with what `import seqloom` does for the installed
+classes.
 """
 
 import ast
@@ -36,8 +37,9 @@ ENTRY_MODULES = (
     "seqloom.configuration.configuration_seqloom",
     "seqloom.modeling.modeling_seqloom",
     "seqloom.hub.pipeline_seqloom",
+    "seqloom.hub.export.ctranslate2_loader",
 )
-"""The files that transformers asks for by name; what they import is copied with them."""
+"""The files that transformers asks for by name, and what `REGISTRATION` names; what they import is copied with them."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_seqloom.SeqloomConfig",
@@ -55,9 +57,11 @@ CUSTOM_PIPELINES = {
 
 REGISTRATION = """
 
-# In a folder only, in place of `import seqloom`. Seeing the import, transformers copies the file with this one.
+# In a folder only, in place of `import seqloom`. Seeing the imports, transformers copies the files with this one.
+from .ctranslate2_loader import offer_loader  # noqa: E402
 from .pipeline_seqloom import make_text_generation_safe  # noqa: E402
 
+SeqloomConfig.when_made = offer_loader
 make_text_generation_safe()
 """
 """The end of the configuration's copy; the source cannot have it, for the configuration imports nothing of hub."""

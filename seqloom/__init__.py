@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from seqloom.configuration.configuration_seqloom import LANGUAGE_PAIR_TASK, SeqloomConfig
 from seqloom.hub.bundle import write_bundle
+from seqloom.hub.export.ctranslate2_loader import offer_loader
 from seqloom.hub.pipeline_seqloom import PIPELINES, make_text_generation_safe
 from seqloom.modeling.modeling_seqloom import (
     SeqloomForCausalLM,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = version("seqloom")
 
 SeqloomConfig.after_save = write_bundle
+SeqloomConfig.when_made = offer_loader
 AutoConfig.register(SeqloomConfig.model_type, SeqloomConfig)
 AutoModel.register(SeqloomConfig, SeqloomModel)
 AutoModelForSeq2SeqLM.register(SeqloomConfig, SeqloomForConditionalGeneration)

@@ -164,8 +164,8 @@ class TestImports:
         """transformers itself imports jinja2 and the Hub's client, so what counts is which files of ours are loaded."""
         script = "import sys, seqloom; print(*sorted(m for m in sys.modules if m.startswith('seqloom')))"
         run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
-        rooms = {"seqloom", "seqloom.configuration", "seqloom.modeling", "seqloom.hub"}
-        hub = {"seqloom.hub.bundle", "seqloom.hub.pipeline_seqloom"}
+        rooms = {"seqloom", "seqloom.configuration", "seqloom.modeling", "seqloom.hub", "seqloom.hub.export"}
+        hub = {"seqloom.hub.bundle", "seqloom.hub.pipeline_seqloom", "seqloom.hub.export.ctranslate2_loader"}
         loaded = set(run.stdout.split()) - rooms
         assert {module for module in loaded if room_of(module) not in ("configuration", "modeling")} == hub
 

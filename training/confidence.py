@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seqloom.hub.export.engine_parity import ScoreRow
 from seqloom.training.metrics import METRICS, SentenceSums
 
 NUM_RESAMPLES = 1000
@@ -94,6 +95,25 @@ def paired_difference(
         swapped = rng.integers(2, size=size) @ (other.values - one.values)
         as_far += abs(apart(ours + swapped, theirs - swapped)) >= abs(apart(ours, theirs))
     return Difference(apart(ours, theirs), _middle(resampled), (as_far + 1) / (num_resamples + 1))
+
+
+def compare_outputs(
+    ours: Sequence[str], theirs: Sequence[str], references: Sequence[str], names: Sequence[str]
+) -> list[ScoreRow]:
+    """Score a folder's answers and those of its export, with intervals.
+
+    Args:
+        ours: what the folder writes.
+        theirs: what the export writes for the same sources.
+        references: one text a source.
+        names: of `seqloom.training.metrics`; others are left out.
+    """
+    rows = []
+    for name in names:
+        if name in METRICS:
+            one, other = METRICS[name](theirs, references), METRICS[name](ours, references)
+            rows.append(ScoreRow(name, other.value, one.value, interval(one), paired_difference(one, other).interval))
+    return rows
 
 
 def _draws(size: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -108,7 +108,16 @@ def test_no_verb_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_verbs_are_those_that_work() -> None:
     """The public command line, frozen: later verbs are added here when they do something."""
-    assert verbs.verbs_of(verbs.build_parser()) == ["train", "generate", "verify", "upgrade", "serve", "push", "space"]
+    assert verbs.verbs_of(verbs.build_parser()) == [
+        "train",
+        "generate",
+        "verify",
+        "upgrade",
+        "serve",
+        "push",
+        "space",
+        "export",
+    ]
 
 
 def test_arguments_come_from_the_process_by_default(monkeypatch: pytest.MonkeyPatch, trained: list[Recipe]) -> None:

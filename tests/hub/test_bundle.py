@@ -22,6 +22,7 @@ SOURCES = [
     "configuration/suggestion.py",
     "modeling/modeling_seqloom.py",
     "hub/pipeline_seqloom.py",
+    "hub/export/ctranslate2_loader.py",
 ]
 CODE = [Path(source).name for source in SOURCES]
 
@@ -134,7 +135,8 @@ def test_configuration_and_model_name_the_pipelines_file_so_that_transformers_co
     def needed(name):
         return {Path(file).name for file in get_relative_import_files(tmp_path / name)}
 
-    assert needed("configuration_seqloom.py") == {"pipeline_seqloom.py", "suggestion.py"}
+    ours = {"ctranslate2_loader.py", "pipeline_seqloom.py", "suggestion.py"}
+    assert needed("configuration_seqloom.py") == ours
     assert needed("modeling_seqloom.py") == set(CODE) - {"modeling_seqloom.py"}
     assert not get_relative_imports(tmp_path / "pipeline_seqloom.py")
 
