@@ -13,9 +13,9 @@ import torch
 from packaging.version import Version
 
 from seqloom import __version__
-from seqloom.hub import verify
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.generate import load_folder
+from seqloom.hub.pickles import is_pickle
 from seqloom.hub.verify import (
     EARLIER,
     RELEASES,
@@ -32,6 +32,10 @@ from tests.old_folder import unpack_old_folder
 
 CODE = sorted(set(bundle_files()) - {MANIFEST_NAME})
 MODELING = "modeling_seqloom.py"
+ALL_IS_WELL = (
+    "the code is the released code, and there is no pickle, no path out of the folder, and no cost without end. Not "
+    "judged: what weights, tokenizer and chat template make of a text."
+)
 IS_DEVELOPMENT = Version(__version__).is_devrelease
 SINCE = " as it is installed here (a development version may have changed since)" if IS_DEVELOPMENT else ""
 
@@ -81,7 +85,7 @@ def renew_manifest(folder: Path, **entries: Any) -> None:
 def test_a_saved_folder_is_the_released_code(folder: Path) -> None:
     findings = verify_folder(folder)
     assert [str(found) for found in findings] == [f"ok        {n}: the code of Seqloom {__version__}." for n in CODE]
-    assert summarize(folder, findings) == f"{folder}: the released code and nothing else."
+    assert summarize(folder, findings) == f"{folder}: {ALL_IS_WELL}"
     check_folder(folder)
 
 
@@ -164,7 +168,7 @@ def test_changed_code_is_found_although_the_manifest_was_renewed(folder: Path) -
         f"{__version__}{SINCE}; get the folder from its author anew, or save the model again with save_pretrained."
     )
     assert summarize(folder, verify_folder(folder)) == (
-        f"{folder}: NOT only the released code, 1 line above speaks against it; do not load it with "
+        f"{folder}: NOT only the released code and safe files, 1 line above speaks against it; do not load it with "
         f"trust_remote_code=True."
     )
     check_folder(folder)  # nobody here runs it
@@ -293,8 +297,8 @@ def test_pickles(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_every_protocol_are_told_from_other_files(tmp_path: Path, protocol: int) -> None:
     for number, value in enumerate([{}, [], (), None, 1, 1.5, "x", b"x", True, print, {1}, Path()]):
-        (tmp_path / "x").write_bytes(pickle.dumps(value, protocol))
-        assert verify._may_be_pickle(tmp_path / "x"), number
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(value, protocol))
+        assert is_pickle(tmp_path / "x.pkl"), number
 
 
 OUTSIDE_CODE = [
@@ -404,10 +408,10 @@ def test_verify_says_what_it_finds_and_exits_with_1_unless_all_is_released(
     assert verbs.main(["verify", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CODE) + 1
-    assert lines[-1] == f"{folder}: the released code and nothing else."
+    assert lines[-1] == f"{folder}: {ALL_IS_WELL}"
     (folder / "evil.py").write_text("")
     assert verbs.main(["verify", str(folder)]) == 1
-    assert "NOT only the released code, 1 line above speaks against it" in capsys.readouterr().out
+    assert "NOT only the released code and safe files, 1 line above speaks against it" in capsys.readouterr().out
     assert verbs.main(["verify", str(folder), "--deep"]) == 2
     assert verbs.main(["verify", str(folder / "no")]) == 1
 
