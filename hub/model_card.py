@@ -25,13 +25,12 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
-from markupsafe import Markup
 from yaml import YAMLError
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.costs import MOST_BYTES, read_header
 from seqloom.hub.files import read_text, sha256_of
-from seqloom.hub.quoting import code, fenced, markdown, python_string, shown
+from seqloom.hub.quoting import Quoted, code, fenced, markdown, python_string, shown
 from seqloom.modeling.canary import write_whole
 
 CARD_NAME = "README.md"
@@ -208,7 +207,7 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
 def render_card(facts: CardFacts) -> str:
     """Return the text of README.md, with the digest by which an edited one is recognised."""
     template = card_environment().get_template(TEMPLATE)
-    metadata, training = Markup(metadata_of(facts).to_yaml()), training_rows(facts)
+    metadata, training = Quoted(metadata_of(facts).to_yaml()), training_rows(facts)
     text = template.render(facts=facts, metadata=metadata, training=training, version=version("seqloom"))
     return _signed(text.rstrip("\n") + "\n", facts.weights)
 

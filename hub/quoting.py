@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from seqloom_cli.command import visible
 
 MOST_SHOWN = 1000
 """The longest text that a line shows whole; of a longer one it shows the ends."""
+
+
+class Quoted(str):
+    """A text that is quoted already."""
 
 
 def shown(text: object, most: int = MOST_SHOWN) -> str:
@@ -34,42 +37,42 @@ def shell(argument: object) -> str:
     return f"$'{visible(escaped, one_line=True)}'"
 
 
-def markdown(text: object) -> Markup:
+def markdown(text: object) -> Quoted:
     """Return a text that Markdown shows as it is: no markup, no HTML, no end of a table's cell."""
-    return text if isinstance(text, Markup) else Markup(_MARKUP.sub(r"\\\g<0>", " ".join(shown(text).split())))
+    return text if isinstance(text, Quoted) else Quoted(_MARKUP.sub(r"\\\g<0>", shown(text)))
 
 
 _MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)|(?<=https)://|(?<=http)://|(?<=\bwww)\.|@")
 """What begins or ends something in Markdown or HTML within a line; a backslash in front takes that away."""
 
 
-def code(text: object, *, in_table: bool = False) -> Markup:
+def code(text: object, *, in_table: bool = False) -> Quoted:
     """Return a text as a code span, between more backticks than stand in it."""
     line = " ".join(shown(text).split())
     ticks = "`" * (_longest_run(line) + 1)
     space = " " if line.startswith("`") or line.endswith("`") else ""
-    return Markup(f"{ticks}{space}{line.replace('|', chr(92) + '|') if in_table else line}{space}{ticks}")
+    return Quoted(f"{ticks}{space}{line.replace('|', chr(92) + '|') if in_table else line}{space}{ticks}")
 
 
-def fenced(text: str, language: str) -> Markup:
+def fenced(text: str, language: str) -> Quoted:
     """Return lines as a block of code, its fence longer than every row of backticks in it."""
     fence = "`" * max(3, _longest_run(text) + 1)
-    return Markup(f"{fence}{language}\n{text.strip(chr(10))}\n{fence}\n")
+    return Quoted(f"{fence}{language}\n{text.strip(chr(10))}\n{fence}\n")
 
 
-def python_string(text: object) -> Markup:
+def python_string(text: object) -> Quoted:
     """Return a literal in double quotes, as the rest of our code has them; JSON's strings are Python's too."""
-    return Markup(json.dumps(str(text), ensure_ascii=visible(text, one_line=True) != str(text)))
+    return Quoted(json.dumps(str(text), ensure_ascii=visible(text, one_line=True) != str(text)))
 
 
-def yaml_head(values: Mapping[str, Any]) -> Markup:
+def yaml_head(values: Mapping[str, Any]) -> Quoted:
     """Return the lines of a card's head, by a YAML writer; what is None is left out."""
     known = {key: value for key, value in values.items() if value is not None}
-    return Markup(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000).rstrip("\n"))
+    return Quoted(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000).rstrip("\n"))
 
 
 def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-__all__ = ["MOST_SHOWN", "code", "fenced", "markdown", "python_string", "shell", "shown", "yaml_head"]
+__all__ = ["MOST_SHOWN", "Quoted", "code", "fenced", "markdown", "python_string", "shell", "shown", "yaml_head"]
