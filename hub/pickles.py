@@ -87,7 +87,7 @@ def _runs_something(file: IO[bytes]) -> bool:
     try:
         for number, (opcode, _, _) in enumerate(pickletools.genops(_Beginning(file))):  # type: ignore[arg-type]
             names.add(opcode.name)
-            if number > MOST_OPCODES or (_CALLS & names and (_IMPORTS | {"MARK"}) & names):
+            if number > MOST_OPCODES or _is_call(opcode.name, names):
                 return True
     except _EndlessError:
         return True
@@ -97,8 +97,16 @@ def _runs_something(file: IO[bytes]) -> bool:
     return "PROTO" in names or bool(_IMPORTS & names)
 
 
+def _is_call(name: str, names: set[str]) -> bool:
+    """Whether an opcode calls something, after those that have been met: there has to be something to call."""
+    if name == "INST":  # which imports by itself
+        return "MARK" in names
+    has_arguments = "MARK" in names if name == "OBJ" else len(names) > 2
+    return name in _CALLS and has_arguments and bool(_IMPORTS & names)
+
+
 _IMPORTS = frozenset({"GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
-_CALLS = frozenset({"REDUCE", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
+_CALLS = frozenset({"REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
 
 
 def _is_array_of_objects(file: IO[bytes]) -> bool:
