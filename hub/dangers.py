@@ -10,6 +10,7 @@ Files are read, as far as has to be, and nothing of them is run. Only a chat tem
 sandbox and in a process of its own that may take two seconds.
 """
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import Any
 
 from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.costs import number_faults, parameter_fault, size_fault, template_faults, weight_fault
-from seqloom.hub.files import RUN_FOLDERS, read_object, sha256_of
+from seqloom.hub.files import MOST_SETTINGS, RUN_FOLDERS, read_object, read_text, sha256_of
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.quoting import shell, shown
 
@@ -228,8 +229,20 @@ def _find_broken_files(folder: Path, names: list[str]) -> Iterator[Finding]:
             text = "no JSON object, so nobody can say what it refers to; get the folder anew, or save the model again."
             yield Finding(Kind.BROKEN, name, text)
     for name in names:
+        if name.endswith(".json") and name not in setting_files(folder) and not _is_json(folder / name):
+            yield Finding(Kind.BROKEN, name, "no JSON; get the folder anew, or delete the file if it is your own.")
         if name.endswith(".safetensors") and (folder / name).is_file() and not _leads_outside(folder, name):
             yield from (Finding(Kind.BROKEN, name, fault) for fault in filter(None, [weight_fault(folder / name)]))
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file holds JSON, nested no deeper than Python can read; what is no file or too large is said apart."""
+    try:
+        if path.is_file() and path.stat().st_size <= MOST_SETTINGS:
+            json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _find_costs(folder: Path, names: Iterable[str]) -> Iterator[Finding]:

@@ -79,19 +79,20 @@ class PushReport:
     """None where the Hub did not say."""
 
 
-def plan_push(folder: str | PathLike[str], repo: str, *, with_run: bool = False) -> list[PushFile]:
+def plan_push(folder: str | PathLike[str], repo: str | None, *, with_run: bool = False) -> list[PushFile]:
     """Check a folder and list what of it goes into a repository; nothing is sent and nothing is written.
 
     Args:
         folder: a model.
-        repo: `owner/name`; the card's usage code names it.
+        repo: `owner/name`; the card's usage code names it; None: no repository, and the card names what it knows.
         with_run: send `run/` too, which quotes the data.
 
     Raises:
         ValueError: if the folder is no model, or one that should not be opened; if its code is none that Seqloom wrote;
             if `repo` is no name.
     """
-    check_repo_name(repo)
+    if repo is not None:
+        check_repo_name(repo)
     check_folder(folder)
     check_code(folder, concerns=belongs)
     contents: dict[str, Path | bytes] = {

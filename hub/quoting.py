@@ -62,7 +62,7 @@ def fenced(text: str, language: str) -> Quoted:
 
 def python_string(text: object) -> Quoted:
     """Return a literal in double quotes, as the rest of our code has them; JSON's strings are Python's too."""
-    return Quoted(json.dumps(str(text), ensure_ascii=visible(text, one_line=True) != str(text)))
+    return Quoted(visible(json.dumps(str(text), ensure_ascii=False), one_line=True))
 
 
 def yaml_head(values: Mapping[str, Any]) -> Quoted:

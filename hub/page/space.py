@@ -17,7 +17,7 @@ from pathlib import Path
 from seqloom.hub.files import names_below
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.page import explain, explain_tables
-from seqloom.hub.push import PushFile, check_repo_name, plan_push
+from seqloom.hub.push import PushFile, plan_push
 from seqloom.hub.quoting import markdown, shell, shown, yaml_head
 
 GRADIO_VERSION = "6.31.0"
@@ -48,9 +48,7 @@ def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, rep
             no name.
     """
     output = Path(output)
-    if repo is not None:
-        check_repo_name(repo)
-    files = plan_push(folder, repo or Path(folder).resolve().name)
+    files = plan_push(folder, repo)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(
             f"{shown(output)} holds something already; name a folder that does not exist, or empty this one."

@@ -396,6 +396,13 @@ def test_settings_that_cannot_be_read(folder: Path, content: str) -> None:
     )
 
 
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "", "\x00"])
+def test_other_json_that_cannot_be_read(folder: Path, content: str) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    assert problems(folder) == [(Kind.BROKEN, "tokenizer.json")]
+    assert refusal(folder).endswith("no JSON; get the folder anew, or delete the file if it is your own.")
+
+
 def test_several_dangers_name_the_first_and_the_command_that_lists_them(folder: Path) -> None:
     torch.save({}, folder / "a.pt")
     torch.save({}, folder / "b.pt")
