@@ -91,7 +91,7 @@ def _is_of_hub(path: Path, listed: Any) -> bool:
 
 def _files_in(folder: Path) -> dict[str, Path]:
     """Return name -> path of whatever is no folder, and of links to folders, which are not followed."""
-    found = {}
+    found: dict[str, Path] = {}
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         paths = [Path(place) / name for name in [*files, *links]]

@@ -20,8 +20,11 @@ from typing import Any
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.files import MOST_SETTINGS, read_object, read_text
 
+MOST_RECIPE = 1 << 20
+"""Bytes of the largest recipe.yaml that is read; YAML is slow."""
+
 MOST_BYTES = {
-    "run/recipe.yaml": 1 << 20,
+    "run/recipe.yaml": MOST_RECIPE,
     "run/tokenizer/*": 1 << 30,
     "run/*.json": MOST_SETTINGS,
     "run/*": math.inf,
@@ -217,6 +220,7 @@ def _is_costly(template: str) -> bool:
 __all__ = [
     "MOST",
     "MOST_BYTES",
+    "MOST_RECIPE",
     "OUR_TEMPLATES",
     "number_faults",
     "parameter_fault",

@@ -28,7 +28,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from yaml import YAMLError
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.costs import MOST_BYTES, read_header
+from seqloom.hub.costs import MOST_RECIPE, read_header
 from seqloom.hub.files import read_text, sha256_of
 from seqloom.hub.quoting import Quoted, code, fenced, markdown, python_string, shown
 from seqloom.modeling.canary import write_whole
@@ -473,7 +473,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     """Every key of a recipe.yaml, out of its chapters."""
-    chapters = _visible(yaml.safe_load(read_text(path, MOST_BYTES["run/recipe.yaml"])) or {})
+    chapters = _visible(yaml.safe_load(read_text(path, MOST_RECIPE)) or {})
     return {key: value for values in chapters.values() for key, value in (values or {}).items()}
 
 
