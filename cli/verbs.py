@@ -154,6 +154,8 @@ def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = _add_verb(verbs, "verify", _run_verify, text, more)
     text = "let the canary and every door answer, and compare; if all is well, the canary notes this library"
     parser.add_argument("--run", dest="doors", action="store_true", help=text)
+    text = "compare all files with another folder, or with owner/name[@revision] on the Hub, of which nothing is loaded"
+    parser.add_argument("--against", metavar="OTHER", help=text)
 
 
 def _run_verify(namespace: argparse.Namespace) -> int:
@@ -163,9 +165,21 @@ def _run_verify(namespace: argparse.Namespace) -> int:
     for line in (*findings, summarize(namespace.folder, findings)):
         print(visible(line, one_line=True))
     is_wrong = any(found.is_problem for found in findings)
+    if namespace.against is not None:
+        is_wrong |= _compare(namespace.folder, namespace.against)
     if namespace.doors:
         is_wrong |= _try_doors(namespace.folder)
     return EXIT_FAILED if is_wrong else 0
+
+
+def _compare(folder: str, other: str) -> bool:
+    """Print how each file compares; return whether one differs."""
+    from seqloom.hub.against import compare_folder, describe_comparison
+
+    compared = compare_folder(folder, other)
+    for line in ("", *compared, describe_comparison(folder, other, compared)):
+        print(visible(line, one_line=True))
+    return any(each.verdict != "same" for each in compared)
 
 
 def _try_doors(folder: str) -> bool:

@@ -37,6 +37,7 @@ from transformers import (
 from seqloom.hub.files import SEAL_NAME
 from seqloom.hub.generate import no_loading_bar
 from seqloom.hub.pipeline_seqloom import PIPELINES
+from seqloom.hub.quoting import shell, shown
 from seqloom.hub.serving import serve
 from seqloom.hub.verify import check_folder
 from seqloom.modeling import canary
@@ -77,7 +78,7 @@ class Door:
     def __str__(self) -> str:
         seconds = f"{self.seconds:.1f} s" if self.verdict != "not run" else ""
         why = f": {self.reason}" if self.reason else ""
-        return f"{self.verdict:<8}  {self.name:<20}  {seconds:>7}  {self.asked}{why}"
+        return shown(f"{self.verdict:<8}  {self.name:<20}  {seconds:>7}  {self.asked}{why}")
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def describe_doors(folder: str | os.PathLike[str], doors: Sequence[Door]) -> str
     wrong = [door.name for door in doors if door.is_wrong]
     if wrong:
         number = f"{len(wrong)} doors do" if wrong[1:] else "1 door does"
-        return f"{folder}: {number} not answer rightly under {describe_running()}: {', '.join(wrong)}. {REMEDY}"
-    return f"{folder}: every door that was opened answers rightly under {describe_running()}."
+        return f"{shown(folder)}: {number} not answer rightly under {describe_running()}: {', '.join(wrong)}. {REMEDY}"
+    return f"{shown(folder)}: every door that was opened answers rightly under {describe_running()}."
 
 
 def note_library(folder: str | os.PathLike[str]) -> str:
@@ -151,7 +152,7 @@ def note_library(folder: str | os.PathLike[str]) -> str:
     """
     path = Path(folder) / canary.CANARY_NAME
     if not path.is_file():
-        return f"It has no canary; seqloom upgrade {folder} gives it one."
+        return f"It has no canary; seqloom upgrade {shell(folder)} gives it one."
     heard = canary.read_canary(path)
     if running_library() in heard.tested or heard.not_checked:
         return f"{canary.CANARY_NAME} is as it was."

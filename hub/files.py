@@ -13,10 +13,27 @@ SEAL_NAME = "checkpoint_manifest.json"
 """By this file a run knows that a checkpoint is whole: it holds the size and the SHA-256 of each file."""
 
 
+MOST_SETTINGS = 1 << 24
+"""Bytes of the largest file of settings or records that is read."""
+
+
+def read_text(path: Path, most: int = MOST_SETTINGS) -> str:
+    """Return the text of a regular file; a pipe or a device might never end.
+
+    Raises:
+        ValueError: if it is no regular file, has more than `most` bytes, or is no UTF-8.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; put one there, or delete it.")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size:,} bytes, and such a file is read up to {most:,}; get the folder anew.")
+    return path.read_text(encoding="utf-8")
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None if there is no file, or anything else in it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -39,4 +56,13 @@ def models_in(folder: Path) -> list[Path]:
     return [path for path in checkpoints if (path / "config.json").is_file()]
 
 
-__all__ = ["RUN_FOLDERS", "SEAL_NAME", "models_in", "names_below", "read_object", "sha256_of"]
+__all__ = [
+    "MOST_SETTINGS",
+    "RUN_FOLDERS",
+    "SEAL_NAME",
+    "models_in",
+    "names_below",
+    "read_object",
+    "read_text",
+    "sha256_of",
+]

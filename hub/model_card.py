@@ -14,7 +14,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from os import PathLike
@@ -23,11 +24,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from safetensors import safe_open
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from yaml import YAMLError
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.hub.files import sha256_of
+from seqloom.hub.costs import MOST_RECIPE, read_header
+from seqloom.hub.files import read_text, sha256_of
+from seqloom.hub.quoting import Quoted, code, fenced, markdown, python_string, shown
 from seqloom.modeling.canary import write_whole
 
 CARD_NAME = "README.md"
@@ -51,10 +54,17 @@ SCORES = {
 HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
 """Those that are metrics on the Hub, and so go into the `model-index`."""
 
+MOST_ENTRIES = 100_000
+"""Of the largest record that is read."""
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _LAST_LINE = re.compile(
     r"<!-- Written by Seqloom \S+ for the weights ([0-9a-f]{64})\. Edit freely: .* sha256:([0-9a-f]{64}) -->\n?\Z"
 )
+
+
+class CardError(ValueError):
+    """Records of which no card can be made."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +190,9 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
         num_parameters=count_parameters(folder),
         weights=weights_sha256(folder),
         config=SeqloomConfig.from_pretrained(folder).to_dict(),
-        generation=_read_json(folder / "generation_config.json"),
     )
+    with _explained(folder):
+        facts = replace(facts, generation=_read_json(folder / "generation_config.json"))
     step = _CHECKPOINT.fullmatch(folder.name)
     run = folder.parent if step else folder
     if run.name == "_saving":  # where a checkpoint grows, see training/fault_tolerance/checkpoints.py
@@ -189,13 +200,14 @@ def read_facts(folder: str | PathLike[str], model_id: str | None = None) -> Card
     records = run / "run"
     if not _describes(records, facts.weights, is_running=step is not None):
         return facts
-    return _with_run(facts, records, int(step[1]) if step else None, model_id)
+    with _explained(folder):
+        return _with_run(facts, records, int(step[1]) if step else None, model_id)
 
 
 def render_card(facts: CardFacts) -> str:
     """Return the text of README.md, with the digest by which an edited one is recognised."""
     template = card_environment().get_template(TEMPLATE)
-    metadata, training = metadata_of(facts).to_yaml(), training_rows(facts)
+    metadata, training = Quoted(metadata_of(facts).to_yaml()), training_rows(facts)
     text = template.render(facts=facts, metadata=metadata, training=training, version=version("seqloom"))
     return _signed(text.rstrip("\n") + "\n", facts.weights)
 
@@ -203,9 +215,13 @@ def render_card(facts: CardFacts) -> str:
 def card_environment() -> Environment:
     """Return what renders the templates of cards and Spaces; a value that a template misses is an error."""
     environment = Environment(
-        loader=PackageLoader("seqloom.hub"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=PackageLoader("seqloom.hub"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=markdown,  # whatever no filter has quoted for another place
     )
-    environment.filters |= {"cell": _cell, "thousands": "{:,}".format, "python": _python_string}
+    environment.filters |= {"thousands": "{:,}".format, "python": python_string, "code": code, "fenced": fenced}
     return environment
 
 
@@ -259,7 +275,9 @@ def current_card(folder: str | PathLike[str], model_id: str | None = None) -> st
     old = _read_text(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
     if old is not None and (not is_generated(old) or _knows_more(old, folder)):
         return old
-    return render_card(read_facts(folder, model_id))
+    facts = read_facts(folder, model_id)
+    with _explained(folder):
+        return render_card(facts)
 
 
 def is_generated(text: str) -> bool:
@@ -274,12 +292,7 @@ def count_parameters(folder: str | PathLike[str]) -> int:
     Raises:
         ValueError: if there are none.
     """
-    total = 0
-    for path in _weight_files(Path(folder)):
-        with safe_open(path, framework="numpy") as weights:
-            sizes = (weights.get_slice(name).get_shape() for name in weights.keys())  # noqa: SIM118  (no mapping)
-            total += sum(math.prod(shape) for shape in sizes)
-    return total
+    return sum(math.prod(shape) for path in _weight_files(Path(folder)) for shape in read_header(path).values())
 
 
 def weights_sha256(folder: str | PathLike[str]) -> str:
@@ -363,14 +376,15 @@ def _eval_result(facts: CardFacts, score: Score) -> EvalResult:
 
 def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str | None) -> CardFacts:
     recipe = _read_recipe(records / "recipe.yaml")
+    languages = recipe.get("languages") or ()
     results = {} if step else _read_json(records / "results.json")
     data = tuple(_data_facts(split, record) for split, record in _read_json(records / "data.json").items())
     return replace(
         facts,
         model_id=model_id or recipe.get("hub_model_id") or facts.model_id,
         task=recipe.get("task"),
-        languages=tuple(recipe.get("languages") or ()),
-        license=recipe.get("license"),
+        languages=(languages,) if isinstance(languages, str) else tuple(map(str, languages)),
+        license=str(recipe["license"]) if recipe.get("license") else None,
         recipe=recipe,
         environment=_read_json(records / "environment.json"),
         results=results,
@@ -433,23 +447,60 @@ def _digest(text: str) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("model*.safetensors"))
+    files = [path for path in sorted(folder.glob("model*.safetensors")) if path.is_file()]
     if not files or not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} is not a model: it lacks config.json or model.safetensors; name the folder that seqloom train "
-            f"wrote (its --output), or save the model there with save_pretrained."
+            f"{shown(folder)} is not a model: it lacks config.json or model.safetensors; name the folder that seqloom "
+            f"train wrote (its --output), or save the model there with save_pretrained."
         )
     return files
 
 
+_SYNTAX = (YAMLError, TemplateError)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say what a folder's records are, where they are not what a run writes."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, *_SYNTAX) as error:
+        raise CardError(
+            f"what {shown(folder)} records of its training, in run/ or generation_config.json, is not as Seqloom "
+            f"writes it ({type(error).__name__}: {shown(error, 200)}); get the folder anew, or delete these."
+        ) from error
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     """Every key of a recipe.yaml, out of its chapters."""
-    chapters = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    chapters = _visible(yaml.safe_load(read_text(path, MOST_RECIPE)) or {})
     return {key: value for values in chapters.values() for key, value in (values or {}).items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _visible(json.loads(read_text(path))) if path.is_file() else {}
+
+
+def _visible(record: Any) -> Any:
+    """Return a record with every text in it on one line; YAML can make billions of entries of a few lines.
+
+    Raises:
+        ValueError: if it has more than a run can write.
+    """
+    left = MOST_ENTRIES
+
+    def clean(value: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MOST_ENTRIES:,} entries")
+        if isinstance(value, dict):
+            return {shown(key): clean(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [clean(entry) for entry in value]
+        return value if isinstance(value, int | float | None) else shown(value)
+
+    return clean(record)
 
 
 def _read_text(path: Path) -> str:
@@ -459,16 +510,6 @@ def _read_text(path: Path) -> str:
 def _file_name(path: str) -> str:
     """Folders are left out: they say nothing about the data, and much about a computer."""
     return re.split(r"[/\\]", path)[-1]
-
-
-def _cell(text: object) -> str:
-    """Make a text fit into a cell of a Markdown table."""
-    return " ".join(str(text).replace("|", "\\|").split())
-
-
-def _python_string(text: str) -> str:
-    """A literal in double quotes, as the rest of the code has them; JSON's strings are Python's too."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _rounded(number: float) -> int:

@@ -28,7 +28,8 @@ from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.suggestion import did_you_mean
 from seqloom.hub.files import RUN_FOLDERS, SEAL_NAME, names_below
 from seqloom.hub.model_card import CARD_NAME, current_card
-from seqloom.hub.verify import check_folder
+from seqloom.hub.quoting import shown
+from seqloom.hub.verify import check_code, check_folder
 
 LEFT_AT_HOME = (
     *(*RUN_FOLDERS, "_*", "run", SEAL_NAME),  # a run's
@@ -78,19 +79,22 @@ class PushReport:
     """None where the Hub did not say."""
 
 
-def plan_push(folder: str | PathLike[str], repo: str, *, with_run: bool = False) -> list[PushFile]:
+def plan_push(folder: str | PathLike[str], repo: str | None, *, with_run: bool = False) -> list[PushFile]:
     """Check a folder and list what of it goes into a repository; nothing is sent and nothing is written.
 
     Args:
         folder: a model.
-        repo: `owner/name`; the card's usage code names it.
+        repo: `owner/name`; the card's usage code names it; None: no repository, and the card names what it knows.
         with_run: send `run/` too, which quotes the data.
 
     Raises:
-        ValueError: if the folder is no model, or one that should not be opened; if `repo` is no name.
+        ValueError: if the folder is no model, or one that should not be opened; if its code is none that Seqloom wrote;
+            if `repo` is no name.
     """
-    check_repo_name(repo)
+    if repo is not None:
+        check_repo_name(repo)
     check_folder(folder)
+    check_code(folder, concerns=belongs)
     contents: dict[str, Path | bytes] = {
         name: Path(folder) / name for name in names_below(folder) if belongs(name, with_run=with_run)
     }
@@ -203,7 +207,7 @@ def describe_plan(files: Iterable[PushFile]) -> str:
     """Return a table of what goes: one line per file with its size, and the sum."""
     rows = [(file.num_bytes, file.path) for file in files]
     rows.append((sum(size for size, _ in rows), f"in {len(rows)} files"))
-    return "\n".join(f"{format_size(size):>10}  {path}" for size, path in rows)
+    return "\n".join(f"{format_size(size):>10}  {shown(path)}" for size, path in rows)
 
 
 def describe_push(report: PushReport, *, asked_for_public: bool = False) -> str:
@@ -212,10 +216,11 @@ def describe_push(report: PushReport, *, asked_for_public: bool = False) -> str:
     A push that `asked_for_public` does not make an existing repository public, and is told so.
     """
     verb, end = ("Made", ".") if report.is_new else ("Updated", "; its earlier versions stay in its history.")
-    lines = [f"{verb} {report.url} ({'private' if report.is_private else 'public'}){end}"]
+    url, repo = shown(report.url), shown(report.repo)  # as the server named them
+    lines = [f"{verb} {url} ({'private' if report.is_private else 'public'}){end}"]
     if asked_for_public and report.is_private:
-        lines.append(f"It stays private: an existing repository is made public at {report.url}/settings.")
-    lines.append(f'Load it with pipeline("text-generation", model="{report.repo}", trust_remote_code=True).')
+        lines.append(f"It stays private: an existing repository is made public at {url}/settings.")
+    lines.append(f'Load it with pipeline("text-generation", model="{repo}", trust_remote_code=True).')
     return "\n".join(lines)
 
 
@@ -241,8 +246,8 @@ def _refuse_other_model(repo: str, info: Any) -> None:
     if files and kind != SeqloomConfig.model_type:
         what = f"a model of the type {kind}" if kind else f"{files[0]} and no Seqloom model"
         raise HubError(
-            f"{repo} exists and holds {what}, which this push would replace; push to another name, or delete what it "
-            f"holds first."
+            f"{repo} exists and holds {shown(what)}, which this push would replace; push to another name, or delete "
+            f"what it holds first."
         )
 
 
@@ -261,7 +266,7 @@ def _explained(api: HfApi, repo: str) -> Iterator[None]:
         # huggingface_hub says "Error while uploading" as a RuntimeError whose cause is the error; hf_xet has no other.
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
         explain = _explain_refusal if isinstance(cause, HfHubHTTPError) else _explain_break
-        raise HubError(explain(api, repo, cause)) from error
+        raise HubError(shown(explain(api, repo, cause))) from error
 
 
 def _explain_break(api: HfApi, repo: str, error: BaseException) -> str:

@@ -38,6 +38,7 @@ from seqloom.hub.bundle import MANIFEST_NAME, STAND_IN, bundle_files, config_tex
 from seqloom.hub.files import SEAL_NAME, models_in, read_object, sha256_of
 from seqloom.hub.generate import no_loading_bar
 from seqloom.hub.model_card import CARD_NAME, current_card, is_generated, weights_sha256
+from seqloom.hub.quoting import shell, shown
 from seqloom.hub.verify import EARLIER, RELEASES, Kind, check_folder, release_digests
 from seqloom.modeling.canary import (
     CANARY_NAME,
@@ -106,7 +107,7 @@ def upgrade_folder(folder: str | PathLike[str], *, replace_edited: bool = False)
     upgrade = plan_upgrade(folder, replace_edited=replace_edited)
     if upgrade.steps and not os.access(upgrade.folder, os.W_OK | os.X_OK):
         raise UpgradeError(
-            f"{upgrade.folder} cannot be written, so nothing was changed; copy it, and upgrade the copy."
+            f"{shown(upgrade.folder)} cannot be written, so nothing was changed; copy it, and upgrade the copy."
         )
     take(upgrade.folder, upgrade.steps)
     return upgrade
@@ -125,19 +126,19 @@ def describe_upgrade(upgrade: Upgrade, *, dry_run: bool = False) -> str:
     """Return a line for each file that was, or in a `dry_run` would be, written, removed or kept, and a verdict."""
     last = {name: content for name, content in upgrade.steps if STAND_IN.search(Path(name).stem) is None}
     changed = sorted((name, content) for name, content in last.items() if name not in upgrade.kept)
-    lines = [f"{'remove' if content is None else 'write':<8}  {name}" for name, content in changed]
-    lines += [f"keep      {name}: {why}" for name, why in sorted(upgrade.kept.items())]
+    lines = [f"{'remove' if content is None else 'write':<8}  {shown(name)}" for name, content in changed]
+    lines += [f"keep      {shown(name)}: {shown(why)}" for name, why in sorted(upgrade.kept.items())]
     return "\n".join([*lines, _verdict(upgrade, dry_run)])
 
 
 def _verdict(upgrade: Upgrade, dry_run: bool) -> str:
-    release = f"the code of Seqloom {version('seqloom')}"
+    folder, release = shown(upgrade.folder), f"the code of Seqloom {version('seqloom')}"
     if not upgrade.steps:
-        return f"{upgrade.folder} has {release}; there is nothing to do."
+        return f"{folder} has {release}; there is nothing to do."
     if dry_run:
-        return f"{upgrade.folder}: nothing was changed; without --dry_run this is done."
+        return f"{folder}: nothing was changed; without --dry_run this is done."
     return (
-        f"{upgrade.folder} has {release} and answers rightly under {describe_running()}. The weights are as they were "
+        f"{folder} has {release} and answers rightly under {describe_running()}. The weights are as they were "
         f"(SHA-256 {weights_sha256(upgrade.folder)[:12]}...), and so is the tokenizer."
     )
 
@@ -149,20 +150,22 @@ def _refuse_others(folder: Path) -> None:
     check_folder(folder, allow={Kind.MANIFEST})  # code that differs from the manifest was edited; plan_upgrade says so
     kind = _object(folder / "config.json").get("model_type")
     if kind != SeqloomConfig.model_type:
-        raise UpgradeError(f"{folder} holds a model of type {kind}, not seqloom; only Seqloom's folders are upgraded.")
+        raise UpgradeError(
+            f"{shown(folder)} holds a model of type {shown(kind)}, not seqloom; only Seqloom's folders are upgraded."
+        )
     weights_sha256(folder)  # refuses a folder without weights
     if folder.resolve().parent.name == "snapshots":
         raise UpgradeError(
-            f"{folder} is a copy in the Hub's cache, which the next download replaces; get one of your own with hf "
-            f"download OWNER/NAME --local-dir DIR, upgrade DIR, and push it."
+            f"{shown(folder)} is a copy in the Hub's cache, which the next download replaces; get one of your own with "
+            f"hf download OWNER/NAME --local-dir DIR, upgrade DIR, and push it."
         )
 
 
 def _explain_edited(folder: Path, edited: list[str]) -> str:
     are, them, files, each = ("are", "them", "the files", "each") if edited[1:] else ("is", "it", "the file", "it")
     return (
-        f"{', '.join(edited)} in {folder} {are} not as Seqloom wrote {them}, and half old, half new code would not "
-        f"run; nothing was changed. Move {files} out of the way, or let --replace_edited keep {each} as "
+        f"{', '.join(edited)} in {shown(folder)} {are} not as Seqloom wrote {them}, and half old, half new code would "
+        f"not run; nothing was changed. Move {files} out of the way, or let --replace_edited keep {each} as "
         f"{edited[0]}.edited."
     )
 
@@ -290,7 +293,7 @@ def _kept(folder: Path, proofs: Mapping[str, set[str]]) -> dict[str, str]:
     if card is not None and not is_generated(card.decode(errors="replace")):
         kept[CARD_NAME] = "edited, and not overwritten."
     own = "a folder of its own; seqloom upgrade {} upgrades it."
-    return kept | {path.name: own.format(path) for path in models_in(folder)}
+    return kept | {path.name: own.format(shell(path)) for path in models_in(folder)}
 
 
 # Canary -------------------------------------------------------------------------------------------------------------
@@ -317,8 +320,8 @@ def _renew_canary(folder: Path, steps: list[Step]) -> Iterator[Step]:
             canary = read_canary(copy / CANARY_NAME)
         if faults := rows and find_faults(model, rows):
             raise UpgradeError(
-                f"{folder} would not answer rightly with today's code under {describe_running()}: {'; '.join(faults)}. "
-                f"Nothing was changed. Upgrade it under a tested library; {REMEDY}"
+                f"{shown(folder)} would not answer rightly with today's code under {describe_running()}: "
+                f"{'; '.join(faults)}. Nothing was changed. Upgrade it under a tested library; {REMEDY}"
             )
     if running_library() not in canary.tested and canary.rows:
         canary.tested.append(running_library())
@@ -338,7 +341,8 @@ def _load(folder: Path) -> Any:
     strangers = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if strangers:
         raise UpgradeError(
-            f"the weights in {folder} are not those of Seqloom {version('seqloom')}'s network ({strangers[0]}, "
+            f"the weights in {shown(folder)} are not those of Seqloom {version('seqloom')}'s network "
+            f"({shown(strangers[0])}, "
             f"{len(strangers)} in all); nothing was changed. Use it with the Seqloom that wrote it."
         )
     return model.eval()

@@ -6,29 +6,39 @@ releases in the tables below. It reads files and runs nothing.
 
     folder --> code       ok | changed | missing | extra | unknown    compared with bundle_files(), RELEASES, EARLIER
            |              older                                       released, but not the latest: seqloom upgrade
-           --> manifest   does it agree with the files beside it?
-           --> pickles    loading one runs whatever it says
-           --> paths      code, weights and links outside the folder
+           --> dangers    manifest, pickles, paths, files, costs      hub/dangers.py
 
-Manifest, pickles and paths endanger everybody who opens the folder: `check_folder` refuses it then, and every `seqloom`
-command calls that first. The commands run the installed classes, never a folder's own code.
+Dangers endanger everybody who opens the folder: `check_folder` refuses it then, and every `seqloom` command calls that
+first. The commands run the installed classes, never a folder's own code. What passes a folder on to others, `push` and
+`space`, calls `check_code` too.
 """
 
 import json
-import os
-import pickletools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from os import PathLike
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
-from seqloom.hub.files import RUN_FOLDERS, models_in, read_object, sha256_of
+from seqloom.hub.costs import size_fault
+from seqloom.hub.dangers import (
+    DANGERS,
+    FLAT_REFERENCE,
+    Finding,
+    FolderError,
+    Kind,
+    check_folder,
+    code_references,
+    find_dangers,
+    find_dangers_of_runs,
+    names_in,
+    refuse_first,
+    require_config,
+    settings_in,
+)
+from seqloom.hub.files import models_in, read_object, sha256_of
+from seqloom.hub.quoting import shell, shown
 
 RELEASES: dict[str, dict[str, str]] = {}
 """Released version -> code file -> SHA-256 of what that version writes. Development versions have no entry here. In a
@@ -58,59 +68,6 @@ EARLIER: dict[str, dict[str, str]] = {
 CODE_SUFFIXES = frozenset({".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib"})
 """What Python can import."""
 
-PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-"""Names of what torch.load and its kin read. Such a file may still be no pickle: its first byte tells."""
-
-TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", "global_step*/*.pt")
-"""Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
-and Trainer does so with weights_only=True."""
-
-TRAINING_ARGUMENTS = "training_args.bin"
-"""A pickle that Trainer writes beside every model, and that neither it nor anything here ever reads."""
-
-
-class FolderError(ValueError):
-    """A folder that no `seqloom` command opens."""
-
-
-class Kind(StrEnum):
-    """What is the matter with a file."""
-
-    OK = "ok"  # released code
-    NOTE = "note"  # worth knowing, no reason for distrust
-    OLDER = "older"  # released code, but not of this release
-    CHANGED = "changed"  # code that is not as released
-    MISSING = "missing"  # released code that is not there
-    EXTRA = "extra"  # code that was never released
-    UNKNOWN = "unknown"  # code of a version that this one does not know
-    MANIFEST = "manifest"  # the manifest and the files disagree
-    PICKLE = "pickle"  # loading it can run anything
-    OUTSIDE = "outside"  # it points out of the folder
-    BROKEN = "broken"  # it cannot be read, and so cannot be judged
-
-
-DANGERS = frozenset({Kind.MANIFEST, Kind.PICKLE, Kind.OUTSIDE, Kind.BROKEN})
-"""What `check_folder` refuses. Not changed or extra code, for no `seqloom` command runs a folder's code."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    kind: Kind
-    file: str
-    """Relative to the folder."""
-    text: str
-    """Value, rule and remedy."""
-
-    @property
-    def is_problem(self) -> bool:
-        """Whether it speaks against trusting the folder."""
-        return self.kind not in (Kind.OK, Kind.NOTE, Kind.OLDER)
-
-    def __str__(self) -> str:
-        return f"{self.kind:<8}  {self.file}: {self.text}"
-
 
 def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
     """Compare a folder, and every `checkpoint-N` in it, with the released code; nothing in it is run.
@@ -121,41 +78,45 @@ def verify_folder(folder: str | PathLike[str]) -> list[Finding]:
     Raises:
         FolderError: if there is no config.json.
     """
-    top = _require_config(folder)
-    return [
+    top = require_config(folder)
+    found = [
         Finding(found.kind, f"{part.relative_to(top) / found.file}", found.text)
         for part in [top, *models_in(top)]
-        for found in [*_compare_code(part), *_find_dangers(part)]
+        for found in [*_compare_code(part), *find_dangers(part)]
     ]
+    return [*found, *(each for each in find_dangers_of_runs(top) if each not in found)]
 
 
-def check_folder(folder: str | PathLike[str], *, allow: Collection[Kind] = ()) -> None:
-    """Refuse a folder that is dangerous to open, even for those who run no code of it.
-
-    `RUN_FOLDERS` in it are not looked into, since loading the model reads nothing of them.
+def check_code(folder: str | PathLike[str], *, concerns: Callable[[str], bool] = lambda name: True) -> None:
+    """Refuse a folder whose code is not known; for whatever passes the folder on to others.
 
     Args:
         folder: a checkpoint folder.
-        allow: kinds of danger that the caller takes care of.
+        concerns: which files are passed on, by their names in the folder.
 
     Raises:
-        FolderError: for a pickle, a path that leaves the folder, a manifest that disagrees with the files, settings
-            that cannot be read, and where there is no config.json.
+        FolderError: naming the file and the remedy.
     """
-    top = _require_config(folder)
-    dangers = [found for found in _find_dangers(top) if found.kind in DANGERS.difference(allow)]
-    if dangers:
-        others = f" (and {len(dangers) - 1} more: seqloom verify {folder} lists them)" if dangers[1:] else ""
-        raise FolderError(f"{top / dangers[0].file}: {dangers[0].text}{others}")
+    top = require_config(folder)
+    problems = [found for found in _compare_code(top) if found.is_problem and concerns(found.file)]
+    own = f" If the folder is your own, seqloom upgrade {shell(folder)} gives it the code of the installed Seqloom."
+    is_ours = {Kind.CHANGED: own, Kind.MISSING: own, Kind.EXTRA: " hf upload sends a folder as it is."}
+    refuse_first(top, [Finding(each.kind, each.file, each.text + is_ours.get(each.kind, "")) for each in problems])
 
 
 def summarize(folder: str | PathLike[str], findings: Iterable[Finding]) -> str:
-    """Return the verdict in one sentence."""
+    """Return the verdict in one line: what was judged, and what was not."""
     problems = sum(found.is_problem for found in findings)
     if problems:
         lines = "1 line above speaks" if problems == 1 else f"{problems} lines above speak"
-        return f"{folder}: NOT only the released code, {lines} against it; do not load it with trust_remote_code=True."
-    return f"{folder}: the released code and nothing else."
+        return (
+            f"{shown(folder)}: NOT only the released code and safe files, {lines} against it; do not load it with "
+            f"trust_remote_code=True."
+        )
+    return (
+        f"{shown(folder)}: the code is the released code, and there is no pickle, no path out of the folder, and no "
+        f"cost without end. Not judged: what weights, tokenizer and chat template make of a text."
+    )
 
 
 def release_digests() -> dict[str, str]:
@@ -172,17 +133,19 @@ def _compare_code(folder: Path) -> list[Finding]:
     claimed, ours = _claimed_version(folder), version("seqloom")
     known = _known_code(claimed)
     if not known:
+        release = claimed if re.fullmatch(r"\d[\w.+]{0,30}", str(claimed)) else None  # it will be pasted
+        remedy = f"verify with seqloom=={release} installed, or with a later version" if release else "get it anew"
         text = (
-            f"it says that Seqloom {claimed} wrote the code, and Seqloom {ours} does not know that release; verify "
-            f"with seqloom=={claimed} installed, or with a later version."
+            f"it says that Seqloom {claimed} wrote the code, and Seqloom {ours} does not know that release; {remedy}."
         )
         return [Finding(Kind.UNKNOWN, MANIFEST_NAME, text)]
-    found = {path.name: sha256_of(path) for path in folder.glob("*.py") if path.is_file()}
+    paths = [path for path in folder.glob("*.py") if path.is_file() and not size_fault(path.name, path.stat().st_size)]
+    found = {path.name: sha256_of(path) for path in paths}
     release = max(known, key=lambda release: len(known[release].items() & found.items()))  # the first of equals
     digests = known[release]
     compared = [_compare_file(name, found.get(name), digest, release) for name, digest in sorted(digests.items())]
     if release != ours:
-        text = f"older code; seqloom upgrade {folder} gives the folder that of Seqloom {ours}."
+        text = f"older code; seqloom upgrade {shell(folder)} gives the folder that of Seqloom {ours}."
         compared.append(Finding(Kind.OLDER, MANIFEST_NAME, text))
     return [*compared, *_find_extra_code(folder, digests), *_find_foreign_references(folder, digests)]
 
@@ -208,7 +171,7 @@ def _compare_file(name: str, found: str | None, digest: str, release: str) -> Fi
 
 
 def _find_extra_code(folder: Path, released: Mapping[str, str]) -> Iterator[Finding]:
-    for name in _names_in(folder):
+    for name in names_in(folder):
         if Path(name).suffix.lower() in CODE_SUFFIXES and name not in released:
             rule = "no part of the released code, and transformers may run it with trust_remote_code=True"
             yield Finding(Kind.EXTRA, name, f"{rule}; delete it, or read it before you trust it.")
@@ -216,9 +179,9 @@ def _find_extra_code(folder: Path, released: Mapping[str, str]) -> Iterator[Find
 
 def _find_foreign_references(folder: Path, released: Mapping[str, str]) -> Iterator[Finding]:
     """Find classes in auto_map and custom_pipelines that are not in a released file."""
-    for name, settings in _settings_in(folder):
-        for key, reference in _code_references(settings):
-            if _FLAT_REFERENCE.fullmatch(reference) and f"{reference.split('.')[0]}.py" not in released:
+    for name, settings in settings_in(folder):
+        for key, reference in code_references(settings):
+            if FLAT_REFERENCE.fullmatch(reference) and f"{reference.split('.')[0]}.py" not in released:
                 rule = f"{key} names {reference}, which is not in the released code"
                 yield Finding(Kind.EXTRA, name, f"{rule}; delete the entry, or read that file before you trust it.")
 
@@ -229,195 +192,6 @@ def _claimed_version(folder: Path) -> str | None:
     return str(manifest["seqloom_version"]) if "seqloom_version" in manifest else None
 
 
-# Dangers ------------------------------------------------------------------------------------------------------------
-
-
-def _find_dangers(folder: Path) -> list[Finding]:
-    return [
-        *_check_manifest(folder),
-        *_find_pickles(folder),
-        *_find_links_outside(folder),
-        *_find_broken_settings(folder),
-        *_find_paths_outside(folder),
-    ]
-
-
-def _check_manifest(folder: Path) -> Iterator[Finding]:
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        text = "not there; transformers leaves it out when it saves a model where Seqloom is not installed."
-        yield Finding(Kind.NOTE, MANIFEST_NAME, text)
-        return
-    digests = (read_object(path) or {}).get("sha256")
-    if not isinstance(digests, dict) or not digests:
-        yield Finding(Kind.MANIFEST, MANIFEST_NAME, f"it holds no digests of the code; {_MANIFEST_REMEDY}")
-        return
-    for name, digest in sorted(digests.items()):
-        file = folder / name
-        found = sha256_of(file) if _is_plain(name) and file.is_file() else "missing"
-        if found != digest:
-            rule = f"its SHA-256 {found[:12]} is not {str(digest)[:12]}, which {MANIFEST_NAME} says"
-            yield Finding(Kind.MANIFEST, name, f"{rule}; {_MANIFEST_REMEDY}")
-
-
-_MANIFEST_REMEDY = (
-    f"somebody changed the folder after it was saved. Get it anew, or save the model again; if the change is your own, "
-    f"delete {MANIFEST_NAME}."
-)
-
-
-def _find_pickles(folder: Path) -> Iterator[Finding]:
-    """Find pickles. Those that Trainer itself leaves are only noted: no command and no from_pretrained reads them."""
-    expected = []
-    for name in _names_in(folder):
-        if Path(name).suffix.lower() not in PICKLE_SUFFIXES or not _may_be_pickle(folder / name):
-            continue
-        if _is_trainers(folder, name):
-            expected.append(name)
-            continue
-        rule = "a pickle, and loading one can run anything; weights belong in safetensors"
-        yield Finding(Kind.PICKLE, name, f"{rule}. Delete it, or have its author save the model as safetensors.")
-    if expected:
-        text = "pickles of Trainer's, which only a run that goes on reads; push without them."
-        yield Finding(Kind.NOTE, ", ".join(expected), text)
-
-
-def _is_trainers(folder: Path, name: str) -> bool:
-    is_state = (folder / "trainer_state.json").is_file() and any(fnmatch(name, state) for state in TRAINER_STATE)
-    return is_state or name == TRAINING_ARGUMENTS
-
-
-def _may_be_pickle(path: Path) -> bool:
-    """Whether a pickle, or a zip of pickles, can begin with the first byte; a CTranslate2 model begins otherwise."""
-    try:
-        with path.open("rb") as file:
-            first = file.read(1)
-    except OSError:  # a folder behind a link, or a link into nowhere, which is reported as such
-        return False
-    return first.decode("latin-1") in _FIRST_CHARACTERS
-
-
-_FIRST_CHARACTERS = frozenset(opcode.code for opcode in pickletools.opcodes) | {"P"}  # "PK" is a zip
-
-
-def _find_links_outside(folder: Path) -> Iterator[Finding]:
-    """Find symbolic links out of the folder; a snapshot in the Hub's cache consists of links to the blobs beside it."""
-    home = folder.resolve()
-    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
-    for name in _names_in(folder):
-        path = folder / name
-        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
-            rule = f"a link to {os.readlink(path)}, out of the folder"
-            yield Finding(Kind.OUTSIDE, name, f"{rule}; put the file itself there, or delete the link.")
-
-
-def _find_broken_settings(folder: Path) -> Iterator[Finding]:
-    for path in _setting_files(folder):
-        if read_object(path) is None:
-            text = "no JSON object, so nobody can say what it refers to; get the folder anew, or save the model again."
-            yield Finding(Kind.BROKEN, path.name, text)
-
-
-def _find_paths_outside(folder: Path) -> Iterator[Finding]:
-    remedy = "correct the entry, or get the folder anew."
-    for name, settings in _settings_in(folder):
-        faults = [
-            f"{key} is {reference!r}, and code has to lie in the folder itself, as file.Class; {remedy}"
-            for key, reference in _code_references(settings)
-            if not _FLAT_REFERENCE.fullmatch(reference)
-        ]
-        faults += [
-            f"{key} is {file!r}, a path out of the folder; {remedy}"
-            for key, file in _file_references(settings)
-            if not _stays_inside(file)
-        ]
-        faults += [
-            f"{key} is {settings[key]!r}, code of a repository on the Hub; delete the entry, and choose the kernel "
-            f"where you load."
-            for key in _KERNEL_KEYS & settings.keys()
-            if any("/" in kernel for kernel in _strings(settings[key]))
-        ]
-        yield from (Finding(Kind.OUTSIDE, name, fault) for fault in faults)
-
-
-# What settings refer to ---------------------------------------------------------------------------------------------
-
-_FLAT_REFERENCE = re.compile(r"[^\W\d]\w*\.[^\W\d]\w*")
-"""file.Class. transformers would also follow "owner/repository--file.Class" and "/elsewhere/file.Class"."""
-
-_KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
-"""Where transformers takes "owner/repository" for a kernel to fetch from the Hub."""
-
-
-def _code_references(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (where it stands, "file.Class") for every class that transformers would look for in a folder."""
-    for key in ("auto_map", "custom_pipelines"):
-        entries = settings.get(key) or {}
-        for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
-            reference = entry.get("impl") if isinstance(entry, dict) else entry
-            yield from ((f"{key} {name}".rstrip(), text) for text in _strings(reference))
-
-
-def _file_references(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (where it stands, path) for every file that a setting names: shards, weights, vocabularies."""
-    for key, value in settings.items():
-        if key in ("weight_map", "transformers_weights") or key.endswith(("_file", "_files")):
-            yield from ((key, text) for text in dict.fromkeys(_strings(value)))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every string in nested lists and the values of dicts."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
-def _stays_inside(path: str) -> bool:
-    """Whether a relative path, read as on Windows or elsewhere, goes nowhere up and has no drive."""
-    pure = PureWindowsPath(path)
-    return not pure.drive and not pure.root and ".." not in pure.parts
-
-
-def _is_plain(name: str) -> bool:
-    return _stays_inside(name) and PureWindowsPath(name).name == name
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-def _require_config(folder: str | PathLike[str]) -> Path:
-    if not (Path(folder) / "config.json").is_file():
-        raise FolderError(f"{folder} holds no config.json; name the folder that seqloom train wrote (its --output).")
-    return Path(folder)
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Return every file and every link below a folder, with "/" between the parts; links are not followed.
-
-    `RUN_FOLDERS` are left out: loading the model reads nothing of them, and settings that lead there are refused.
-    """
-    names: list[str] = []
-    for place, folders, files in os.walk(folder):
-        here = Path(place).relative_to(folder)
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        if here == Path():
-            folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in RUN_FOLDERS)]
-        names += [(here / name).as_posix() for name in [*files, *links]]
-    return sorted(names)
-
-
-def _setting_files(folder: Path) -> list[Path]:
-    """Return the JSON files in which transformers looks for names of other files; tokenizer.json is data."""
-    return sorted({*folder.glob("*config.json"), *folder.glob("*.index.json")})
-
-
-def _settings_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in _setting_files(folder):
-        yield path.name, read_object(path) or {}
-
-
 __all__ = [
     "DANGERS",
     "EARLIER",
@@ -425,6 +199,7 @@ __all__ = [
     "Finding",
     "FolderError",
     "Kind",
+    "check_code",
     "check_folder",
     "release_digests",
     "summarize",

@@ -17,7 +17,8 @@ from pathlib import Path
 from seqloom.hub.files import names_below
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.page import explain, explain_tables
-from seqloom.hub.push import PushFile, check_repo_name, plan_push
+from seqloom.hub.push import PushFile, plan_push
+from seqloom.hub.quoting import markdown, shell, shown, yaml_head
 
 GRADIO_VERSION = "6.31.0"
 """The page was seen on this one."""
@@ -43,14 +44,15 @@ def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, rep
         The files that were written, relative to `output`.
 
     Raises:
-        ValueError: if `folder` is no model, `output` holds something, or `repo` is no name.
+        ValueError: if `folder` is no model, its code is none that Seqloom wrote, `output` holds something, or `repo` is
+            no name.
     """
     output = Path(output)
-    if repo is not None:
-        check_repo_name(repo)
-    files = plan_push(folder, repo or Path(folder).resolve().name)
+    files = plan_push(folder, repo)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} holds something already; name a folder that does not exist, or empty this one.")
+        raise ValueError(
+            f"{shown(output)} holds something already; name a folder that does not exist, or empty this one."
+        )
     output.mkdir(parents=True, exist_ok=True)
     for name, text in space_files(read_facts(folder, repo), repo).items():
         (output / name).write_text(text, encoding="utf-8", newline="\n")
@@ -62,9 +64,13 @@ def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, rep
 def space_files(facts: CardFacts, repo: str | None = None) -> dict[str, str]:
     """Return file name -> text of what is not the model, which the page loads from `repo`, or None: from `model/`."""
     environment = card_environment()
-    heading = HEADING.format(name=facts.name, parameters=facts.num_parameters, **facts.config)
+    heading = HEADING.format(name=markdown(facts.name), parameters=facts.num_parameters, **facts.config)
     known = {"name": facts.name, "heading": heading, "example": facts.example if facts.is_demo else "", "repo": repo}
-    known |= {"license": facts.license, "gradio_version": GRADIO_VERSION}
+    known["head"] = yaml_head(
+        {"title": facts.name, "emoji": "🧵", "colorFrom": "blue", "colorTo": "green", "sdk": "gradio"}
+        | {"sdk_version": GRADIO_VERSION, "app_file": "app.py", "pinned": False, "models": [repo] if repo else None}
+        | {"license": facts.license, "tags": ["seqloom"]}
+    )
     templates = {"app.py": "space_app.py.jinja", "README.md": "space_readme.md.jinja"}
     files = {name: environment.get_template(template).render(known) for name, template in templates.items()}
     files |= {f"{_stem(module.__name__)}.py": _copy_of(module.__name__, module.__file__) for module in _COPIED}
@@ -73,11 +79,12 @@ def space_files(facts: CardFacts, repo: str | None = None) -> dict[str, str]:
 
 def describe_space(output: str | PathLike[str], files: Iterable[str]) -> str:
     """Return what a person does next: look at the page here, then push it."""
+    page, packages = shell(Path(output) / "app.py"), shell(Path(output) / "requirements.txt")
     return (
-        f"{output}: {len(list(files))} files.\n"
-        f"Look at it here:  pip install -r {output}/requirements.txt && python {output}/app.py\n"
+        f"{shown(output)}: {len(list(files))} files.\n"
+        f"Look at it here:  pip install -r {packages} && python {page}\n"
         f"Send it:          hf repos create OWNER/NAME --repo-type space --space-sdk gradio --private\n"
-        f"                  hf upload OWNER/NAME {output} . --repo-type space"
+        f"                  hf upload OWNER/NAME {shell(output)} . --repo-type space"
     )
 
 

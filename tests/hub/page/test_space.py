@@ -1,7 +1,9 @@
 """The Space: a folder that works without Seqloom, and a page that says what the model says."""
 
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,8 +16,10 @@ import yaml
 from seqloom.hub.bundle import ALLOWED_PACKAGES
 from seqloom.hub.page.space import GRADIO_VERSION, write_space
 from seqloom_cli import verbs
+from seqloom_cli.command import visible
 from tests.test_package import imports_of
 
+SPACE_KEYS = {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "app_file", "pinned", "tags"}
 WORDS = "abcdefghijklmnop"
 
 
@@ -83,6 +87,74 @@ def test_wrong_calls(folder, tmp_path, capsys):
         assert text in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+EVIL = "x\nsdk: docker\napp_file: evil.py\n---\n# <script>alert(1)</script> [a](http://evil) ![b](c) `d` | e ```"
+EVIL += "\x1b[1A\u202e"
+
+
+def with_records(folder: Path, **training: object) -> None:
+    (folder / "run").mkdir(exist_ok=True)
+    recipe = {"data": {"task": "pairs", "train": ["a"], "languages": ["de", EVIL]}, "training": training}
+    (folder / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    rows = {"name": EVIL, "files": [{"path": EVIL, "num_bytes": 9, "sha256": EVIL}], "num_rows": 9}
+    (folder / "run" / "data.json").write_text(json.dumps({"train": rows, "test": rows | {"files": []}}))
+    (folder / "run" / "results.json").write_text(json.dumps({"test_bleu": 1.0, "bleu_signature": EVIL}))
+    packages = {"device": EVIL, "system": EVIL, "packages": {"seqloom": EVIL}}
+    (folder / "run" / "environment.json").write_text(json.dumps(packages))
+
+
+def test_what_records_say_is_quoted_for_where_it_goes(folder, tmp_path):
+    evil = shutil.copytree(folder, tmp_path / "a`b`<i>[c](d)")
+    with_records(evil, license=EVIL, seed=EVIL, hub_model_id=f"a/{EVIL}", tokenizer=EVIL)
+    write_space(evil, tmp_path / "page")
+    head = head_of((tmp_path / "page" / "README.md").read_text())
+    assert (head["sdk"], head["app_file"], set(head)) == ("gradio", "app.py", SPACE_KEYS | {"license"})
+    for readme in (tmp_path / "page" / "README.md", tmp_path / "page" / "model" / "README.md"):
+        text = readme.read_text()
+        assert visible(text) == text
+        head_of(text)
+        body = re.sub(r"\\[^\w\s]|(`+)(?!`).*?(?<!`)\1(?!`)", "", text.split("\n---\n", 1)[1], flags=re.DOTALL)
+        body = re.sub(r"<!-- Written by Seqloom .*-->\n\Z", "", body)
+        assert "evil.py" in body or readme.parent.name == "page"
+        assert not re.findall(r"[<\[`]|https?://", body), "without what is escaped, and without code"
+    compile((tmp_path / "page" / "app.py").read_text(), "app.py", "exec")
+
+
+def test_records_that_are_none_are_refused_with_what_helps(folder, tmp_path, capsys):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    lines = "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+    bomb = f"a: &a [x, x]\n{lines}"
+    for text in (bomb, "- 1\n", "a: [", "data: {train: 1, languages: 5}\n", "[" * 20_000):
+        (mine / "run").mkdir(exist_ok=True)
+        (mine / "run" / "recipe.yaml").write_text(text)
+        assert verbs.main(["space", str(mine), "-o", str(tmp_path / "page")]) == 1
+        said = capsys.readouterr().err
+        assert "is not as Seqloom writes it (" in said, text
+        assert said.endswith("get the folder anew, or delete these.\n")
+        shutil.rmtree(mine / "run")  # delete these
+        assert verbs.main(["space", str(mine), "-o", str(tmp_path / "page")]) == 0
+        shutil.rmtree(tmp_path / "page")
+        capsys.readouterr()
+
+
+def test_changed_code_makes_no_space(folder, tmp_path, capsys):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    (mine / "modeling_seqloom.py").write_text("import os\n")
+    (mine / "seqloom_manifest.json").unlink()  # the manifest is no proof: whoever changes code changes it, too
+    assert verbs.main(["space", str(mine), "-o", str(tmp_path / "page")]) == 1
+    assert "modeling_seqloom.py: SHA-256 " in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "$(touch trace)", "a;b", "a\nb\x1b[1A", "-rf"])
+def test_the_lines_to_paste_work_in_a_shell(folder, tmp_path, capsys, name):
+    output = tmp_path / name
+    assert verbs.main(["space", str(folder), "-o", str(output)]) == 0
+    (command,) = re.findall(r"python (.*app\.py\S*)$", capsys.readouterr().out, re.MULTILINE)
+    run = subprocess.run(["bash", "-c", f"ls {command}"], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {name}
 
 
 ASK = """

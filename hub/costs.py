@@ -1,0 +1,231 @@
+"""What a folder may cost its reader: the sizes of its files, the numbers in its settings, the time of its template.
+
+A few bytes can ask for time or memory without end: a file that never ends, ten million layers, a template that loops.
+Each bound here is far above what any model of ours needs, and is said together with the value that breaks it.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.files import MOST_SETTINGS, read_object, read_text
+
+MOST_RECIPE = 1 << 20
+"""Bytes of the largest recipe.yaml that is read; YAML is slow."""
+
+MOST_BYTES = {
+    "run/recipe.yaml": MOST_RECIPE,
+    "run/tokenizer/*": 1 << 30,
+    "run/*.json": MOST_SETTINGS,
+    "run/*": math.inf,
+    "*config.json": MOST_SETTINGS,
+    "*.index.json": MOST_SETTINGS,
+    "*_manifest.json": MOST_SETTINGS,
+    "*.jinja": 1 << 20,
+    "*.py": 1 << 24,
+    "*.md": 1 << 24,
+    "*.json": 1 << 30,
+    "*.txt": 1 << 30,
+    "*.model": 1 << 30,
+    "*.safetensors": 1 << 36,
+}
+"""Pattern of names -> the largest file that is read; the first that fits counts. Other files are not read."""
+
+MOST = {
+    "*max_new_tokens": 100_000,
+    "*min_new_tokens": 100_000,
+    "*max_length": 100_000,
+    "*min_length": 100_000,
+    "num_beams": 256,
+    "num_beam_groups": 256,
+    "num_return_sequences": 256,
+    "num_assistant_tokens": 1_000,
+    "prompt_lookup_num_tokens": 1_000,
+    "*layers": 1_000,
+    "max_position_embeddings": 10_000_000,
+}
+"""Pattern of settings in config.json and generation_config.json -> the largest number that is obeyed."""
+
+_REMEDY = "correct the entry, or get the folder anew."
+
+
+def size_fault(name: str, num_bytes: int) -> str | None:
+    """Return what is wrong with the size of a file, named relative to its folder."""
+    most = next((most for pattern, most in MOST_BYTES.items() if fnmatch(name, pattern)), math.inf)
+    if num_bytes <= most:
+        return None
+    return f"it has {num_bytes:,} bytes, and such a file is read up to {most:,}; get the folder anew, or save it again."
+
+
+def number_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the numbers of config.json or generation_config.json."""
+    for key, value in settings.items():
+        most = next((most for pattern, most in MOST.items() if fnmatch(key, pattern)), None)
+        if most is not None and isinstance(value, int | float) and not value <= most:
+            yield f"{key} is {_number(value)}, and a folder may ask for {most:,} at most; {_REMEDY}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, float) or value < 10**18 else f"a number of {len(str(value))} digits"
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def read_header(path: Path) -> dict[str, list[int]]:
+    """Return tensor -> shape of a safetensors file, whose size has to be the one that its header says.
+
+    Raises:
+        ValueError: if it is no safetensors file, or not a whole one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, MOST_SETTINGS):
+            raise ValueError("it does not begin as a safetensors file")
+        header = json.loads(file.read(length))
+    tensors = {name: entry for name, entry in dict(header).items() if name != "__metadata__"}
+    shapes = {name: list(map(int, entry["shape"])) for name, entry in tensors.items()}
+    end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    if end != size:
+        raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
+    return shapes
+
+
+def weight_fault(path: Path) -> str | None:
+    """Return why a file is not what its name promises, safetensors."""
+    try:
+        read_header(path)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        why = str(error) if type(error) is ValueError else "its header cannot be read"
+        return f"no whole safetensors file: {why}; get it anew, or save the model again."
+    return None
+
+
+def parameter_fault(folder: Path) -> str | None:
+    """Return that config.json describes more parameters than the weights hold; loading would make up the others."""
+    settings = read_object(folder / "config.json") or {}
+    weights = [path for path in sorted(folder.glob("model*.safetensors")) if path.is_file()]
+    if settings.get("model_type") != SeqloomConfig.model_type or not weights or any(map(weight_fault, weights)):
+        return None
+    held = sum(math.prod(shape) for path in weights for shape in read_header(path).values())
+    described = _least_parameters(settings)
+    if described <= held:
+        return None
+    return (
+        f"it describes a network of at least {_number(described)} parameters, and the weights hold {held:,}; {_REMEDY}"
+    )
+
+
+def _least_parameters(settings: Mapping[str, Any]) -> int:
+    """Count the matrices that every variant of the network has."""
+
+    def size(name: str) -> int:
+        aliases = [alias for alias, own in SeqloomConfig.attribute_map.items() if own == name]
+        values = [settings[key] for key in (name, *aliases) if isinstance(settings.get(key), int)]
+        return max([0, *values] if values else [getattr(SeqloomConfig, name)])
+
+    width = size("d_model")
+    encoder_layer = 2 * width + 2 * size("encoder_ffn_dim")
+    decoder_layer = 4 * width + 2 * size("decoder_ffn_dim")
+    return width * (
+        size("vocab_size") + size("encoder_layers") * encoder_layer + size("decoder_layers") * decoder_layer
+    )
+
+
+# Chat templates -------------------------------------------------------------------------------------------------------
+
+OUR_TEMPLATES = frozenset({"ea2ba42ff5a13ee50590215ca74686187d80aa2569926596339316859a268df1"})
+"""SHA-256 of the templates that Seqloom writes, blanks at the ends left out."""
+
+SECONDS, MEMORY = 2, 1 << 30
+"""What a template of others may take for a short conversation: time of the processor, and bytes."""
+
+_RENDER = """
+import sys
+template = sys.stdin.buffer.read().decode(errors="replace")
+try:
+    import resource
+    for kind, most in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, int(sys.argv[2]))):
+        resource.setrlimit(kind, (most, most))
+except (ImportError, OSError, ValueError):
+    pass
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+loops = ["jinja2.ext.loopcontrols"]
+try:
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
+    messages = [{"role": role, "content": "a b"} for role in ("system", "user", "assistant", "user")]
+    length = 0
+    for text in sandbox.from_string(template).generate(messages=messages, add_generation_prompt=True):
+        length += len(text)
+        if length > 1 << 20:
+            raise MemoryError
+except MemoryError:
+    sys.exit(9)
+except Exception:
+    pass
+"""
+"""Renders a template as transformers does, in a process of its own; what fails there fails for its user, soon."""
+
+
+def template_faults(folder: Path, name: str) -> Iterator[str]:
+    """Yield which of the chat templates in a file are too costly."""
+    for template in _templates_in(folder / name):
+        if hashlib.sha256(template.strip().encode()).hexdigest() not in OUR_TEMPLATES and _is_costly(template):
+            yield (
+                f"a chat template that does not get done with a conversation of four messages within {SECONDS} s, "
+                f"{MEMORY >> 20:,} MiB and a million characters; delete the template, or get the folder anew."
+            )
+
+
+def _templates_in(path: Path) -> list[str]:
+    try:
+        if path.suffix == ".jinja":
+            return [read_text(path)]
+        found = (read_object(path) or {}).get("chat_template")
+    except (OSError, ValueError):
+        return []  # said elsewhere
+    entries = found if isinstance(found, list) else [found]
+    templates = [entry.get("template") if isinstance(entry, dict) else entry for entry in entries]
+    return [template for template in templates if isinstance(template, str)]
+
+
+@lru_cache
+def _is_costly(template: str) -> bool:
+    text = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", template)  # a tag that only transformers knows
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _RENDER, str(SECONDS), str(MEMORY)],
+            check=False,
+            input=text.encode("utf-8", "replace"),
+            capture_output=True,
+            timeout=30 * SECONDS,  # of the clock, where the system counts no processor's time or is busy
+            env={key: value for key, value in os.environ.items() if key.startswith(("PATH", "SYSTEMROOT", "LD_"))},
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode != 0
+
+
+__all__ = [
+    "MOST",
+    "MOST_BYTES",
+    "MOST_RECIPE",
+    "OUR_TEMPLATES",
+    "number_faults",
+    "parameter_fault",
+    "read_header",
+    "size_fault",
+    "template_faults",
+    "weight_fault",
+]
