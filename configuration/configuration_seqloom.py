@@ -24,6 +24,8 @@ NORM_TYPES = ("layernorm", "rmsnorm")
 POSITION_EMBEDDING_TYPES = ("sinusoidal", "learned", "rotary")
 MOST_TOKENS = 1 << 17
 """Longest sequence that is tried; attention costs its square. No published model writes longer ones in one go."""
+MOST_BEAMS = 1000
+"""Memory grows with each beam, and texts get worse from about ten on (Stahlberg and Byrne 2019)."""
 MOST_WEIGHTS = 20_000_000_000
 """As many as the largest dense encoder-decoder that was published has, UL2 of Tay et al. 2022."""
 LANGUAGE_PAIR_TASK = re.compile(r"translation_[^_]+_to_[^_]+")
@@ -297,4 +299,4 @@ _FOREIGN_KEYS = frozenset(
     | {"encoder_layerdrop", "decoder_layerdrop", "forced_bos_token_id", "forced_eos_token_id"}
 )
 
-__all__ = ["MOST_TOKENS", "MOST_WEIGHTS", "SeqloomConfig"]
+__all__ = ["MOST_BEAMS", "MOST_TOKENS", "MOST_WEIGHTS", "SeqloomConfig"]

@@ -9,15 +9,12 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from seqloom.configuration.configuration_seqloom import MOST_TOKENS
+from seqloom.configuration.configuration_seqloom import MOST_BEAMS, MOST_TOKENS
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_LENGTH = 20
-"""transformers' own default of `max_length`; its Seq2SeqTrainer writes it into the model, though nobody asked for it."""
-
-MOST_BEAMS = 1000
-"""Memory grows with each beam, and texts got worse from about ten on (Stahlberg and Byrne 2019, up to 100)."""
+"""transformers' own default of `max_length`; its Seq2SeqTrainer writes it into the model, unasked."""
 
 
 def check_generation(settings: GenerationConfig) -> None:
@@ -60,4 +57,4 @@ def shorten(settings: GenerationConfig, config: Any) -> GenerationConfig:
     return settings
 
 
-__all__ = ["DEFAULT_MAX_LENGTH", "MOST_BEAMS", "check_generation", "shorten"]
+__all__ = ["DEFAULT_MAX_LENGTH", "check_generation", "shorten"]

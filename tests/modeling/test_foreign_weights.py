@@ -76,9 +76,7 @@ def test_another_network_in_the_call_is_refused_unless_it_is_meant(folder: Path)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_saved_can_be_loaded_by_the_others(
-    tiny_model: Callable[..., Any], tmp_path: Path, tied: bool
-) -> None:
+def test_what_is_saved_can_be_loaded_by_the_others(tiny_model: Callable[..., Any], tmp_path: Path, tied: bool) -> None:
     whole = tiny_model(tie_word_embeddings=tied)
     whole.save_pretrained(tmp_path / "whole")
     base = SeqloomModel.from_pretrained(tmp_path / "whole")
@@ -112,9 +110,7 @@ def test_a_head_of_ones_own_is_new_and_comes_back(folder: Path, tmp_path: Path) 
     SeqloomModel.from_pretrained(tmp_path / "tagger")
 
 
-def test_resized_sharded_and_narrow_weights_are_ones_own(
-    tiny_model: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_resized_sharded_and_narrow_weights_are_ones_own(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
     model = tiny_model()
     model.resize_token_embeddings(48)
     model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")

@@ -137,9 +137,15 @@ def test_a_file_with_both_lengths_means_new_tokens(twins: Twins, tmp_path: Any) 
     ("settings", "sentence"),
     [
         ({"max_new_tokens": 10**9}, "max_new_tokens=1000000000 is more than 131,072, the most that is tried; lower it"),
-        ({"max_length": 10**9, "max_new_tokens": None}, "max_(length=1000000000|new_tokens=999999999) is more than 131,072"),
+        (
+            {"max_length": 10**9, "max_new_tokens": None},
+            "max_(length=1000000000|new_tokens=999999999) is more than 131,072",
+        ),
         ({"num_beams": 10**6}, "num_beams=1000000 is more than 1,000, the most that is tried; lower it in the call,"),
-        ({"num_return_sequences": 10**6, "do_sample": True}, "num_return_sequences.*(=1000000 is more than 1,000|smaller or equal)"),
+        (
+            {"num_return_sequences": 10**6, "do_sample": True},
+            "num_return_sequences.*(=1000000 is more than 1,000|smaller or equal)",
+        ),
     ],
 )
 @pytest.mark.parametrize("door", ["generate", "causal", "folder", "pipeline"])
@@ -147,14 +153,14 @@ def test_absurd_settings_are_refused(
     twins: Twins, tokenizer: Any, settings: dict[str, Any], sentence: str, door: str
 ) -> None:
     model = twins[0].as_causal_lm() if door == "causal" else twins[0]
+    if door == "pipeline":
+        write = PIPELINES["text2text-generation"](model=model, tokenizer=tokenizer, device="cpu")
+    if door == "folder":
+        model.generation_config.update(**settings)
     with pytest.raises(ValueError, match=sentence):
-        if door == "folder":
-            model.generation_config.update(**settings)
-            model.generate(SOURCE)
-        elif door == "pipeline":
-            PIPELINES["text2text-generation"](model=model, tokenizer=tokenizer, device="cpu")("abc", **settings)
-        else:
-            model.generate(SOURCE, **settings)
+        write("abc", **settings) if door == "pipeline" else model.generate(
+            SOURCE, **({} if door == "folder" else settings)
+        )
     assert model.generate(SOURCE, max_new_tokens=3, max_length=None, num_beams=2, num_return_sequences=1).shape[0] == 1
 
 
