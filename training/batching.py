@@ -81,8 +81,6 @@ class BatchSettings:
     """Most source + target tokens in an update, padding not counted."""
     tokens_per_device: int = UNLIMITED
     """Most padded tokens that lie in memory at once."""
-    num_passes: int = 1
-    """Forward passes of a micro-batch that lie in memory at once; R-Drop has two."""
     packed: bool = False
     """Sentences of a micro-batch stand end to end, without padding."""
     seed: int = 0
@@ -93,6 +91,8 @@ class BatchSettings:
     """Processes that share an update."""
     rank: int = 0
     """Number of this process."""
+    num_passes: int = 1
+    """Forward passes of a micro-batch that lie in memory at once; R-Drop has two."""
 
     @property
     def tokens_per_pass(self) -> int:

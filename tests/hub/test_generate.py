@@ -168,16 +168,14 @@ def test_a_line_that_is_too_long_loses_no_other(
         capsys.readouterr()
         .err.strip()
         .endswith(
-            f"2 of 5 lines are too long for {tmp_path / 'model'} and have an empty output: 2, 5. Split them into shorter "
-            f"ones; all others are written."
+            f"2 of 5 lines are too long for {tmp_path / 'model'} and have an empty output: 2, 5. Split them into "
+            f"shorter ones; all others are written."
         )
     )
     outputs = (tmp_path / "out").read_text().split("\n")
     assert [bool(line) for line in outputs] == [True, False, True, False, False, False]
     assert all(len(line) <= 8 for line in outputs), "as many as there are positions to write them"
-    assert (
-        "line 2 has 9 tokens, more than the 8 positions that the model has learned; its output is empty." in caplog.text
-    )
+    assert "line 2 has 9 tokens, more than the 8 positions that the model has learned; its output is" in caplog.text
     assert "line 5 has 1,000,001 characters, more than 1,000,000, the most that is tokenized; its ou" in caplog.text
     assert main([*arguments, "--n_best", "2"]) == 1
     assert len((tmp_path / "out").read_text().split("\n")) == 11

@@ -20,11 +20,24 @@ from seqloom.training.trainer import SeqloomTrainer
 from seqloom_cli.command import run_command
 from tests.toy import write_reversals
 
-SMALL = {
-    **{"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2},
-    **{"decoder_attention_heads": 2, "tokenizer": "char", "vocab_size": 300, "tokens_per_update": 1024},
-    **{"logging_steps": 5, "max_steps": 4, "eval_steps": 4, "save_steps": 4, "warmup_steps": 2, "disable_tqdm": True},
-    **{"num_beams": 1, "num_sample_outputs": 1},
+SMALL: dict[str, Any] = {
+    "preset": "demo",
+    "d_model": 16,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "tokenizer": "char",
+    "vocab_size": 300,
+    "tokens_per_update": 1024,
+    "logging_steps": 5,
+    "max_steps": 4,
+    "eval_steps": 4,
+    "save_steps": 4,
+    "warmup_steps": 2,
+    "disable_tqdm": True,
+    "num_beams": 1,
+    "num_sample_outputs": 1,
 }
 
 Run = Callable[..., int]
@@ -97,10 +110,11 @@ def test_a_named_limit_stands_and_says_what_it_cuts(caplog: pytest.LogCaptureFix
     recipe, line = fit_output_length(recipe_with(max_new_tokens=29), data)
     assert recipe.max_new_tokens == 29
     assert line == "at most 29 tokens; the longest target has 300"
-    assert [record.getMessage() for record in caplog.records] == [
+    [record] = caplog.records
+    assert record.getMessage() == (
         "2 of 3 validation targets are longer than max_new_tokens=29: their outputs will be cut, and scored as they "
         "are then. Left out, or null, it is chosen from the data: 385."
-    ]
+    )
 
 
 def test_targets_of_300_characters_are_written_whole(
