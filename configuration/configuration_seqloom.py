@@ -22,6 +22,12 @@ logger = logging.get_logger(__name__)
 NORM_POSITIONS = ("post", "pre")
 NORM_TYPES = ("layernorm", "rmsnorm")
 POSITION_EMBEDDING_TYPES = ("sinusoidal", "learned", "rotary")
+MOST_TOKENS = 1 << 17
+"""Longest sequence that is tried; attention costs its square. No published model writes longer ones in one go."""
+MOST_BEAMS = 1000
+"""Memory grows with each beam, and texts get worse from about ten on (Stahlberg and Byrne 2019)."""
+MOST_WEIGHTS = 20_000_000_000
+"""As many as the largest dense encoder-decoder that was published has, UL2 of Tay et al. 2022."""
 LANGUAGE_PAIR_TASK = re.compile(r"translation_[^_]+_to_[^_]+")
 
 
@@ -144,6 +150,7 @@ class SeqloomConfig(PreTrainedConfig):
             ValueError: naming the value, the rule and the remedy.
         """
         self._check_choices()
+        self._check_sizes()
         self._check_heads()
         self._check_positions()
         self._check_numbers()
@@ -236,15 +243,34 @@ class SeqloomConfig(PreTrainedConfig):
                         f"positions turn pairs of them; use a number of heads that leaves an even head dimension."
                     )
 
+    def _check_sizes(self) -> None:
+        """Refuse what nobody could build, before anything is built: a config.json may name any number."""
+        for name, most in _SIZES.items():
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+            if value > most:
+                raise ValueError(f"{name}={value} is more than {most:,}, the largest that Seqloom builds; lower it.")
+        if (count := self._count_weights()) > MOST_WEIGHTS:
+            raise ValueError(
+                f"these sizes make a network of about {count:,} weights, and Seqloom builds up to {MOST_WEIGHTS:,}; "
+                f"lower d_model, the layers, the feed-forward widths or vocab_size."
+            )
+
+    def _count_weights(self) -> int:
+        """Return about how many weights the network has, biases and norms left out."""
+        d, ffn = self.d_model, 3 if self.use_gated_ffn else 2
+        kept = d * (2 if self.num_key_value_heads is None else 1)  # keys and values; groups make them narrower
+        tables = (1 if self.tie_word_embeddings else 3) * self.vocab_size
+        tables += 2 * self.max_position_embeddings * (self.position_embedding_type == "learned")
+        encoder = self.encoder_layers * (2 * d + kept + ffn * self.encoder_ffn_dim)
+        return d * (tables + encoder + self.decoder_layers * (2 * (2 * d + kept) + ffn * self.decoder_ffn_dim))
+
     def _check_numbers(self) -> None:
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is outside [0, 1); it is a share, e.g. 0.1.")
-        for name in _POSITIVE_FIELDS:
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
         for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
@@ -258,15 +284,16 @@ class SeqloomConfig(PreTrainedConfig):
             raise ValueError(f"init_std={self.init_std} is a standard deviation; use 0.02, or None for Xavier's.")
 
 
-_POSITIVE_FIELDS = (
-    "vocab_size",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "max_position_embeddings",
-)
+_SIZES = {
+    "vocab_size": 1 << 24,  # the largest in use have a million entries
+    "d_model": 1 << 16,
+    "encoder_layers": 1000,  # the deepest Transformer that was trained, Wang et al. 2022
+    "decoder_layers": 1000,
+    "encoder_ffn_dim": 1 << 18,
+    "decoder_ffn_dim": 1 << 18,
+    "max_position_embeddings": MOST_TOKENS,
+}
+"""Field -> its largest value."""
 
 # Keys that transformers, the Hub or quantisers put into a config.json and that are not fields of ours.
 _FOREIGN_KEYS = frozenset(
@@ -277,4 +304,4 @@ _FOREIGN_KEYS = frozenset(
     | {"encoder_layerdrop", "decoder_layerdrop", "forced_bos_token_id", "forced_eos_token_id"}
 )
 
-__all__ = ["SeqloomConfig"]
+__all__ = ["MOST_BEAMS", "MOST_TOKENS", "MOST_WEIGHTS", "SeqloomConfig"]

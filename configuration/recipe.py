@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.configuration_seqloom import MOST_BEAMS, MOST_TOKENS, SeqloomConfig
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
@@ -128,8 +128,8 @@ class Recipe:
     """Beams of the final test and of generation_config.json; 1 is greedy."""
     length_penalty: float = field(default=1.0, metadata=EVALUATION)
     """Beam scores are divided by length ** length_penalty: above 0 favours longer outputs."""
-    max_new_tokens: int = field(default=256, metadata=EVALUATION | at_least(1))
-    """Longest output in tokens."""
+    max_new_tokens: int | None = field(default=None, metadata=EVALUATION | at_least(1))
+    """Longest output in tokens; null: a quarter more than the longest target, and ten."""
     num_sample_outputs: int = field(default=3, metadata=EVALUATION | at_least(0))
     """Validation examples printed at each evaluation: source, output, reference."""
 
@@ -157,6 +157,11 @@ class Recipe:
     def is_demo(self) -> bool:
         """True where no training text is named: the built-in date demo."""
         return not self.train
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes whose memory a micro-batch takes at once: R-Drop's two lie side by side."""
+        return 2 if self.rdrop_alpha else 1
 
     def model_config(self, **overrides: Any) -> SeqloomConfig:
         """Build the configuration of the model; label smoothing comes from `label_smoothing_factor`.
@@ -262,6 +267,10 @@ class Recipe:
             raise RecipeError(
                 "overwrite=true starts over and resume=auto goes on; add --resume never, or leave overwrite out."
             )
+        for key, most in (("max_new_tokens", MOST_TOKENS), ("num_beams", MOST_BEAMS)):
+            value = getattr(self, key)
+            if value is not None and value > most:
+                raise RecipeError(f"{key}={value} is more than {most:,}, the most that is tried; lower it.")
         smoothing = self.training_arguments.get("label_smoothing_factor", 0.0)
         if not 0 <= smoothing < 1:
             raise RecipeError(f"label_smoothing_factor={smoothing} is outside [0, 1); it is a share, e.g. 0.1.")

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ TOKENS_PER_BATCH = 4096
 CPU seconds for 400 lines, tiny model, one core: 1.45 at 512, 0.95 at 4,096, 0.99 at 16,384; with 5 beams 8.7, 4.9, 4.8.
 """
 
+logger = getLogger(__name__)
+
 FALLBACK_MAX_NEW_TOKENS = 256
 """For folders that say nothing about length: transformers' own default cuts at 20 tokens."""
 
@@ -45,6 +48,15 @@ class Hypothesis:
 NO_OUTPUT = Hypothesis("")
 """What a blank line gives."""
 
+TOO_LONG = Hypothesis("")
+"""What a line gives that the model cannot read; told from `NO_OUTPUT` by identity."""
+
+MOST_SOURCE_TOKENS = 16_384
+"""Source tokens that are tried at least; attention costs their square. A model that knows longer ones reads those."""
+
+MOST_CHARACTERS = 1_000_000
+"""Characters of a line that a tokenizer gets to see; it takes seconds for each million."""
+
 
 def generate_file(
     folder: str | PathLike[str],
@@ -58,7 +70,8 @@ def generate_file(
     """Decode a file with a trained folder.
 
     Without `n_best` every input line gives one output line. With it every input line gives `n_best` lines
-    "score<TAB>text", best first. A blank input line gives empty lines, as many as the others.
+    "score<TAB>text", best first. A blank input line gives empty lines, as many as the others; so does one that is too
+    long, and then the command fails when all others are written.
 
     Args:
         folder: a trained model.
@@ -78,6 +91,12 @@ def generate_file(
     groups = generate_lines(model, tokenizer, lines, num_beams=num_beams, n_best=n_best, max_new_tokens=max_new_tokens)
     outputs = (output for group in groups for output in group)
     _write_rows([out.text if out.score is None else f"{out.score:.4f}\t{out.text}" for out in outputs], output_file)
+    if too_long := [number for number, group in enumerate(groups, start=1) if group[0] is TOO_LONG]:
+        some = ", ".join(map(str, too_long[:10])) + (", ..." if too_long[10:] else "")
+        raise ValueError(
+            f"{len(too_long):,} of {len(lines):,} lines are too long for {folder} and have an empty output: {some}. "
+            f"Split them into shorter ones; all others are written."
+        )
 
 
 def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
@@ -116,15 +135,19 @@ def generate_lines(
         max_new_tokens: None: what the model's generation config says.
 
     Returns:
-        For each line its outputs, best first; `NO_OUTPUT` for a blank line.
+        For each line its outputs, best first; `NO_OUTPUT` for a blank line, `TOO_LONG`, after a warning, for one that
+        the model cannot read.
 
     Raises:
         ValueError: if `n_best` asks for more outputs than there are beams.
     """
     options = _options(model, num_beams, n_best or 1, max_new_tokens)
     groups = [[NO_OUTPUT] * (n_best or 1) for _ in lines]
-    filled = [index for index, line in enumerate(lines) if line.strip()]
-    lengths = [len(ids) for ids in tokenizer([lines[index] for index in filled]).input_ids] if filled else []
+    lengths_of, too_long = _measure(model, tokenizer, lines)
+    for index, found in too_long.items():
+        logger.warning(f"line {index + 1} has {found}; its output is empty.")
+        groups[index] = [TOO_LONG] * (n_best or 1)
+    filled, lengths = list(lengths_of), list(lengths_of.values())
     batches = plan_batches(lengths, TOKENS_PER_BATCH // options["num_beams"])
     with tqdm(total=len(filled), unit="line", disable=None) as progress:
         for batch in batches:
@@ -135,6 +158,25 @@ def generate_lines(
                 groups[index] = group
             progress.update(len(batch))
     return groups
+
+
+def _measure(model: Any, tokenizer: Any, lines: Sequence[str]) -> tuple[dict[int, int], dict[int, str]]:
+    """Return the tokens of each line that is not blank, by index, and which lines are too long, and why."""
+    known = getattr(model.config, "max_position_embeddings", 0)
+    is_learned = getattr(model.config, "position_embedding_type", None) == "learned"
+    limit = known if is_learned else max(known, MOST_SOURCE_TOKENS)
+    rule = f"the {limit:,} positions that the model has learned" if is_learned else f"{limit:,}, the most that is tried"
+    filled = [index for index, line in enumerate(lines) if line.strip()]
+    too_long = {
+        index: f"{len(lines[index]):,} characters, more than {MOST_CHARACTERS:,}, the most that is tokenized"
+        for index in filled
+        if len(lines[index]) > MOST_CHARACTERS
+    }
+    filled = [index for index in filled if index not in too_long]
+    ids = tokenizer([lines[index] for index in filled]).input_ids if filled else []
+    lengths = dict(zip(filled, map(len, ids), strict=True))
+    too_long |= {index: f"{n:,} tokens, more than {rule}" for index, n in lengths.items() if n > limit}
+    return {index: n for index, n in lengths.items() if n <= limit}, too_long
 
 
 def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

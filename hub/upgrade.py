@@ -49,7 +49,7 @@ from seqloom.modeling.canary import (
     write_canary,
     write_whole,
 )
-from seqloom.modeling.library import REMEDY, describe_running, running_library
+from seqloom.modeling.library import REMEDY, WeightsError, describe_running, running_library
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration, SeqloomModel
 
 Step = tuple[str, bytes | None]
@@ -336,16 +336,13 @@ def _load(folder: Path) -> Any:
     """
     is_bare = _object(folder / "config.json").get("architectures") == [SeqloomModel.__name__]
     loader = SeqloomModel if is_bare else SeqloomForConditionalGeneration
-    with no_loading_bar():
-        model, info = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    strangers = sorted({*info["missing_keys"], *info["unexpected_keys"]})
-    if strangers:
+    try:
+        with no_loading_bar():
+            return loader.from_pretrained(folder, use_safetensors=True).eval()
+    except WeightsError as error:
         raise UpgradeError(
-            f"the weights in {shown(folder)} are not those of Seqloom {version('seqloom')}'s network "
-            f"({shown(strangers[0])}, "
-            f"{len(strangers)} in all); nothing was changed. Use it with the Seqloom that wrote it."
-        )
-    return model.eval()
+            f"{error} Nothing was changed; use it with the Seqloom that wrote it, for {version('seqloom')} is another."
+        ) from error
 
 
 def _link(folder: Path, copy: Path) -> None:

@@ -217,6 +217,47 @@ REMEDY = (
 """What helps where a library does what this code does not expect."""
 
 
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+class WeightsError(ValueError):
+    """A folder's weights are not those of the network that its configuration describes."""
+
+
+OWN_WEIGHTS = ("model", "encoder", "decoder", "lm_head")
+"""What the names of our weights begin with; others belong to the head of a class that somebody derived."""
+
+
+def refuse_other_weights(info: dict[str, Any], architectures: Iterable[str], where: Any) -> None:
+    """Refuse what transformers would fill at random, or leave lying, with a report that few read.
+
+    Args:
+        info: transformers' `output_loading_info`.
+        architectures: the class that was saved, by config.json.
+        where: the folder, for the message.
+
+    Raises:
+        WeightsError: naming the weights.
+    """
+    # what a derived class adds is new in it, and left over when one of ours reads its folder
+    is_derived = not any(name.startswith("Seqloom") for name in architectures)
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(OWN_WEIGHTS))
+    unknown = sorted(name for name in info["unexpected_keys"] if not is_derived or name.startswith(OWN_WEIGHTS))
+    others = [f"{name} {list(saved)} for {list(own)}" for name, saved, own in sorted(info["mismatched_keys"])]
+    found = {"missing": missing, "of another shape than config.json says": others, "unknown to this network": unknown}
+    if not any(found.values()):
+        return
+    named = "; ".join(f"{len(names)} {kind}: {_first_names(names)}" for kind, names in found.items() if names)
+    raise WeightsError(
+        f"{where}: the weights are not those of the network in config.json: {named}. Copy or train the folder again; "
+        f"ignore_mismatched_sizes=True loads them all the same, and fills what is missing at random."
+    )
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 # What older releases call otherwise ----------------------------------------------------------------------------------
 
 

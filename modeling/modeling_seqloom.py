@@ -48,7 +48,9 @@ from seqloom.modeling.library import (
     by_one_name,
     known_keywords,
     naming_unknown_keywords,
+    refuse_other_weights,
 )
+from seqloom.modeling.limits import DEFAULT_MAX_LENGTH, check_generation, shorten
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -86,6 +88,26 @@ def is_first_target(labels: Tensor) -> Tensor:
     """Return (B, T) booleans, True at each row's first label that is not -100: behind it, padding is on the left."""
     is_target = labels != -100
     return is_target & (is_target.cumsum(-1) == 1)
+
+
+def real_tokens(input_ids: Tensor | None, config: SeqloomConfig) -> Tensor | None:
+    """Return the mask of a batch that came without one, (B, S), 1 where a token is not padding; None: for no ids.
+
+    Raises:
+        ValueError: where padding and the end of a sentence are one token, and a row has several of it.
+    """
+    pad = config.pad_token_id
+    if input_ids is None or pad is None:
+        return None
+    is_real = input_ids != pad
+    if config.eos_token_id not in (pad, [pad]):
+        return is_real.long()
+    if not torch.compiler.is_compiling() and bool(((~is_real).sum(-1) > 1).any()):
+        raise ValueError(
+            f"attention_mask is missing, and pad_token_id={pad} is the end of sequence too, so that nobody can tell "
+            f"padding from text; give attention_mask, as a tokenizer called with padding=True returns it."
+        )
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -446,11 +468,23 @@ class SeqloomPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a folder, and remember its canary; all as in `PreTrainedModel.from_pretrained`."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        """Load a folder, and remember its canary; all as in `PreTrainedModel.from_pretrained`.
+
+        But nothing is filled at random unless the caller passes `ignore_mismatched_sizes=True`, or has a class of
+        their own, with a head that is new.
+
+        Raises:
+            WeightsError: naming the weights that are missing, of another shape, or unknown.
+        """
+        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        if not kwargs.get("ignore_mismatched_sizes"):
+            refuse_other_weights(info, model.config.architectures or (), pretrained_model_name_or_path)
+        settings = getattr(model, "generation_config", None)
+        if settings is not None and settings.max_new_tokens is not None:
+            settings.max_length = None  # in a file that has both, transformers follows the other; later, see generate
         adopt_canary(model, pretrained_model_name_or_path, kwargs)
-        return loaded
+        return (model, info) if kwargs.get("output_loading_info") else model
 
     def save_pretrained(
         self,
@@ -548,7 +582,8 @@ class SeqloomEncoder(SeqloomStack):
 
         Args:
             input_ids: (B, S) token ids.
-            attention_mask: (B, S), 1 at real tokens and 0 at padding, on whichever side; None: no padding.
+            attention_mask: (B, S), 1 at real tokens and 0 at padding, on whichever side; None: padding is where
+                `pad_token_id` stands in the ids.
             inputs_embeds: (B, S, D) rows of the embedding table instead of ids.
             position_ids: (B, S), counted from 0; None: counted from the mask.
             **kwargs: `output_hidden_states`, `output_attentions`, and what attention kernels take.
@@ -556,6 +591,8 @@ class SeqloomEncoder(SeqloomStack):
         Returns:
             `last_hidden_state` (B, S, D).
         """
+        if attention_mask is None and kwargs.get("cu_seq_lens_k") is None:  # packed sentences have no padding
+            attention_mask = real_tokens(input_ids, self.config)
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, S, D)
         if position_ids is None:
             position_ids = count_positions(attention_mask, inputs_embeds)  # (B, S)
@@ -736,7 +773,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
 
         Args:
             input_ids: (B, S) source ids.
-            attention_mask: (B, S), 1 at the source's real tokens.
+            attention_mask: (B, S), 1 at the source's real tokens; None: padding is where `pad_token_id` stands.
             decoder_input_ids: (B, T) what the decoder reads; None: the source shifted right, as in BART.
             decoder_attention_mask: (B, past + T), 1 at the target's real tokens.
             encoder_outputs: what the encoder returned before, or its parts in a tuple; the source is not read again.
@@ -751,6 +788,8 @@ class SeqloomModel(SeqloomPreTrainedModel):
         Returns:
             `last_hidden_state` (B, T, D) of the decoder, with the encoder's outputs and the cache beside it.
         """
+        if attention_mask is None and kwargs.get("cu_seq_lens_k") is None:
+            attention_mask = real_tokens(input_ids, self.config)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.default_decoder_input_ids(input_ids)
         source = self.encode(encoder_outputs, input_ids, attention_mask, inputs_embeds, position_ids, **kwargs)
@@ -969,7 +1008,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         *args: Any,
         **kwargs: Any,
     ) -> GenerateOutput | Tensor:
-        """Write; all as in `GenerationMixin.generate`.
+        """Write; all as in `GenerationMixin.generate`, but that a batch without a mask gets one, see `real_tokens`.
 
         The first time under a library that was not tested, the canary sings before anything is answered.
 
@@ -988,9 +1027,34 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         """
         check_once(self)
         kwargs.pop("labels", None)  # transformers' Seq2SeqTrainer hands over the whole batch
+        if kwargs.get("attention_mask") is None:
+            source = kwargs.get("input_ids") if inputs is None else inputs
+            is_ids = isinstance(source, Tensor) and source.ndim == 2
+            kwargs["attention_mask"] = real_tokens(source, self.config) if is_ids else None
         with naming_unknown_keywords(kwargs, self.forward, GenerationMixin.generate):
             output = super().generate(inputs, generation_config, *args, **by_one_name(kwargs, CACHE))
         return answer_to_both_names(output)
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Let a `max_length` that somebody asks for win over the folder's `max_new_tokens`, and refuse the absurd.
+
+        Raises:
+            ValueError: for settings beyond what any model of this shape can do.
+        """
+        named = {**({} if generation_config is None else vars(generation_config)), **kwargs}
+        settings, others = super()._prepare_generation_config(generation_config, **kwargs)
+        if named.get("max_new_tokens") is None and (
+            named.get("max_length") is not None or self.generation_config.max_length not in (None, DEFAULT_MAX_LENGTH)
+        ):
+            settings.max_new_tokens = None
+        check_generation(settings)
+        return settings, others
+
+    def _prepare_generated_length(self, *args: Any, **kwargs: Any) -> GenerationConfig:
+        """End outputs where learned positions do."""
+        return shorten(super()._prepare_generated_length(*args, **kwargs), self.config)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, decoder_attention_mask: Tensor | None = None, **kwargs: Any

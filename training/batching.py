@@ -17,6 +17,7 @@ Both lengths count. Examples are sorted by target length, and among equal target
 target length, falling for the next. So neighbours hardly differ on either side.
 """
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class BatchSettings:
     tokens_per_update: int
     """Most source + target tokens in an update, padding not counted."""
     tokens_per_device: int = UNLIMITED
-    """Most padded tokens in a micro-batch."""
+    """Most padded tokens that lie in memory at once."""
     packed: bool = False
     """Sentences of a micro-batch stand end to end, without padding."""
     seed: int = 0
@@ -90,6 +91,13 @@ class BatchSettings:
     """Processes that share an update."""
     rank: int = 0
     """Number of this process."""
+    num_passes: int = 1
+    """Forward passes of a micro-batch that lie in memory at once; R-Drop has two."""
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Most padded tokens in a micro-batch."""
+        return self.tokens_per_device // self.num_passes
 
     @property
     def num_micro_batches(self) -> int:
@@ -477,23 +485,55 @@ def accumulation_steps(lengths: np.ndarray, settings: BatchSettings, *, overhead
         ValueError: when an example does not fit into a micro-batch, or updates may have too few examples for the
             processes or for micro-batches so small.
     """
-    tokens_per_update, tokens_per_device = settings.tokens_per_update, settings.tokens_per_device
-    _refuse_too_long(lengths, tokens_per_device)
+    steps, needed = _cheapest_steps(lengths, settings, overhead)
+    if steps:
+        return steps
+    enough = needed
+    while not _cheapest_steps(lengths, replace(settings, tokens_per_device=enough), overhead)[0]:
+        enough += enough // 8 + 1  # larger micro-batches are fewer, and not each number of them is tried
+    raise ValueError(
+        f"tokens_per_device={settings.tokens_per_device} is too small: the smallest micro-batches that updates of "
+        f"tokens_per_update={settings.tokens_per_update} can be cut into have {needed:,} tokens with padding"
+        f"{_because_of_passes(settings)}; {_remedies(lengths, settings, overhead, enough)}."
+    )
+
+
+def _cheapest_steps(lengths: np.ndarray, settings: BatchSettings, overhead: int) -> tuple[int, int]:
+    """Return the accumulation steps, and what the smallest micro-batches need of `tokens_per_device`; 0: too small."""
+    tokens_per_update, passes = settings.tokens_per_update, settings.num_passes
+    longest = int(token_counts(lengths).max(initial=0))
     fewest = plan_size(lengths, tokens_per_update).fewest_examples
     _refuse_too_many_micro_batches(fewest, tokens_per_update, settings.world_size)
+    if longest > settings.tokens_per_pass:
+        return 0, longest * passes
     updates, sample = _sample_updates(lengths, tokens_per_update)
     tried = [replace(settings, accumulation_steps=steps) for steps in _steps_to_try(settings, fewest)]
     costs = {each: _step_costs(updates[:COSTED_UPDATES], sample, each) for each in tried}
-    limit = max(HEADROOM * tokens_per_device, sample.sum(axis=1).max())
+    limit = max(HEADROOM * settings.tokens_per_pass, sample.sum(axis=1).max())
     for each in sorted(tried, key=lambda each: float((costs[each] + overhead).sum())):
         if costs[each].max() <= limit and _step_costs(updates, sample, each).max() <= limit:
-            return each.accumulation_steps
-    smallest = int(costs[tried[-1]].max())
-    raise ValueError(
-        f"tokens_per_device={tokens_per_device} is too small: cut into {tried[-1].num_micro_batches} micro-batches, as "
-        f"many as updates of tokens_per_update={tokens_per_update} can feed, the largest has {smallest} "
-        f"tokens with padding; raise tokens_per_device to {int(smallest / HEADROOM) + 1}."
-    )
+            return each.accumulation_steps, settings.tokens_per_device
+    smallest = min(int(_step_costs(updates, sample, each).max()) for each in tried)
+    return 0, (int(smallest / HEADROOM) + 1) * passes
+
+
+def _because_of_passes(settings: BatchSettings) -> str:
+    return f", counted in {settings.num_passes} passes that lie in memory at once" if settings.num_passes > 1 else ""
+
+
+def _remedies(lengths: np.ndarray, settings: BatchSettings, overhead: int, enough: int) -> str:
+    """Return what can be done: leave out the longest examples, if few are to blame, or raise the budget."""
+    raised = f"raise tokens_per_device to {enough}, if memory holds that"
+    for share in (0.99, 0.95, 0.9, 0.75, 0.5):
+        source, target = np.quantile(lengths, share, axis=0, method="lower").tolist()
+        kept = lengths[(lengths <= (source, target)).all(axis=1)]
+        with contextlib.suppress(ValueError):
+            if len(kept) and _cheapest_steps(kept, settings, overhead)[0]:
+                return (
+                    f"set max_source_length={source} and max_target_length={target}, which leaves out "
+                    f"{len(lengths) - len(kept):,} of {len(lengths):,} training examples, or {raised}"
+                )
+    return raised
 
 
 def _refuse_too_many_micro_batches(fewest_examples: int, tokens_per_update: int, num_micro_batches: int) -> None:
@@ -502,17 +542,6 @@ def _refuse_too_many_micro_batches(fewest_examples: int, tokens_per_update: int,
             f"an update of tokens_per_update={tokens_per_update} may have as few as {fewest_examples} examples, "
             f"too few for {num_micro_batches} micro-batches (processes x accumulation steps); raise tokens_per_update, "
             f"lower max_source_length and max_target_length, or use fewer processes."
-        )
-
-
-def _refuse_too_long(lengths: np.ndarray, tokens_per_device: int) -> None:
-    sizes = token_counts(lengths)
-    longest = int(sizes.max(initial=0))
-    if longest > tokens_per_device:
-        raise ValueError(
-            f"{int((sizes > tokens_per_device).sum())} training examples are longer than "
-            f"tokens_per_device={tokens_per_device}, the longest has {longest} source + target tokens; raise "
-            f"tokens_per_device to {longest}, or lower max_source_length and max_target_length."
         )
 
 
@@ -540,7 +569,7 @@ def _steps_to_try(settings: BatchSettings, fewest_examples: int) -> list[int]:
     """
     world_size, tokens_per_update = settings.world_size, settings.tokens_per_update
     most = fewest_examples // world_size
-    steps = [max(1, min(most, -(-tokens_per_update // (settings.tokens_per_device * world_size * 2))))]
+    steps = [max(1, min(most, -(-tokens_per_update // (settings.tokens_per_pass * world_size * 2))))]
     end = min(most, 4 * max(steps[0], -(-_number_of_strata(tokens_per_update) // world_size)))
     while steps[-1] < end:
         steps.append(min(end, steps[-1] + max(1, steps[-1] // 8)))
@@ -601,7 +630,7 @@ class UpdateSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         settings = self.settings
-        num_micro_batches, most = settings.num_micro_batches, settings.tokens_per_device
+        num_micro_batches, most = settings.num_micro_batches, settings.tokens_per_pass
         for update in self.plan(self.epoch):
             cut = cut_update(update, self.lengths, num_micro_batches, most, packed=settings.packed)
             for micro_batch in cut[settings.rank :: settings.world_size]:
@@ -611,13 +640,13 @@ class UpdateSampler(Sampler[list[int]]):
     def _count_oversized(self, micro_batch: np.ndarray) -> None:
         """Count a micro-batch over `tokens_per_device`, and warn of the first."""
         size = padded_tokens(self.lengths[micro_batch], packed=self.settings.packed)
-        if size <= self.settings.tokens_per_device:
+        if size <= self.settings.tokens_per_pass:
             return
         if not self.num_oversized:
             logger.warning(
-                "A micro-batch of %s tokens with padding is over tokens_per_device=%s: no cut of its update into %s "
+                "A micro-batch takes %s tokens with padding, over tokens_per_device=%s: no cut of its update into %s "
                 "micro-batches keeps it. If memory runs out, lower tokens_per_device and start again.",
-                size,
+                size * self.settings.num_passes,
                 self.settings.tokens_per_device,
                 self.settings.num_micro_batches,
             )

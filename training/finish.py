@@ -1,27 +1,33 @@
 """The end of a run: checkpoints averaged, the model put in its place, every set scored as the folder will decode."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import DatasetDict
 
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.checkpoints import STAGING, checkpoint_path, install, update_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
+from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing, remedy_for_disk
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
 from seqloom.training.quality.averaging import average_weights, load_weights, updates_to_average
 from seqloom.training.together import refused_together
 from seqloom.training.trainer import SeqloomTrainer
+from seqloom_cli.command import explain_error
 
 DOUBT = "doubt"
 """Key in results.json: why the scores say nothing. Such a run is not finished."""
+
+ERRORS = "errors"
+"""Key in results.json: what could not be scored, and why. Such a run is not finished either."""
 
 
 def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
@@ -90,16 +96,59 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, 
     results: dict[str, Any] = {}
     for split in ("validation", "test"):
         if split in data:
-            results |= trainer.evaluate(data[split], metric_key_prefix=split)
-            results |= trainer.signatures
-            results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
-    if "test" in data and trainer.outputs and trainer.is_world_process_zero():
+            try_together(results, f"{split} set", partial(_score, trainer, data, folder, split, results))
+    return results
+
+
+def try_together(results: dict[str, Any], what: str, do: Callable[[], None]) -> None:
+    """Do what must not lose a trained model and its other results: what fails is told, and kept in the results.
+
+    One process of several cannot go on alone while others wait for it; there the error ends the run, as everywhere.
+
+    Args:
+        results: get the error under `ERRORS`.
+        what: is done, for a person.
+        do: does it.
+    """
+    try:
+        do()
+    except Exception as error:
+        if PartialState().num_processes > 1:
+            raise
+        results[ERRORS] = {**results.get(ERRORS, {}), what: explain_error(error)}
+        say(f"failed    {what}: {results[ERRORS][what]}")
+
+
+def _score(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, split: str, results: dict[str, Any]) -> None:
+    results |= trainer.evaluate(data[split], metric_key_prefix=split)
+    results |= trainer.signatures
+    results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
+    if split == "test" and trainer.outputs and trainer.is_world_process_zero():
         texts = data["test"].select_columns(["source", "target"])
         rows = ({**text, "output": output} for text, output in zip(texts, trainer.outputs, strict=True))
         folder.write_lines("test_outputs.jsonl", rows)
         intervals = confidence_intervals(trainer.outputs, data["test"]["target"][:], trainer.evaluation.metrics)
         results |= {f"test_{name}": bounds for name, bounds in intervals.items()}
-    return results
+
+
+def is_whole(results: Mapping[str, Any]) -> bool:
+    """Return whether results say all that a run can say; else the same command scores once more."""
+    return not {DOUBT, ERRORS} & results.keys()
+
+
+def refuse_unfinished(folder: RunFolder, results: Mapping[str, Any]) -> None:
+    """End a run whose model is in its place with an error where its results are not whole.
+
+    Raises:
+        TrainingError: saying what is missing, and why.
+    """
+    if failed := "; ".join(f"{what}: {error}" for what, error in results.get(ERRORS, {}).items()):
+        raise TrainingError(
+            f"{folder.path} holds the trained model, and results but for what failed ({failed}). The same command "
+            f"tries that again, and trains nothing."
+        )
+    if DOUBT in results:
+        raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")
 
 
 def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:

@@ -290,13 +290,12 @@ class Doubt:
     """Whether what writes is broken, so that it makes no sense to go on."""
 
 
-def doubt_of(scores: dict[str, Any], spoken: np.ndarray, longest: int, most: int) -> Doubt | None:
+def doubt_of(scores: dict[str, Any], spoken: np.ndarray, most: int) -> Doubt | None:
     """Return what is wrong with scores of decoded text next to a token accuracy near 100; None: nothing is.
 
     Args:
         scores: of the set, without prefix.
         spoken: (sentences, 4), what `spoken_sums` says.
-        longest: tokens of its longest target.
         most: tokens after which an output is cut.
     """
     count = len(spoken)
@@ -317,7 +316,7 @@ def doubt_of(scores: dict[str, Any], spoken: np.ndarray, longest: int, most: int
         return Doubt(
             f"{seen}: {cut:,} of {count:,} references have more than max_new_tokens={most} tokens, so their outputs "
             f"were cut; the weights are as good as the first number says. Start the same command with "
-            f"--max_new_tokens {longest + longest // 10}: nothing is trained again, only written and scored.",
+            f"--max_new_tokens null, and the data decides: nothing is trained again, all is scored anew.",
             is_broken=False,
         )
     if texts and max(texts) < TEXT and whole >= JUDGED:

@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.recipe import RecipeError
-from seqloom.training.batching import UpdateSampler
+from seqloom.training.batching import UpdateSampler, accumulation_steps
 from seqloom.training.trainer import SeqloomTrainer
 
 PROBED_UPDATES = 500
@@ -70,8 +70,12 @@ class Memory:
         """All that is needed."""
         return self.weights + self.activations
 
-    def check(self, tokens_per_device: int) -> None:
+    def check(self, tokens_per_device: int, can_cut: Callable[[int], bool] = lambda tokens: True) -> None:
         """Refuse what cannot fit.
+
+        Args:
+            tokens_per_device: of the recipe.
+            can_cut: whether updates can be cut into micro-batches of so many tokens.
 
         Raises:
             RecipeError: with the largest `tokens_per_device` that does, if there is one.
@@ -81,6 +85,12 @@ class Memory:
         need = f"training needs about {gigabytes(self.total)} a device and {gigabytes(self.available)} are free"
         room = self.available - self.weights
         fits = tokens_per_device * room // max(1, self.activations)
+        if fits >= 64 and not can_cut(round_down(fits)):
+            raise RecipeError(
+                f"{need}, of which {gigabytes(self.activations)} are for tokens_per_device={tokens_per_device}, and "
+                f"the longest examples do not fit into {round_down(fits)}. Lower max_source_length and "
+                f"max_target_length, use a smaller preset, or turn on gradient_checkpointing."
+            )
         if fits < 64:
             raise RecipeError(
                 f"{need}: weights, gradients and optimizer states alone take {gigabytes(self.weights)}. Use a smaller "
@@ -126,6 +136,17 @@ def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
     is_narrow_cpu = trainer.args.bf16 and trainer.args.device.type == "cpu"
     state = state_bytes(trainer) + (NARROW_CPU_KERNELS if is_narrow_cpu else KERNELS)
     return Memory(state, int(TRANSIENT * kept), free_bytes(trainer.args.device) + weight_bytes(trainer))
+
+
+def can_cut(trainer: SeqloomTrainer, tokens_per_device: int) -> bool:
+    """Return whether the updates of a run can be cut into micro-batches of so many padded tokens."""
+    try:
+        accumulation_steps(
+            trainer.train_sampler().lengths, replace(trainer.batching, tokens_per_device=tokens_per_device)
+        )
+    except ValueError:
+        return False
+    return True
 
 
 def weight_bytes(trainer: SeqloomTrainer) -> int:
@@ -246,4 +267,4 @@ def round_down(value: int) -> int:
     return value // digits * digits
 
 
-__all__ = ["Memory", "Survey", "TimeEstimate", "describe", "measure", "survey"]
+__all__ = ["Memory", "Survey", "TimeEstimate", "can_cut", "describe", "measure", "survey"]

@@ -4,12 +4,13 @@ Everything here depends on recipe and files alone, so that a run started again f
 """
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.training.batching import BatchSettings
 from seqloom.training.demo import build_demo
@@ -22,6 +23,9 @@ from seqloom.training.settings import seed_of
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 
 logger = logging.getLogger(__name__)
+
+ROOM, SPARE = 1.25, 10
+"""An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
 
 
 def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
@@ -100,14 +104,10 @@ def leave_out_long(encoded: Dataset, recipe: Recipe, facts: dict[str, Any]) -> t
     facts = {**facts, "num_too_long": int((~fits).sum())}
     if fits.all():
         return encoded, facts
-    rule = (
-        f"max_source_length={recipe.max_source_length}, max_target_length={recipe.max_target_length} or "
-        f"tokens_per_update={recipe.tokens_per_update} tokens"
-    )
+    rule = f"{_limits_in_words(recipe)} tokens"
     if not fits.any():
         raise RecipeError(
-            f"no training example is left: all {len(fits):,} are longer than {rule}; the shortest source has "
-            f"{lengths[:, 0].min()}. Raise the limit."
+            f"no training example is left: all {len(fits):,} are longer than {rule}. {_keep_half(lengths, recipe)}"
         )
     longest = int(np.where(fits, 0, lengths.sum(axis=1)).argmax())
     row = encoded[longest]
@@ -118,9 +118,89 @@ def leave_out_long(encoded: Dataset, recipe: Recipe, facts: dict[str, Any]) -> t
         f"{row['source'][:40]!r}"
     )
     if recipe.long_examples == "refuse":
-        raise RecipeError(f"long_examples=refuse, and there are {found}; shorten them, raise the limit, or take drop.")
+        raise RecipeError(f"long_examples=refuse, and there are {found}; shorten them, or take drop.")
     logger.warning("Left out %s.", found)
     return encoded.select(np.flatnonzero(fits)), facts
+
+
+def _limits_in_words(recipe: Recipe) -> str:
+    """Return the limits that a recipe sets, for messages."""
+    keys = ("max_source_length", "max_target_length", "tokens_per_update")
+    set_here = [f"{key}={value}" for key in keys if (value := getattr(recipe, key)) is not None]
+    return " or ".join([", ".join(set_here[:-1]), set_here[-1]] if set_here[1:] else set_here)
+
+
+def _keep_half(lengths: np.ndarray, recipe: Recipe) -> str:
+    """Return which limits to raise so that an example of middle length is kept."""
+    source, target = (int(length) for length in lengths[lengths.sum(axis=1).argsort()[len(lengths) // 2]])
+    needed = {"max_source_length": source, "max_target_length": target}
+    needed |= {"tokens_per_update": source + target, "tokens_per_device": (source + target) * recipe.num_passes}
+    limits = {key: getattr(recipe, key) for key in needed}
+    flags = [f"--{key} {n}" for key, n in needed.items() if limits[key] is not None and limits[key] < n]
+    return f"An example of middle length has {source:,} + {target:,} tokens; {' '.join(flags)} keeps it."
+
+
+def fit_output_length(recipe: Recipe, data: DatasetDict) -> tuple[Recipe, str]:
+    """Settle how long outputs may be, now that all lengths are known, and refuse what learned positions cannot read.
+
+    Args:
+        recipe: with a longest output, or null.
+        data: all splits, encoded.
+
+    Returns:
+        The recipe with a longest output, and a line that says which.
+
+    Raises:
+        RecipeError: when an example has more tokens than there are learned positions.
+    """
+    lengths = {split: lengths_of(rows) for split, rows in data.items()}
+    known = known_positions(recipe)
+    refuse_beyond(known, lengths)
+    longest = max(int(sides[:, 1].max(initial=0)) for sides in lengths.values())
+    chosen = min(int(longest * ROOM) + SPARE, known)
+    if recipe.max_new_tokens is None:
+        reason = f"chosen from the longest target, which has {longest:,}"
+        return replace(recipe, max_new_tokens=chosen), f"at most {chosen:,} tokens, {reason}"
+    named = min(recipe.max_new_tokens, known)
+    if named < recipe.max_new_tokens:
+        logger.warning(
+            f"max_new_tokens={recipe.max_new_tokens} is lowered to the max_position_embeddings={known} learned "
+            f"positions that there are."
+        )
+    for split, sides in lengths.items():
+        count = int((sides[:, 1] > named).sum())
+        if count and split != "train":
+            logger.warning(
+                f"{count:,} of {len(sides):,} {split} targets are longer than max_new_tokens={named}: their outputs "
+                f"will be cut, and scored as they are then. Left out, or null, it is chosen from the data: {chosen:,}."
+            )
+    return replace(recipe, max_new_tokens=named), f"at most {named:,} tokens; the longest target has {longest:,}"
+
+
+def known_positions(recipe: Recipe) -> int:
+    """Return the most tokens of a sequence: those of the table if positions are learned."""
+    config = recipe.model_config()
+    return config.max_position_embeddings if config.position_embedding_type == "learned" else MOST_TOKENS
+
+
+def refuse_beyond(known: int, lengths: dict[str, np.ndarray]) -> None:
+    """Refuse examples with more tokens than a model has positions: training, an evaluation or the test would die.
+
+    Raises:
+        RecipeError: with the number of positions that would do.
+    """
+    needed = max(int(sides.max(initial=0)) for sides in lengths.values())
+    if needed <= known:
+        return
+    counts = {split: int((sides > known).any(axis=1).sum()) for split, sides in lengths.items()}
+    named = ", ".join(f"{count:,} of {len(lengths[split]):,} {split}" for split, count in counts.items() if count)
+    is_train_alone = counts["train"] and sum(counts.values()) == counts["train"]
+    dropped = f", leave them out with --max_source_length {known} --max_target_length {known}" if is_train_alone else ""
+    raised = f"--max_position_embeddings {needed}, or " if needed <= MOST_TOKENS else ""
+    raise RecipeError(
+        f"{named} examples have more tokens on a side than max_position_embeddings={known} learned positions; the "
+        f"longest has {needed:,}. Use {raised}--position_embedding_type sinusoidal or rotary{dropped}, or shorten them."
+    )
 
 
 def encode_batch(batch: dict[str, list[str]], tokenizers: SeqloomTokenizers) -> dict[str, list[list[int]]]:
@@ -135,10 +215,11 @@ def epoch_encodings(
     pairs: Dataset, tokenizers: SeqloomTokenizers, recipe: Recipe, settings: BatchSettings
 ) -> EpochEncodings:
     """Return the training pairs as BPE-dropout cuts them, anew in each epoch."""
+    known = known_positions(recipe)
     limits = LengthLimits(
-        recipe.max_source_length or np.inf,
-        recipe.max_target_length or np.inf,
-        min(settings.tokens_per_update, settings.tokens_per_device),
+        min(recipe.max_source_length or known, known),
+        min(recipe.max_target_length or known, known),
+        min(settings.tokens_per_update, settings.tokens_per_pass),
     )
     return EpochEncodings(
         pairs,

@@ -28,13 +28,28 @@ from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing, remedy_for_disk
-from seqloom.training.finish import DOUBT, average_run, final_scores, save, training_facts
+from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
+from seqloom.training.finish import (
+    average_run,
+    final_scores,
+    is_whole,
+    refuse_unfinished,
+    save,
+    training_facts,
+    try_together,
+)
 from seqloom.training.metrics import get_metrics
 from seqloom.training.monitoring.console import SampleOutputs, say, say_how_to_use
 from seqloom.training.monitoring.gradient_flow import can_draw
 from seqloom.training.mouth import check_mouth
-from seqloom.training.preparation import encode, epoch_encodings, leave_out_long, read_corpus, read_or_train_tokenizers
+from seqloom.training.preparation import (
+    encode,
+    epoch_encodings,
+    fit_output_length,
+    leave_out_long,
+    read_corpus,
+    read_or_train_tokenizers,
+)
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.settings import generation_config, metrics_of, training_arguments
@@ -79,7 +94,7 @@ def train_in(
         arguments: transformers' own, of this recipe.
         signals: what may ask for a stop.
     """
-    if folder.is_finished and recipe.resume == "auto" and DOUBT not in folder.results():
+    if folder.is_finished and recipe.resume == "auto" and is_whole(folder.results()):
         say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
         if arguments.push_to_hub and arguments.process_index == 0:
             push_finished(folder, arguments)
@@ -99,6 +114,9 @@ def train_in(
         arguments = training_arguments(recipe)
         if arguments.process_index == 0:
             say(f"auto      {choice}")
+    recipe, limit = fit_output_length(recipe, data)
+    if arguments.process_index == 0:
+        say(f"outputs   {limit}")
     trainer = build_trainer(recipe, arguments, tokenizers, data, folder)
     trainer.listen_to(signals)
     check_before_training(trainer, data, recipe.tokens_per_device)
@@ -113,13 +131,13 @@ def train_in(
     save(trainer, folder)
     results |= final_scores(trainer, data, folder, recipe.num_beams)
     prompts = DEMO_EXAMPLES if recipe.is_demo else example_prompts(data)
-    outputs = trainer.write_texts(prompts)
+    outputs: list[str] = []
+    try_together(results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
     if trainer.is_world_process_zero():
         folder.write_results(results)
         trainer.create_model_card()
         say_how_to_use(recipe.output, results, prompts, outputs)
-    if DOUBT in results:
-        raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")
+    refuse_unfinished(folder, results)
     if arguments.push_to_hub:
         trainer.push_as_saved("End of training")
     return results
@@ -136,9 +154,9 @@ def build_trainer(
     folder: RunFolder,
 ) -> SeqloomTrainer:
     """Return a fresh model in a trainer that does what the recipe says."""
-    num_passes = 2 if recipe.rdrop_alpha else 1  # both lie in memory at once
-    settings = BatchSettings(recipe.tokens_per_update, recipe.tokens_per_device // num_passes, packed=recipe.packing)
-    settings = settings.in_run(arguments)
+    settings = BatchSettings(
+        recipe.tokens_per_update, recipe.tokens_per_device, packed=recipe.packing, num_passes=recipe.num_passes
+    ).in_run(arguments)
     encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
     arguments.gradient_accumulation_steps = accumulation_steps(
         encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"]),
@@ -158,7 +176,7 @@ def build_trainer(
         arguments,
         tokenizers=tokenizers,
         batching=settings,
-        evaluation=EvaluationSettings(metrics_of(recipe), max_new_tokens=recipe.max_new_tokens),
+        evaluation=EvaluationSettings(metrics_of(recipe), max_new_tokens=model.generation_config.max_new_tokens),
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         encodings=encodings,
@@ -215,7 +233,7 @@ def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, tokens_per
         sizes = {name: len(split) for name, split in data.items()}
         for subject, text in preflight.describe(trainer, survey, memory, sizes, num_updates).items():
             say(f"{subject:10}{text}")
-    memory.check(tokens_per_device)
+    memory.check(tokens_per_device, lambda tokens: preflight.can_cut(trainer, tokens))
     trainer.add_callback(preflight.TimeEstimate(say))
 
 

@@ -24,7 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import seed_worker
 
-from seqloom.modeling.canary import suppressed_by
+from seqloom.modeling.canary import ends_of, suppressed_by
 from seqloom.modeling.modeling_seqloom import (
     SeqloomAttention,
     SeqloomForConditionalGeneration,
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+TRUNCATED = "truncated"
+"""Name among the scores: how many outputs have no end of sequence, for `max_new_tokens` were not enough."""
 
 
 @dataclass(frozen=True)
@@ -347,10 +350,14 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             scored = scoring.score(outputs, self.scored_dataset["target"][:], self.evaluation.metrics)
             self.signatures = {name: scored.pop(name) for name in list(scored) if name.endswith("_signature")}
             scores.update(scored)
+            scores[TRUNCATED] = int(self.is_cut(decoded[0]).sum())
             self.outputs = in_original_order(outputs, self.scored_dataset["position"][:])
-            longest, most = int(forced[:, 1].max()), self.evaluation.max_new_tokens
-            self._weigh(doubt_of(scores, decoded[1], longest, most))
+            self._weigh(doubt_of(scores, decoded[1], self.evaluation.max_new_tokens))
         return scores
+
+    def is_cut(self, ids: np.ndarray) -> np.ndarray:
+        """Return which rows of decoded ids (B, T) lack an end of sequence, for they had no room for it; (B,)."""
+        return ~np.isin(ids[:, 1:], ends_of(self.model.config)).any(axis=1)
 
     def _weigh(self, doubt: Doubt | None) -> None:
         """Keep what speaks against the scores of a set; while training, stop at a broken mouth and warn of the rest.
@@ -372,10 +379,15 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
 
     @torch.no_grad()
     def write_texts(self, sources: Sequence[str]) -> list[str]:
-        """Return what the model writes for a few sources; to be called on every process, for weights may be sharded."""
+        """Return what the model writes for a few sources, and say where it was cut.
+
+        To be called on every process, for weights may be sharded.
+        """
         self.model.eval()
         encoded = self.tokenizers.source(list(sources), padding=True, return_tensors="pt").to(self.args.device)
-        return self.to_texts(self.decode(encoded).cpu().numpy())
+        ids = self.decode(encoded).cpu().numpy()
+        mark = f" [cut after {self.evaluation.max_new_tokens} tokens]"
+        return [text + mark * cut for text, cut in zip(self.to_texts(ids), self.is_cut(ids).tolist(), strict=True)]
 
     # Saving ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from seqloom.hub import generate, pipeline_seqloom
 from seqloom.hub.generate import generate_file, generate_lines, plan_batches, read_lines
+from seqloom_cli.verbs import main
 
 WORDS = "abcdefghijklmnop"  # ids 4 to 19, the toy language's source words; its target words are ids 24 to 39
 LINES = ["abc", "p", "", "bacd", "  ", "hgfedcba", "abc", "mn"]
@@ -149,3 +150,42 @@ def test_scoring_leaves_no_gradients(loaded: tuple[Any, Any]) -> None:
     generate_lines(*loaded, ["abc"], n_best=2)
     assert all(parameter.grad is None for parameter in loaded[0].parameters())
     assert torch.is_grad_enabled()
+
+
+def test_a_line_that_is_too_long_loses_no_other(
+    tiny_model: Callable[..., Any],
+    char_tokenizer: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tiny_model(position_embedding_type="learned", max_position_embeddings=8).save_pretrained(tmp_path / "model")
+    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(tmp_path / "model")
+    (tmp_path / "in").write_text("abc\n" + "a" * 8 + "\nbacdabc\n\n" + "a" * 1_000_001 + "\n")
+    arguments = ["generate", str(tmp_path / "model"), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--max_new_tokens", "30"]) == 1
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(
+            f"2 of 5 lines are too long for {tmp_path / 'model'} and have an empty output: 2, 5. Split them into "
+            f"shorter ones; all others are written."
+        )
+    )
+    outputs = (tmp_path / "out").read_text().split("\n")
+    assert [bool(line) for line in outputs] == [True, False, True, False, False, False]
+    assert all(len(line) <= 8 for line in outputs), "as many as there are positions to write them"
+    assert "line 2 has 9 tokens, more than the 8 positions that the model has learned; its output is" in caplog.text
+    assert "line 5 has 1,000,001 characters, more than 1,000,000, the most that is tokenized; its ou" in caplog.text
+    assert main([*arguments, "--n_best", "2"]) == 1
+    assert len((tmp_path / "out").read_text().split("\n")) == 11
+
+    (tmp_path / "in").write_text("abc\nbacdabc\n")
+    assert main(arguments) == 0
+
+
+def test_a_line_beyond_what_is_tried_costs_nothing(loaded: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+    groups = generate_lines(*loaded, ["abc", "ab" * 8192])
+    assert groups[1][0] is generate.TOO_LONG
+    assert groups[0][0].text
+    assert "line 2 has 16,385 tokens, more than 16,384, the most that is tried; its output is empty." in caplog.text

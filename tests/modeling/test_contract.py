@@ -452,8 +452,10 @@ def test_learned_positions_refuse_what_they_never_saw(tiny_model: Callable[..., 
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole sentence is compared below
             model(**batch)
         assert str(caught.value) == sentence
+    assert model.generate(source, min_new_tokens=12, max_new_tokens=12).shape == (2, 1 + 8), "as many as there are"
+    assert model.generate(source, min_length=12, max_length=12).shape == (2, 1 + 8)
     with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_position_embeddings=8"):
-        model.generate(source, min_new_tokens=12, max_new_tokens=12)
+        model.generate(longer, max_new_tokens=2)
     mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1]]).expand(2, -1)
     assert model(input_ids=longer, attention_mask=mask, decoder_input_ids=source).logits.isfinite().all()
 

@@ -194,3 +194,64 @@ def test_generate_from_embeddings(taught_model: Callable[..., Any], positions: s
     vectors = model.get_input_embeddings()(source)
     expected = model.generate(source, attention_mask=mask, max_new_tokens=8)
     assert torch.equal(model.generate(inputs_embeds=vectors, attention_mask=mask, max_new_tokens=8), expected)
+
+
+# ---- a batch without a mask ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", SIDES)
+def test_padding_without_a_mask_is_seen(model: Any, side: str) -> None:
+    source, mask = padded(SOURCES, side)
+    target = torch.ones(8, 1, dtype=torch.long)
+    told, untold = (model(input_ids=source, attention_mask=m, decoder_input_ids=target).logits for m in (mask, None))
+    assert torch.equal(told, untold)
+    base = model.model
+    told, untold = (base(input_ids=source, attention_mask=m, decoder_input_ids=target)[0] for m in (mask, None))
+    assert torch.equal(told, untold)
+    told, untold = (model.get_encoder()(source, m).last_hidden_state[mask.bool()] for m in (mask, None))
+    assert torch.equal(told, untold)
+    labels = torch.full((8, 3), 5)
+    assert torch.equal(model(source, labels=labels).loss, model(source, attention_mask=mask, labels=labels).loss)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("side", SIDES)
+def test_padding_without_a_mask_changes_no_word(model: Any, side: str, options: dict[str, Any]) -> None:
+    source, mask = padded(SOURCES, side)
+    expected = model.generate(source, attention_mask=mask, max_new_tokens=8, **options)
+    assert torch.equal(model.generate(source, max_new_tokens=8, **options), expected)
+    assert torch.equal(model.generate(input_ids=source, max_new_tokens=8, **options), expected)
+    causal = model.as_causal_lm()
+    expected = causal.generate(source, attention_mask=mask, max_new_tokens=8, **options)
+    assert torch.equal(causal.generate(source, max_new_tokens=8, **options), expected)
+
+
+@torch.no_grad()
+def test_padding_that_ends_sentences_too_is_asked_about(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(pad_token_id=2)
+    one, two = torch.tensor([[5, 6, 2]]), torch.tensor([[5, 6, 2], [7, 2, 2]])
+    decoder_input_ids = torch.ones(2, 1, dtype=torch.long)
+    assert model(one, decoder_input_ids=decoder_input_ids[:1]).logits.isfinite().all(), "one end is no padding"
+    for ask in (lambda: model(two, decoder_input_ids=decoder_input_ids), lambda: model.generate(two, max_new_tokens=3)):
+        with pytest.raises(ValueError, match=r"attention_mask is missing, and pad_token_id=2 is the end of sequence t"):
+            ask()
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert model(two, attention_mask=mask, decoder_input_ids=decoder_input_ids).logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_row_of_nothing_but_padding_is_no_nan(model: Any) -> None:
+    source = torch.tensor([[5, 2], [0, 0]])
+    assert model(source, decoder_input_ids=torch.ones(2, 1, dtype=torch.long)).logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_no_mask_is_one_graph(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(encoder_layers=1, decoder_layers=1)
+    source, _ = padded(SOURCES)
+    batch = {"input_ids": source, "decoder_input_ids": torch.ones(8, 1, dtype=torch.long)}
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)

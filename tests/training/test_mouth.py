@@ -290,10 +290,10 @@ class TestScores:
         ],
     )
     def test_honest_sets_are_believed(self, accuracy, spoken, scores):
-        assert doubt_of({"token_accuracy": accuracy, **scores}, np.array(spoken, dtype=float), 301, 256) is None
+        assert doubt_of({"token_accuracy": accuracy, **scores}, np.array(spoken, dtype=float), 256) is None
 
     def test_nonsense_after_a_high_accuracy_is_not(self):
-        doubt = doubt_of({"token_accuracy": 100.0, "exact_match": 0.0}, np.array([[20.0, 1, 0, 0]] * 50), 20, 256)
+        doubt = doubt_of({"token_accuracy": 100.0, "exact_match": 0.0}, np.array([[20.0, 1, 0, 0]] * 50), 256)
         assert doubt.is_broken
         assert doubt.reason.startswith(
             "token accuracy is 100.00 and exact_match 0.00: of 1,000 tokens that the model foresees when it reads the "
@@ -302,7 +302,7 @@ class TestScores:
         )
 
     def test_texts_that_a_vocabulary_does_not_give_back_are_not(self):
-        doubt = doubt_of({"token_accuracy": 99.9, "bleu": 1.0}, np.array([[20.0, 20, 0, 1]] * 50), 20, 256)
+        doubt = doubt_of({"token_accuracy": 99.9, "bleu": 1.0}, np.array([[20.0, 20, 0, 1]] * 50), 256)
         assert not doubt.is_broken
         assert doubt.reason.startswith(
             "token accuracy is 99.90 and bleu 1.00: 50 of 50 outputs are their reference token for token, and still "
@@ -316,15 +316,18 @@ class TestScores:
         reason = (
             "token accuracy is 100.00 and exact_match 0.00: 20 of 20 references have more than max_new_tokens=5 "
             "tokens, so their outputs were cut; the weights are as good as the first number says. Start the same "
-            "command with --max_new_tokens 12: nothing is trained again, only written and scored."
+            "command with --max_new_tokens null, and the data decides: nothing is trained again, all is scored anew."
         )
         assert f"{folder} holds a model and its results, but: on the validation set {reason}" in capsys.readouterr().err
         assert reason in caplog.text, "already while it trains"
         weights = (folder / "model.safetensors").read_bytes()
-        assert json.loads((folder / "run" / "results.json").read_text())["doubt"].endswith(reason)
+        results = json.loads((folder / "run" / "results.json").read_text())
+        assert results["doubt"].endswith(reason)
+        assert results["validation_truncated"] == 20
         assert learn_by_heart(max_new_tokens=5) == 1, "asked again, it is not finished either"
-        assert learn_by_heart(max_new_tokens=12) == 0
+        assert learn_by_heart(max_new_tokens=None) == 0, "the remedy works"
         results = json.loads((folder / "run" / "results.json").read_text())
         assert results["validation_exact_match"] == 100
         assert "doubt" not in results
+        assert results["validation_truncated"] == 0
         assert (folder / "model.safetensors").read_bytes() == weights

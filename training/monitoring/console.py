@@ -33,7 +33,7 @@ def say_how_to_use(folder: str, results: dict[str, Any], prompts: Sequence[str],
         if shown:
             say(f"{split:12}" + ", ".join(f"{name} {value:.2f}" for name, value in shown.items()))
     say("")
-    for prompt, output in zip(prompts, outputs, strict=True):
+    for prompt, output in zip(prompts, outputs, strict=False):  # none, where writing failed
         say(f"  {prompt}  ->  {output}")
     say(USAGE.format(folder=folder, prompt=prompts[0]))
 
