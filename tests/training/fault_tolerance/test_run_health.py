@@ -224,7 +224,7 @@ def test_what_a_disk_refuses_is_said_with_what_is_kept(why, args, tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     with (
         pytest.raises(TrainingError) as caught,
-        explained_writing(tmp_path / "checkpoint-30", tmp_path, remedy_for_disk(args)),
+        explained_writing(tmp_path / "checkpoint-30", tmp_path, remedy_for_disk(tmp_path)),
     ):
         raise REFUSALS[why]
     text = str(caught.value)
