@@ -19,7 +19,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
     update_of,
 )
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing, remedy_for_disk
+from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
@@ -106,7 +106,7 @@ def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
     Where the same run had installed its model before, what people have edited since then stays.
     """
     staged = folder.path / STAGING / "model"
-    with explained_writing(folder.path, folder.path, remedy_for_disk(folder.path)):
+    with explained_writing(folder.path, folder.path):
         trainer.save_model(str(staged), _internal_call=True)  # pushed later, with its scores in the card
         if trainer.is_world_process_zero():
             facts = file_facts(staged)

@@ -34,7 +34,6 @@ from seqloom.training.fault_tolerance.run_health import (
     TrainingError,
     explained_disks,
     explained_writing,
-    remedy_for_disk,
 )
 from seqloom.training.finish import DOUBT, average_run, final_scores, refuse_lost_model, save, training_facts
 from seqloom.training.metrics import get_metrics
@@ -272,7 +271,7 @@ def listen_before_training(
     def listen() -> str:
         with (
             folder.scratch() as staging,
-            explained_writing(staging, folder.path, remedy_for_disk(trainer.args.output_dir)),
+            explained_writing(staging, folder.path),
         ):
             return check_mouth(trainer.model, trainer.tokenizers, data["train"], staging, checkpoint)
 

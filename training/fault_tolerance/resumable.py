@@ -60,8 +60,8 @@ from seqloom.training.fault_tolerance.run_health import (
     lost_peer,
     not_finite,
     out_of_memory,
-    remedy_for_disk,
 )
+from seqloom.training.monitoring.progress import mean_loss
 from seqloom_cli.command import EXIT_FAILED
 
 
@@ -166,7 +166,8 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(**kwargs)
             return
         self.control.should_training_stop = True
-        if unlogged:
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        if unlogged and self.control.should_log:
             self.log({"loss": unlogged["loss"] / (self.state.global_step - unlogged["since"])})
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -222,6 +223,12 @@ class ResumableTrainer(Trainer):
             )
         super()._load_best_model()
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, at the end with the mean loss of the whole run; Trainer's own is that of its last start."""
+        if "train_loss" in logs and any("loss" in row for row in self.state.log_history):
+            logs = {**logs, "train_loss": mean_loss(self.state.log_history)}
+        super().log(logs, start_time)
+
     # Random states -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -261,7 +268,7 @@ class ResumableTrainer(Trainer):
             )
         unlogged = self._sum_unlogged()
         try:
-            with explained_writing(final, final.parent, remedy_for_disk(self.args.output_dir)):
+            with explained_writing(final, final.parent):
                 self._stage_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:

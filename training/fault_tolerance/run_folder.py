@@ -48,6 +48,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
     flush,
     last_whole_checkpoint,
     put_in_place,
+    remove,
     seal,
     write_json,
     write_text,
@@ -222,6 +223,7 @@ class RunFolder:
             place = self.records / file.relative_to(home)
             place.parent.mkdir(parents=True, exist_ok=True)
             put_in_place(file, place)
+        remove(home)
 
     # The finished model ------------------------------------------------------------------------------------------
 

@@ -348,13 +348,12 @@ _WRITERS = re.compile(r"(?i)PytorchStreamWriter|inline_container|iostream|unexpe
 
 
 @contextlib.contextmanager
-def explained_writing(what: Path, output: Path, remedy: str) -> Iterator[None]:
-    """Say why something could not be written, and what is kept.
+def explained_writing(what: Path, output: Path) -> Iterator[None]:
+    """Say why something could not be written, what is kept, and what to do.
 
     Args:
         what: the file or folder that was asked for.
         output: the run's folder.
-        remedy: what is lost and what to do, after the room has been made.
 
     Raises:
         TrainingError: for everything that a disk can refuse.
@@ -366,25 +365,22 @@ def explained_writing(what: Path, output: Path, remedy: str) -> Iterator[None]:
             raise
         free = shutil.disk_usage(output).free
         raise TrainingError(
-            f"{what} could not be written: {_why(error, free)} ({free / 1e6:,.1f} MB are free on that disk). {remedy}"
+            f"{what} could not be written: {_why(error, free)} ({free / 1e6:,.1f} MB are free on that disk). "
+            f"{_remedy(output, getattr(error, 'errno', None))}"
         ) from error
 
 
-def remedy_for_disk(output: Path | str) -> str:
-    """Return what is kept when a run could not write, and what to do.
-
-    Args:
-        output: the run's folder.
-    """
-    return (
-        f"{_what_is_kept(output)} Make room (--save_total_limit N keeps fewer checkpoints), then start the same "
-        f"command again."
-    )
+def _remedy(output: Path, number: int | None) -> str:
+    """Return what is kept, and what to do about the disk of a run's folder."""
+    can_be_full = number not in (errno.EROFS, errno.EIO, *_DENIALS)
+    room = "Make room (--save_total_limit N keeps fewer checkpoints), then start the same command again."
+    other = "Allow writing there, then start the same command again; or take another --output."
+    return f"{_what_is_kept(output)} {room if can_be_full else other}"
 
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _DENIALS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # below a folder that we write to
-_IN_WORDS = re.compile(r"(?i)\bos error (\d+)|\berrno (\d+)")  # of the libraries written in Rust and C++
+_IN_WORDS = re.compile(r"(?i)\(os error (\d+)\)|\[errno (\d+)\]")  # of the libraries written in Rust and C++
 
 
 @contextlib.contextmanager
@@ -427,16 +423,14 @@ def _explain_disk(error: Exception, output: Path) -> str | None:
     place = file or home
     free = f"{shutil.disk_usage(_existing(place)).free / 1e6:,.1f} MB are free on that disk"
     words = f"{place} could not be written: {os.strerror(number)} ({free})."
-    is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if home != homes[0]:
-        return (
-            f"{words} It belongs to the cache of texts, {home}. {'Make room' if is_full else 'Allow writing'} there, or "
-            f"name another folder in the environment variable HF_HOME (HF_DATASETS_CACHE for the texts alone), then "
-            f"start the same command again. {_what_is_kept(output)}"
-        )
-    if is_full:
-        return f"{words} {remedy_for_disk(output)}"
-    return f"{words} {_what_is_kept(output)} Allow writing there, or take another --output, then start again."
+    if home == homes[0]:
+        return f"{words} {_remedy(output, number)}"
+    remedy = "Make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Allow writing there"
+    return (
+        f"{words} It belongs to the cache of texts, {home}. {remedy}, or name another folder in the environment "
+        f"variable HF_HOME (HF_DATASETS_CACHE for the texts alone), then start the same command again. "
+        f"{_what_is_kept(output)}"
+    )
 
 
 def _takes_a_file(folder: Path) -> bool:
