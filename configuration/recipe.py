@@ -19,6 +19,9 @@ from seqloom.configuration.recipe_values import write_yaml
 
 CHAPTERS = ("data", "tokenizer", "model", "training", "evaluation")
 
+RECIPE_HEADER = "# A resolved Seqloom recipe"
+"""How a saved recipe begins; a run knows its folder by it."""
+
 
 def stands_in(chapter: str) -> dict[str, Any]:
     """Metadata of a field: the chapter of the YAML file in which it stands."""
@@ -199,8 +202,11 @@ class Recipe:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the resolved recipe to `path`."""
-        header = f"# A resolved Seqloom recipe: seqloom train --recipe {Path(path).name}\n"
-        Path(path).write_text(header + self.to_yaml(), encoding="utf-8", newline="\n")
+        Path(path).write_text(self.to_file(Path(path).name), encoding="utf-8", newline="\n")
+
+    def to_file(self, name: str = "recipe.yaml") -> str:
+        """The resolved recipe as a file of this name holds it."""
+        return f"{RECIPE_HEADER}: seqloom train --recipe {name}\n{self.to_yaml()}"
 
     def _check_files(self) -> None:
         for split in ("train", "valid", "test"):
@@ -263,6 +269,11 @@ class Recipe:
             )
 
     def _check_run(self) -> None:
+        if not self.output.strip():
+            raise RecipeError(
+                f"output={self.output!r} names no folder; write --output DIR (is a variable of the shell unset?), or "
+                f"--output . for the folder you are in."
+            )
         if self.overwrite and self.resume == "auto":
             raise RecipeError(
                 "overwrite=true starts over and resume=auto goes on; add --resume never, or leave overwrite out."

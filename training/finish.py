@@ -1,5 +1,6 @@
 """The end of a run: checkpoints averaged, the model put in its place, every set scored as the folder will decode."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,16 +13,24 @@ from datasets import DatasetDict
 
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.examples import lengths_of
-from seqloom.training.fault_tolerance.checkpoints import STAGING, checkpoint_path, install, update_of
+from seqloom.training.fault_tolerance.checkpoints import (
+    STAGING,
+    checkpoint_path,
+    file_facts,
+    install,
+    update_of,
+)
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing, remedy_for_disk
+from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
-from seqloom.training.quality.averaging import average_weights, load_weights, updates_to_average
+from seqloom.training.quality.averaging import average_weights, load_weights, refuse_damaged, updates_to_average
 from seqloom.training.together import refused_together
 from seqloom.training.trainer import SeqloomTrainer
 from seqloom_cli.command import explain_error
+
+logger = logging.getLogger(__name__)
 
 DOUBT = "doubt"
 """Key in results.json: why the scores say nothing. Such a run is not finished."""
@@ -39,18 +48,31 @@ def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
         by: "last" or "best", the latter by the trainer's `metric_for_best_model`.
 
     Returns:
-        `averaged_updates`, and, where there is a validation set, the scores during training of the model that would
-        have been kept alone (`single_...`) and those of the mean (`averaged_...`), both decoded alike.
+        `averaged_updates`; where fewer were there than wanted, `averaged_wanted` and `averaged_missing`, those that
+        are gone; and, where there is a validation set, the scores during training of the model that would have been
+        kept alone (`single_...`) and those of the mean (`averaged_...`), both decoded alike.
+
+    Raises:
+        CheckpointError: where one of them is damaged.
     """
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     metric, higher = str(args.metric_for_best_model), bool(args.greater_is_better)
-    updates = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher)
-    if trainer.is_world_process_zero():
-        load_weights(trainer.model, average_weights([checkpoint_path(folder, update) for update in updates]))
+    saved = trainer.saved_updates
+
+    def average() -> tuple[list[int], list[int]]:
+        updates, missing = updates_to_average(folder, state, count, by=by, metric=metric, higher=higher, saved=saved)
+        checkpoints = [checkpoint_path(folder, update) for update in updates]
+        refuse_damaged(checkpoints)
+        load_weights(trainer.model, average_weights(checkpoints))
+        return updates, missing
+
+    updates, missing = refused_together(average)
     if args.world_size > 1:
         for parameter in trainer.model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
     results: dict[str, Any] = {"averaged_updates": updates}
+    if len(updates) < count:
+        results |= {"averaged_wanted": count, "averaged_missing": missing}
     if trainer.eval_dataset is not None:
         alone = state.best_global_step if by == "best" or args.load_best_model_at_end else updates[-1]
         history = [row for row in state.log_history if row.get("step") == alone]
@@ -60,6 +82,8 @@ def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
         results |= {f"averaged_{name}": value for name, value in _scores(averaged, "averaged_").items()}
     if trainer.is_world_process_zero():
         say(f"average   {describe_average(results)}")
+        if missing:
+            logger.warning("%s", describe_average(results))
     return results
 
 
@@ -74,17 +98,44 @@ def describe_average(results: Mapping[str, Any]) -> str:
     names = [name.removeprefix("single_") for name in results if name.startswith("single_") and name != "single_update"]
     changes = [f"{name} {results[f'single_{name}']:.4g} -> {results[f'averaged_{name}']:.4g}" for name in names]
     compared = f"; against update {results['single_update']:,} alone: {', '.join(changes)}" if changes else ""
-    return f"{len(updates)} checkpoints averaged, updates {', '.join(f'{u:,}' for u in updates)}{compared}"
+    wanted = f" of {results['averaged_wanted']} asked" if "averaged_wanted" in results else ""
+    missing = results.get("averaged_missing")
+    gone = f"; gone are those of updates {', '.join(f'{u:,}' for u in missing)}" if missing else ""
+    return (
+        f"{len(updates)}{wanted} checkpoints averaged, updates {', '.join(f'{u:,}' for u in updates)}{gone}{compared}"
+    )
 
 
 def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
-    """Leave the model at the top of the folder: all of it, or nothing that looks like a model."""
+    """Leave the model at the top of the folder: all of it, or nothing that looks like a model.
+
+    Where the same run had installed its model before, what people have edited since then stays.
+    """
     staged = folder.path / STAGING / "model"
-    with explained_writing(folder.path, folder.path, remedy_for_disk(trainer.args)):
+    with explained_writing(folder.path, folder.path):
         trainer.save_model(str(staged), _internal_call=True)  # pushed later, with its scores in the card
         if trainer.is_world_process_zero():
+            facts = file_facts(staged)
+            for name in folder.edited_files():
+                (staged / name).unlink()
             install(staged, folder.path)
+            folder.write_model_facts(facts)
     trainer.accelerator.wait_for_everyone()
+
+
+def refuse_lost_model(folder: RunFolder) -> str:
+    """Return what of a finished run's model is missing or damaged, if a checkpoint can bring it back; "": nothing.
+
+    Raises:
+        TrainingError: if none can.
+    """
+    faults = "; ".join(folder.model_faults().values())
+    if faults and folder.last_checkpoint() is None:
+        raise TrainingError(
+            f"{folder.path} holds a finished run, but {faults}; and there is no whole checkpoint to bring it back "
+            f"from. Bring the file back, or train again: --resume never --overwrite."
+        )
+    return faults
 
 
 def final_scores(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, num_beams: int) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:
     """Return the vocabulary of this run: the one it was started with, or a new one from the training text."""
-    home = folder.records / "tokenizer"
+    home = folder.prepared / "tokenizer"
     if not home.is_dir():
         tokenizers = train_tokenizer(
             pairs["source"],

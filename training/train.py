@@ -7,6 +7,7 @@ Without arguments it trains the date demo. `seqloom train` is the same door.
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
 from seqloom.configuration.recipe_layers import fit_recipe
+from seqloom.hub.model_card import CARD_NAME, write_model_card
 from seqloom.hub.push import push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
@@ -28,11 +30,12 @@ from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import explained_writing, remedy_for_disk
+from seqloom.training.fault_tolerance.run_health import explained_disks, explained_writing
 from seqloom.training.finish import (
     average_run,
     final_scores,
     is_whole,
+    refuse_lost_model,
     refuse_unfinished,
     save,
     training_facts,
@@ -56,7 +59,7 @@ from seqloom.training.settings import generation_config, metrics_of, training_ar
 from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
-from seqloom_cli.command import CommandParser, run_command
+from seqloom_cli.command import CommandParser, StoppedError, print_what_goes, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +81,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
     arguments = training_arguments(recipe)
     if arguments.device.type == "cpu":
         keep_freed_memory()
-    with StopSignals() as signals, folder.hold(is_main=arguments.process_index == 0):
-        PartialState().wait_for_everyone()
-        return train_in(folder, recipe, arguments, signals)
+    is_main = arguments.process_index == 0
+    try:
+        with StopSignals() as signals, explained_disks(folder.path), folder.hold(is_main=is_main):
+            PartialState().wait_for_everyone()
+            return train_in(folder, recipe, arguments, signals)
+    except StoppedError as stop:
+        raise noted(stop, folder) from None
 
 
 def train_in(
@@ -95,10 +102,43 @@ def train_in(
         signals: what may ask for a stop.
     """
     if folder.is_finished and recipe.resume == "auto" and is_whole(folder.results()):
-        say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
-        if arguments.push_to_hub and arguments.process_index == 0:
-            push_finished(folder, arguments)
-        return folder.results()
+        lost = refused_together(lambda: refuse_lost_model(folder))
+        if not lost:
+            return finished_before(folder, arguments)
+        if arguments.process_index == 0:
+            say(f"{folder.path} holds a finished run, but {lost}; it is brought back from the last checkpoint.")
+    recipe, trainer, data = prepare(folder, recipe, arguments)
+    trainer.listen_to(signals)
+    check_before_training(trainer, data, recipe.tokens_per_device)
+    checkpoint = from_main_process(folder.last_checkpoint)
+    listen_before_training(trainer, data, folder, checkpoint)
+    if trainer.is_world_process_zero():
+        folder.begin()
+
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results = training_facts(trainer, data, checkpoint)
+    trainer.use_moving_average()
+    if recipe.average_checkpoints:
+        results |= average_run(trainer, recipe.average_checkpoints, recipe.average_by)
+    save(trainer, folder)
+    results |= final_scores(trainer, data, folder, recipe.num_beams)
+    prompts = DEMO_EXAMPLES if recipe.is_demo else example_prompts(data)
+    outputs: list[str] = []
+    try_together(results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
+    if trainer.is_world_process_zero():
+        folder.write_results(results)
+        trainer.create_model_card()
+        say_how_to_use(recipe.output, results, prompts, outputs)
+    refuse_unfinished(folder, results)
+    if trainer.args.push_to_hub:
+        trainer.push_as_saved("End of training")
+    return results
+
+
+def prepare(
+    folder: RunFolder, recipe: Recipe, arguments: Seq2SeqTrainingArguments
+) -> tuple[Recipe, SeqloomTrainer, DatasetDict]:
+    """Return the recipe with all that the data decide, the trainer, and the data; nothing of an earlier run is lost."""
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing data and vocabulary"):
         corpus, facts = read_corpus(recipe)
@@ -117,30 +157,27 @@ def train_in(
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
-    trainer = build_trainer(recipe, arguments, tokenizers, data, folder)
-    trainer.listen_to(signals)
-    check_before_training(trainer, data, recipe.tokens_per_device)
-    checkpoint = from_main_process(folder.last_checkpoint)
-    listen_before_training(trainer, data, folder, checkpoint)
+    return recipe, build_trainer(recipe, arguments, tokenizers, data, folder), data
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    results = training_facts(trainer, data, checkpoint)
-    trainer.use_moving_average()
-    if recipe.average_checkpoints:
-        results |= average_run(trainer, recipe.average_checkpoints, recipe.average_by)
-    save(trainer, folder)
-    results |= final_scores(trainer, data, folder, recipe.num_beams)
-    prompts = DEMO_EXAMPLES if recipe.is_demo else example_prompts(data)
-    outputs: list[str] = []
-    try_together(results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
-    if trainer.is_world_process_zero():
-        folder.write_results(results)
-        trainer.create_model_card()
-        say_how_to_use(recipe.output, results, prompts, outputs)
-    refuse_unfinished(folder, results)
-    if arguments.push_to_hub:
-        trainer.push_as_saved("End of training")
-    return results
+
+def finished_before(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> dict[str, Any]:
+    """Return the results of a finished run, after what its end could not do any more: the card, the push."""
+    if arguments.process_index == 0:
+        say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
+        if not (folder.path / CARD_NAME).is_file():
+            write_model_card(folder.path)
+        if arguments.push_to_hub:
+            push_finished(folder, arguments)
+    return folder.results()
+
+
+def noted(stop: StoppedError, folder: RunFolder) -> StoppedError:
+    """Write that the run was stopped, where a script can see it, and say so where a launcher hides the exit code."""
+    if not str(stop):  # another process says it
+        return stop
+    folder.note_stop(str(stop))
+    hint = f" The launcher ends with 1; {folder.stop_file} tells a script that the run wants to go on."
+    return StoppedError(f"{stop}{hint if 'TORCHELASTIC_RUN_ID' in os.environ else ''}", stop.exit_code)
 
 
 # The trainer ---------------------------------------------------------------------------------------------------------
@@ -247,7 +284,10 @@ def listen_before_training(
     """
 
     def listen() -> str:
-        with folder.scratch() as staging, explained_writing(staging, folder.path, remedy_for_disk(trainer.args)):
+        with (
+            folder.scratch() as staging,
+            explained_writing(staging, folder.path),
+        ):
             return check_mouth(trainer.model, trainer.tokenizers, data["train"], staging, checkpoint)
 
     line = refused_together(listen) if not trainer.is_sharded else "not checked, for the weights are sharded"
@@ -287,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train_from(arguments: list[str]) -> None:
+    print_what_goes()
     parser = CommandParser(prog="training/train.py", description="Train a model; the same as `seqloom train`.")
     add_recipe_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -214,7 +214,7 @@ def _learn_words(text: _Text, options: Options) -> Learned:
         vocab_size=options.num_pieces + len(characters),
         min_frequency=options.min_count,
         special_tokens=[],
-        show_progress=options.show_progress,
+        show_progress=False,  # Rust prints it, and panics where nobody reads
     )
     vocab = _train(models.WordLevel(), trainer, text, options)["vocab"]
     words = sorted(vocab.keys() - set(characters), key=vocab.__getitem__)
@@ -230,7 +230,7 @@ def _learn_bpe(text: _Text, options: Options) -> Learned:
         limit_alphabet=len(characters),
         max_token_length=_MAX_PIECE_LENGTH["bpe"],
         special_tokens=[],
-        show_progress=options.show_progress,
+        show_progress=False,  # Rust prints it, and panics where nobody reads
     )
     model = _train(models.BPE(), trainer, text, options, keep=characters)
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
@@ -244,7 +244,7 @@ def _learn_unigram(text: _Text, options: Options) -> Learned:
         max_piece_length=_MAX_PIECE_LENGTH["unigram"],
         unk_token="<unk>",
         special_tokens=["<unk>"],
-        show_progress=options.show_progress,
+        show_progress=False,  # Rust prints it, and panics where nobody reads
     )
     model = _train(models.Unigram(), trainer, text, options, keep=characters)
     ranked = _canonical_scores([(piece, score) for piece, score in model["vocab"][1:]])

@@ -11,22 +11,31 @@ file is what transformers writes and reads. Renames are atomic on POSIX file sys
 of pushes to the Hub.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.files import SEAL_NAME as MANIFEST
-from seqloom.hub.files import sha256_of
+from seqloom.hub.files import read_object, sha256_of
 
 logger = logging.getLogger(__name__)
 
 STAGING = "_saving"
 """Folder below OUTPUT in which files are written that must not be seen before they are whole."""
+
+PREPARED = "run"
+"""Folder below `STAGING` with the records of a run that has not begun yet."""
+
+RECIPE = "recipe.yaml"
+"""The record by which a run knows its folder; the first to come and the last to go."""
 
 CARD = "README.md"
 """The model card; no manifest names it, for people edit it and no run needs it to go on."""
@@ -54,8 +63,22 @@ def update_of(checkpoint: Path) -> int:
 
 
 def checkpoints_in(output: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
+    """Return the checkpoints that Seqloom wrote, oldest first; to it, others are no checkpoints."""
+    return [path for path in _named_checkpoints(output) if is_ours(path)]
+
+
+def foreign_checkpoints_in(output: Path) -> list[Path]:
+    """Return what is called checkpoint-N and was not written by Seqloom."""
+    return [path for path in _named_checkpoints(output) if not is_ours(path)]
+
+
+def _named_checkpoints(output: Path) -> list[Path]:
     return sorted((path for path in output.glob("checkpoint-*") if update_of(path) >= 0), key=update_of)
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Return whether a checkpoint has a manifest of Seqloom, be it damaged: the seal, or that of the model's code."""
+    return any((checkpoint / name).is_file() for name in (MANIFEST, MANIFEST_NAME))
 
 
 def last_whole_checkpoint(output: Path) -> Path | None:
@@ -71,24 +94,31 @@ def last_whole_checkpoint(output: Path) -> Path | None:
 
 def find_fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if it can train on and every file is as it was written."""
-    try:
-        files = _read_manifest(checkpoint)["files"]
-        faults = (_file_fault(checkpoint / name, facts["bytes"], facts["sha256"]) for name, facts in files.items())
-        fault = next(filter(None, faults), None)
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}, so it was not saved to its end"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its {MANIFEST} cannot be read ({error or type(error).__name__})"
-    if fault is None and not any(name.startswith(_TRAINING_STATES) for name in files):
+    fault = find_damage(checkpoint)
+    if fault is None and not any(name.startswith(_TRAINING_STATES) for name in facts_of(checkpoint)["files"]):
         return "it holds the weights but not the optimizer's state (save_only_model)"
     return fault
 
 
-def _read_manifest(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+def find_damage(folder: Path) -> str | None:
+    """Return what is wrong with a sealed folder; None if every file is as it was written."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return next(filter(None, (file_fault(folder / name, facts) for name, facts in files.items())), None)
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was not saved to its end"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"its {MANIFEST} cannot be read ({error or type(error).__name__})"
 
 
-def _file_fault(path: Path, size: int, digest: str) -> str | None:
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """Return what `seal` was told of a checkpoint; nothing if it cannot be read, `find_damage` says why."""
+    return read_object(checkpoint / MANIFEST) or {}
+
+
+def file_fault(path: Path, facts: Mapping[str, Any]) -> str | None:
+    """Return how a file differs from its `facts`; None: it does not."""
+    size, digest = facts["bytes"], facts["sha256"]
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != size:
@@ -97,8 +127,9 @@ def _file_fault(path: Path, size: int, digest: str) -> str | None:
 
 
 def _set_aside(checkpoint: Path) -> Path:
-    aside = checkpoint.with_name(BROKEN + checkpoint.name)
-    shutil.rmtree(aside, ignore_errors=True)
+    first = BROKEN + checkpoint.name
+    names = (checkpoint.with_name(f"{first}-{number}" if number else first) for number in count())
+    aside = next(path for path in names if not os.path.lexists(path))
     checkpoint.rename(aside)
     return aside
 
@@ -113,13 +144,18 @@ def seal(checkpoint: Path, **facts: Any) -> None:
         checkpoint: a folder to which nothing will be added.
         facts: what else the manifest should say, for people.
     """
-    files = {
-        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(checkpoint.rglob("*"))
+    content = {**facts, "files": file_facts(checkpoint)}
+    (checkpoint / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    flush(checkpoint)
+
+
+def file_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return bytes and SHA-256 of each file below a folder, but of its card."""
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, CARD)
     }
-    (checkpoint / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
-    flush(checkpoint)
 
 
 def put_in_place(staged: Path, final: Path) -> None:
@@ -134,7 +170,7 @@ def put_in_place(staged: Path, final: Path) -> None:
 
 
 def rotate(output: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints; the newest and the best one always stay.
+    """Remove the oldest checkpoints of ours; the newest and the best one always stay.
 
     Args:
         output: the run's folder.
@@ -151,15 +187,8 @@ def rotate(output: Path, limit: int | None, best: str | None) -> None:
 def discard_extra(output: Path, best: str | None) -> None:
     """Remove checkpoints that were saved only because the run was stopped; it has gone on and needs them no more."""
     for checkpoint in checkpoints_in(output):
-        if checkpoint != Path(best or "") and _is_extra(checkpoint):
+        if checkpoint != Path(best or "") and facts_of(checkpoint).get("is_extra"):
             discard(checkpoint, output)
-
-
-def _is_extra(checkpoint: Path) -> bool:
-    try:
-        return bool(_read_manifest(checkpoint).get("is_extra"))
-    except (OSError, ValueError, AttributeError):  # find_fault says what is wrong with it
-        return False
 
 
 def install(staged: Path, output: Path) -> None:
@@ -175,9 +204,12 @@ def install(staged: Path, output: Path) -> None:
     flush(staged)
     (output / "config.json").unlink(missing_ok=True)
     _flush_one(output)
-    for path in sorted(staged.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
-        put_in_place(path, output / path.name)
-    staged.rmdir()
+    files = (path for path in staged.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: (path.name == "config.json", path)):
+        place = output / path.relative_to(staged)
+        place.parent.mkdir(exist_ok=True)
+        put_in_place(path, place)
+    shutil.rmtree(staged)
 
 
 def discard(folder: Path, output: Path) -> None:
@@ -191,11 +223,25 @@ def discard(folder: Path, output: Path) -> None:
 
 def clear_staging(output: Path) -> None:
     """Remove what a killed run has left behind; a checkpoint that was being replaced comes back."""
-    for replaced in (output / STAGING).glob(f"{_REPLACED}checkpoint-*"):
+    staging = output / STAGING
+    for replaced in staging.glob(f"{_REPLACED}checkpoint-*"):
         original = output / replaced.name.removeprefix(_REPLACED)
         if not original.exists():
             replaced.rename(original)
-    shutil.rmtree(output / STAGING, ignore_errors=True)
+    prepared = staging / PREPARED
+    for path in (*staging.glob("*"), *prepared.glob("*")):  # what says whose folder this is goes last
+        if path not in (prepared, prepared / RECIPE):
+            remove(path)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder as far as that is possible; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

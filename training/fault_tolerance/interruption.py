@@ -61,16 +61,21 @@ class StopSignals:
         elif number == signal.SIGINT and (self.received == signal.SIGINT or not self.is_training):
             raise KeyboardInterrupt
         elif not self.is_training:
-            raise StoppedError(
-                f"Stopped by {name_of(number)} while nothing was being trained; what was saved before is kept. The "
-                f"same command started again goes on from there.",
-                EXIT_STOPPED,
-            )
+            raise stopped_at_rest(number)
         elif not self.received:  # a repeated SIGTERM is the same wish: srun and torchrun both hand it on
             self.received = number
             again = " Ctrl-C again stops at once." if number == signal.SIGINT else ""
             text = f"\n{name_of(number)}: saving a checkpoint after the running update, then stopping.{again}\n"
             os.write(2, text.encode())  # print is not allowed to interrupt itself
+
+
+def stopped_at_rest(number: int) -> StoppedError:
+    """Return what ends a run at once, for nothing is being trained."""
+    text = (
+        f"Stopped by {name_of(number)} while nothing was being trained; what was saved before is kept. The same "
+        f"command started again goes on from there."
+    )
+    return StoppedError(text, EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED)
 
 
 def _as_a_child(number: int) -> None:
@@ -113,11 +118,24 @@ class StopAfterUpdate(TrainerCallback):
         self.reason = 0
         self.signals.is_training = True
 
+    def hear_last(self) -> int:
+        """Return what asks for a stop when the last update is done; every process calls."""
+        if self._flags and not self.reason:
+            self._flags.exchange(self._wish())
+            self.reason = self._flags.exchange(self._wish())
+        return self.reason
+
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Nobody looks any more: from here on signals end the run at once."""
+        """Nobody looks any more: from here on signals end the run at once, and so does one that came just now.
+
+        Raises:
+            StoppedError: for a signal that nobody has looked at.
+        """
         self.signals.is_training = False
         if self._flags:
             self._flags.close()
+        if self.signals.received and not self.reason:
+            raise stopped_at_rest(self.signals.received)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save here if any process was asked to stop; the end of an epoch saves after its evaluation, not before."""

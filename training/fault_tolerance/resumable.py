@@ -10,6 +10,9 @@ and what these hooks add:
 - evaluation draws random numbers, and a run killed between an epoch's checkpoint and its evaluation never evaluates it
   -> evaluation leaves the random states as they were, and an epoch is saved after its evaluation
 - DDP rounds the first update of every start otherwise than later ones -> a pass before training takes its place
+- the log forgets what was learned between its last entry and the checkpoint -> that sum is in the seal
+- the best checkpoint is loaded without a look at its files -> held against the seal
+- with save_total_limit=1 every other checkpoint-N goes at the end, whoever wrote it -> ours alone
 - on more processes than before, a new one finds no random state to go on from -> seeded by the number of the update
 - signals, full disks, memory and broken losses end in tracebacks -> see `interruption` and `run_health`
 """
@@ -32,13 +35,20 @@ from seqloom.hub.generate import no_loading_bar
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoint_path,
+    checkpoints_in,
+    discard,
     discard_extra,
+    facts_of,
+    find_damage,
+    is_ours,
     put_in_place,
     rotate,
     seal,
+    update_of,
 )
 from seqloom.training.fault_tolerance.interruption import StopAfterUpdate, StopSignals
 from seqloom.training.fault_tolerance.run_health import (
+    CheckpointError,
     LossGuard,
     MicroBatch,
     TrainingError,
@@ -50,8 +60,8 @@ from seqloom.training.fault_tolerance.run_health import (
     lost_peer,
     not_finite,
     out_of_memory,
-    remedy_for_disk,
 )
+from seqloom.training.monitoring.progress import mean_loss
 from seqloom_cli.command import EXIT_FAILED
 
 
@@ -80,6 +90,9 @@ class ResumableTrainer(Trainer):
         """What memory holds at the moment."""
         self.add_callback(self.stopper)
         self.add_callback(LossGuard(self.model.config.vocab_size))
+        self.saved_updates: list[int] = []
+        """The updates at which this run has saved a regular checkpoint, over all its starts; some may be gone."""
+        self._unlogged: dict[str, float] = {}
         self._is_staging = False
         self._is_done = False
         self._update_loss: Tensor | float = 0.0
@@ -99,7 +112,7 @@ class ResumableTrainer(Trainer):
         """
         # Whatever was drawn since the trainer was set up; and no two processes drop out the same.
         set_seed(self.args.seed + self.args.process_index)
-        self._is_done = False
+        self._is_done, self._unlogged, self.saved_updates = False, {}, []
         with self._explained_failures():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -118,6 +131,11 @@ class ResumableTrainer(Trainer):
     def _go_on_from(self, checkpoint: Path) -> None:
         self._is_done |= ended_early(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
         self._name_best_checkpoint()
+        facts = facts_of(checkpoint)
+        self._unlogged, self.saved_updates = facts.get("unlogged", {}), facts.get("saved_updates", [])
+        is_regular = self.saved_updates[-1:] == [update_of(checkpoint)]
+        if self.args.should_save and is_regular and checkpoint == self._final_folder():
+            self._remove_superfluous(checkpoint.parent)  # a kill may have come before
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, CheckpointPart):
                 callback.load_part(checkpoint)
@@ -139,11 +157,18 @@ class ResumableTrainer(Trainer):
         model.zero_grad()
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """Compute an epoch, unless nothing is left to learn."""
-        if self._is_done:
-            self.control.should_training_stop = True
+        """Compute an epoch, unless nothing is left to learn; the log goes on where the checkpoint's had stopped."""
+        unlogged, self._unlogged = self._unlogged, {}
+        if unlogged:
+            self._tr_loss += unlogged["loss"]
+            self._globalstep_last_logged = int(unlogged["since"])
+        if not self._is_done:
+            super()._run_epoch(**kwargs)
             return
-        super()._run_epoch(**kwargs)
+        self.control.should_training_stop = True
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        if unlogged and self.control.should_log:
+            self.log({"loss": unlogged["loss"] / (self.state.global_step - unlogged["since"])})
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Note what is computed, so that running out of memory can be explained."""
@@ -163,11 +188,46 @@ class ResumableTrainer(Trainer):
         return norm
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """End the training; a stopped one ends here, before its best model would be looked for."""
-        if not self.stopper.reason:
-            return super()._finalize_training(*args, **kwargs)
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        raise self.stopper.error(str(self._final_folder()), self.state)
+        """End the training; a stopped one ends here, before its best model would be looked for.
+
+        A signal that came after the last update, for example while it was saved, is obeyed as well.
+        """
+        if self.stopper.hear_last():
+            self.stopper.is_extra = True
+            if not is_ours(self._final_folder()):
+                self._save_checkpoint(self.model, trial=None)
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise self.stopper.error(str(self._final_folder()), self.state)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # 1 would remove what is not ours, too
+        try:
+            output = super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save and limit == 1 and (best := self.state.best_model_checkpoint):
+            for checkpoint in checkpoints_in(Path(self.args.output_dir)):
+                if checkpoint != Path(best):
+                    discard(checkpoint, checkpoint.parent)
+        return output
+
+    def _load_best_model(self) -> None:
+        """Load the best model, if every file of its checkpoint is as it was written.
+
+        Raises:
+            CheckpointError: if not.
+        """
+        best = Path(self.state.best_model_checkpoint or "")
+        if fault := find_damage(best) if best.is_dir() else "it is missing":
+            raise CheckpointError(
+                f"the best model is to be loaded from {best}, but {fault}. Bring it back as it was; or start the same "
+                f"command with --load_best_model_at_end false, which keeps the model of the last update."
+            )
+        super()._load_best_model()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, at the end with the mean loss of the whole run; Trainer's own is that of its last start."""
+        if "train_loss" in logs and any("loss" in row for row in self.state.log_history):
+            logs = {**logs, "train_loss": mean_loss(self.state.log_history)}
+        super().log(logs, start_time)
 
     # Random states -----------------------------------------------------------------------------------------------
 
@@ -202,12 +262,17 @@ class ResumableTrainer(Trainer):
         if parameter := broken_weights(model):
             raise not_finite(self.args, self.state, **{parameter: float("nan")})
         staged, final = self._staged_folder(), self._final_folder()
+        if final.exists() and not is_ours(final):
+            raise CheckpointError(
+                f"{final} is in the way and was not written by Seqloom; move it away, then start again."
+            )
+        unlogged = self._sum_unlogged()
         try:
-            with explained_writing(final, final.parent, remedy_for_disk(self.args)):
+            with explained_writing(final, final.parent):
                 self._stage_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    self._show_checkpoint(staged, final)
+                    self._show_checkpoint(staged, final, unlogged)
         except TrainingError:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -231,14 +296,25 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             self.state.save_to_json(str(self._staged_folder() / TRAINER_STATE_NAME))
 
-    def _show_checkpoint(self, staged: Path, final: Path) -> None:
+    def _sum_unlogged(self) -> dict[str, float]:
+        """Return the sum of the losses since the log's last entry, the mean over the processes, and where that was."""
+        loss = self.accelerator.gather(self._tr_loss.detach().clone()).mean().item()
+        since = self._globalstep_last_logged
+        return {"loss": loss, "since": since} if since < self.state.global_step else {}
+
+    def _show_checkpoint(self, staged: Path, final: Path, unlogged: dict[str, float]) -> None:
         """Let a checkpoint appear, and remove what it makes superfluous; an extra one leaves the others alone."""
-        is_extra = self.stopper.is_extra
-        seal(staged, update=self.state.global_step, processes=self.args.world_size, is_extra=is_extra)
+        is_extra, update = self.stopper.is_extra, self.state.global_step
+        self.saved_updates = sorted({*self.saved_updates, *([] if is_extra else [update])})
+        facts = {"update": update, "processes": self.args.world_size, "is_extra": is_extra}
+        seal(staged, **facts, unlogged=unlogged, saved_updates=self.saved_updates)
         put_in_place(staged, final)
         if not is_extra:
-            discard_extra(final.parent, self.state.best_model_checkpoint)
-            rotate(final.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self._remove_superfluous(final.parent)
+
+    def _remove_superfluous(self, output: Path) -> None:
+        discard_extra(output, self.state.best_model_checkpoint)
+        rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Return where checkpoints are written: while one is saved, the staging folder."""
@@ -272,7 +348,10 @@ class ResumableTrainer(Trainer):
     def _name_best_checkpoint(self) -> None:
         """Point to the best checkpoint where it is, or is about to be."""
         best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step or 0)
-        if self.state.best_global_step and (best.is_dir() or best == self._final_folder()):
+        is_there = (
+            best.is_dir() or best == self._final_folder() or self.args.load_best_model_at_end
+        )  # or is missed there
+        if self.state.best_global_step and is_there:
             self.state.best_model_checkpoint = str(best)
 
     # Failures ----------------------------------------------------------------------------------------------------

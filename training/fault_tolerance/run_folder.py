@@ -2,11 +2,17 @@
 
 OUTPUT/            config.json, model.safetensors, tokenizer.json, ... : the model, loadable
 OUTPUT/checkpoint-N/                                                   : whole models during training
-OUTPUT/run/        recipe.yaml, tokenizer/, data.json, environment.json, results.json, test_outputs.jsonl
+OUTPUT/run/        recipe.yaml, tokenizer/, data.json, environment.json, results.json, test_outputs.jsonl, ...
 OUTPUT/_saving/    what is being written; gone when nothing is
 OUTPUT/_broken-checkpoint-N/                                           : a checkpoint that was found damaged
 
-Every file and folder outside `_saving` is whole at any moment; `checkpoints` says how.
+Every file and folder outside `_saving` is whole at any moment; `checkpoints` says how. What else lies in a folder is
+not touched: `ownership` says in which folder a run may start.
+
+    open     a run with a checkpoint goes on in run/; any other prepares its records in _saving/run
+    begin    what was prepared moves to run/, and what an earlier run had left goes: training starts
+
+So a start that is refused before its first update changes nothing, and a run without a checkpoint takes a new recipe.
 """
 
 import contextlib
@@ -15,7 +21,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,17 +33,27 @@ import torch
 
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.hub.bundle import MANIFEST_NAME
+from seqloom.hub.files import read_object, sha256_of
 from seqloom.training.fault_tolerance.checkpoints import (
+    MANIFEST,
+    PREPARED,
+    RECIPE,
     STAGING,
     checkpoints_in,
     clear_staging,
     discard,
+    file_fault,
+    find_damage,
     flush,
     last_whole_checkpoint,
     put_in_place,
+    remove,
+    seal,
     write_json,
     write_text,
 )
+from seqloom.training.fault_tolerance.ownership import forget_records, refuse_foreign
 
 try:
     import fcntl
@@ -57,6 +72,9 @@ CHANGEABLE = frozenset(
     | {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
     | {"average_checkpoints", "average_by", "log_gradient_flow"}
 )
+EDITABLE = ("generation_config.json", "chat_template.jinja")
+"""Files of a finished model that stay as their owner has edited them, where a run installs its model again."""
+
 PATIENCE = 60.0
 """Seconds for which a run waits for its folder: a killed run may still be dying when it is started again."""
 
@@ -75,22 +93,28 @@ class RunFolder:
         return self.path / "run"
 
     @property
+    def prepared(self) -> Path:
+        """Where the records of the run lie that is about to begin or to go on."""
+        staged = self.path / STAGING / PREPARED
+        return staged if (staged / RECIPE).is_file() else self.records
+
+    @property
     def recipe_file(self) -> Path:
         """The resolved recipe."""
-        return self.records / "recipe.yaml"
+        return self.records / RECIPE
 
     @property
     def is_finished(self) -> bool:
         """Whether a run has ended here; its results are written last."""
-        return (self.records / "results.json").is_file()
+        return read_object(self.records / "results.json") is not None
 
     def results(self) -> dict[str, Any]:
-        """Return what a finished run scored."""
-        return json.loads((self.records / "results.json").read_text(encoding="utf-8"))
+        """Return what a finished run scored; nothing if there is none."""
+        return read_object(self.records / "results.json") or {}
 
     def last_checkpoint(self) -> str | None:
-        """Return the newest whole checkpoint, or None; broken ones are named in a warning and set aside."""
-        checkpoint = last_whole_checkpoint(self.path)
+        """Return the newest whole checkpoint of this run, or None; broken ones are named in a warning and set aside."""
+        checkpoint = last_whole_checkpoint(self.path) if self.prepared == self.records else None
         return None if checkpoint is None else str(checkpoint)
 
     @contextlib.contextmanager
@@ -101,11 +125,13 @@ class RunFolder:
             is_main: whether this process speaks for the run; the others hold nothing.
 
         Raises:
-            RecipeError: when another run is still writing there after `PATIENCE`.
+            RecipeError: when the folder is not ours, or another run is still writing there after `PATIENCE`.
         """
         if not is_main:
             yield
             return
+        refuse_foreign(self.path)
+        created = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         held = [os.open(self.path, os.O_RDONLY)] if fcntl else []
         if held:
@@ -113,11 +139,36 @@ class RunFolder:
         try:
             for handle in held:
                 self._wait_for(handle)
-            clear_staging(self.path)
-            yield
-            clear_staging(self.path)
+            refuse_foreign(self.path)  # again: it may have been somebody else's turn
+            with self._tidied():
+                yield
         finally:
+            for path in created:  # a refused start leaves nothing behind
+                with contextlib.suppress(OSError):
+                    path.rmdir()
             _let_go(held)
+
+    @contextlib.contextmanager
+    def _tidied(self) -> Iterator[None]:
+        clear_staging(self.path)
+        self.stop_file.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a disk that takes nothing any more
+                clear_staging(self.path)
+
+    @property
+    def stop_file(self) -> Path:
+        """Stands where a run was stopped on request and wants to go on, so that a script can ask for it."""
+        return self.records / "stopped.json"
+
+    def note_stop(self, message: str) -> None:
+        """Write that the run was stopped on request; the next start removes it."""
+        with contextlib.suppress(OSError, RecipeError):
+            refuse_foreign(self.path)
+            self.records.mkdir(parents=True, exist_ok=True)
+            write_json(self.stop_file, {"stopped": message})
 
     def _wait_for(self, handle: int) -> None:
         started = time.monotonic()
@@ -131,19 +182,76 @@ class RunFolder:
             time.sleep(1)
 
     def open(self, recipe: Recipe) -> None:
-        """Make the folder ready for `recipe`: go on in it, or start over in it.
+        """Go on in the folder with `recipe`, or prepare the records of a new run beside what is there.
 
         Raises:
             RecipeError: when it holds a finished run that may not be replaced, or a run of another recipe.
         """
-        if recipe.resume == "never":
-            self._start_over(overwrite=recipe.overwrite)
-        elif self.recipe_file.is_file():
+        if recipe.resume == "never" and self.is_finished and not recipe.overwrite:
+            raise RecipeError(
+                f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
+                f"or add --overwrite."
+            )
+        if recipe.resume == "never" or not checkpoints_in(self.path):
+            home = self.path / STAGING / PREPARED
+        else:
+            home = self.records
             self._refuse_other_recipe(recipe)
-        self.records.mkdir(parents=True, exist_ok=True)
-        with self.staged(self.recipe_file) as staged:
-            recipe.save(staged)
-        write_json(self.records / "environment.json", describe_environment())
+            self._refuse_other_vocabulary()
+        home.mkdir(parents=True, exist_ok=True)
+        write_text(home / RECIPE, recipe.to_file())
+        write_json(home / "environment.json", describe_environment())
+
+    def begin(self) -> None:
+        """Put what was prepared in the place of what an earlier run has left; a run that goes on has all in place.
+
+        Killed in between there is no checkpoint, and so whoever comes next begins anew.
+        """
+        home = self.prepared
+        if home == self.records:
+            return
+        (self.records / "results.json").unlink(missing_ok=True)  # first: half removed is not finished
+        for checkpoint in checkpoints_in(self.path):
+            discard(checkpoint, self.path)
+        forget_records(self.records)
+        if (home / "tokenizer").is_dir():
+            seal(home / "tokenizer")
+        files = sorted(
+            (path for path in home.rglob("*") if path.is_file()), key=lambda path: (path.name != RECIPE, path)
+        )
+        for file in files:
+            place = self.records / file.relative_to(home)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            put_in_place(file, place)
+        remove(home)
+
+    # The finished model ------------------------------------------------------------------------------------------
+
+    def write_model_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write which files a model has that was installed, so that a damaged one can be told later."""
+        write_json(self.records / "model_manifest.json", {"files": facts})
+
+    def model_faults(self) -> dict[str, str]:
+        """Return name -> what is wrong with it, for each file of the finished model that is missing or damaged.
+
+        Weights and vocabulary have to be those that were installed, code what `seqloom_manifest.json` says. Other JSON
+        files may be edited, and have to be JSON; the card is its owner's.
+        """
+        installed = self._installed()
+        if not installed:  # of an older release
+            needed = ("config.json", "model.safetensors")
+            return {name: f"{name} is missing" for name in needed if not (self.path / name).is_file()}
+        code = (read_object(self.path / MANIFEST_NAME) or {}).get("sha256", {})
+        faults = {name: _installed_fault(self.path / name, facts, code) for name, facts in installed.items()}
+        return {name: fault for name, fault in faults.items() if fault}
+
+    def edited_files(self) -> list[str]:
+        """Return the files of the installed model that people may edit, and have."""
+        whole = self._installed().keys() & set(EDITABLE) - self.model_faults().keys()
+        return [name for name in whole if file_fault(self.path / name, self._installed()[name])]
+
+    def _installed(self) -> dict[str, Any]:
+        return (read_object(self.records / "model_manifest.json") or {}).get("files", {})
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write what a run scored, and thereby that it is finished."""
@@ -157,18 +265,33 @@ class RunFolder:
         """Write what is known of the data.
 
         Raises:
-            RecipeError: when the training text is not the one that the run was started with.
+            RecipeError: when training or validation text is not the one that the run was started with.
         """
-        file = self.records / "data.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else facts
-        old, new = (each.get("train", {}).get("fingerprint") for each in (before, facts))
-        if old is not None and old != new:
-            rows = " and ".join(f"{each['train']['num_rows']:,}" for each in (before, facts))
+        file = self.prepared / "data.json"
+        before = read_object(file) if file.is_file() else facts
+        if before is None:
             raise RecipeError(
-                f"the training text has changed since the run in {self.path} was started ({rows} rows, then and now), "
-                f"so it cannot go on where it was; bring the old text back, take another --output, or --resume never."
+                f"{file} cannot be read; it says which text the run was started with. Delete it if the text is still "
+                f"the same, or start over: --resume never."
             )
+        for split in facts:
+            old, new = (each.get(split, {}) for each in (before, facts))
+            if (old.get("fingerprint") or new.get("fingerprint")) != new.get("fingerprint"):
+                self._refuse_other_text(split, old, new)
         write_json(file, facts)
+
+    def _refuse_other_text(self, split: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        rows = f"{old['num_rows']:,} and {new['num_rows']:,} rows, then and now"
+        changed = (
+            f"{'training' if split == 'train' else split} text has changed since the run in {self.path} was started"
+        )
+        if split == "test":  # read at the end alone
+            logger.warning("The %s (%s); its scores will be those of the new one.", changed, rows)
+            return
+        raise RecipeError(
+            f"the {changed} ({rows}), so it cannot go on where it was; bring the old text back, take another --output, "
+            f"or --resume never."
+        )
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -185,17 +308,6 @@ class RunFolder:
             flush(folder)
             put_in_place(folder / final.name, final)
 
-    def _start_over(self, *, overwrite: bool) -> None:
-        if self.is_finished and not overwrite:
-            raise RecipeError(
-                f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
-                f"or add --overwrite."
-            )
-        (self.records / "results.json").unlink(missing_ok=True)  # first: half removed is not finished
-        for checkpoint in checkpoints_in(self.path):
-            discard(checkpoint, self.path)
-        shutil.rmtree(self.records, ignore_errors=True)
-
     def _refuse_other_recipe(self, recipe: Recipe) -> None:
         before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
         changed = [key for key in sorted(before | now) if key not in CHANGEABLE and before.get(key) != now.get(key)]
@@ -206,6 +318,29 @@ class RunFolder:
                 f"the run in {self.path} was started with {key}={before.get(key)} and is now asked to go on with "
                 f"{key}={now.get(key)}{others}; take the old value, another --output, or --resume never."
             )
+
+    def _refuse_other_vocabulary(self) -> None:
+        """Refuse another vocabulary than the run was started with; older runs did not seal theirs."""
+        home = self.records / "tokenizer"
+        is_sealed = (home / MANIFEST).is_file()
+        fault = find_damage(home) if is_sealed else None if home.is_dir() else "it is missing"
+        if fault:
+            raise RecipeError(
+                f"{home} is not the vocabulary that the run was started with: {fault}. Bring the old file back, take "
+                f"another --output, or --resume never."
+            )
+
+
+def _installed_fault(path: Path, facts: Mapping[str, Any], code: Mapping[str, str]) -> str | None:
+    if not path.is_file() and not (path.suffix == ".py" and path.name not in code):  # `seqloom upgrade` may remove code
+        return f"{path.name} is missing"
+    if path.suffix == ".safetensors" or path.name == "tokenizer.json":
+        return file_fault(path, facts)
+    if path.suffix == ".json":
+        return None if read_object(path) is not None else f"{path.name} is damaged (it is no JSON object)"
+    if path.name in code:
+        return None if sha256_of(path) == code[path.name] else f"{path.name} is not the code that {MANIFEST_NAME} names"
+    return None if path.suffix == ".py" or path.stat().st_size else f"{path.name} is empty"
 
 
 def describe_environment() -> dict[str, Any]:

@@ -56,6 +56,12 @@ class LossError(TrainingError):
     is_shared = True
 
 
+class CheckpointError(TrainingError):
+    """A checkpoint that is needed is missing, damaged, or not ours."""
+
+    is_shared = True
+
+
 class MouthError(TrainingError):
     """This library does not write what the model would say."""
 
@@ -165,7 +171,7 @@ def not_finite(args: Any, state: TrainerState, **values: float) -> LossError:
     precision = "in bf16 or fp32 instead of fp16, " if args.fp16 else ""
     return LossError(
         f"{seen} after {_updates(state)}: from here on nothing is learned any more. Nothing of it was saved. "
-        f"{_what_is_kept(args)} {_gentler(args, precision)}"
+        f"{_what_is_kept(args.output_dir)} {_gentler(args, precision)}"
     )
 
 
@@ -174,7 +180,7 @@ def diverged(args: Any, state: TrainerState, found: Divergence) -> LossError:
     return LossError(
         f"the loss has climbed to {found.loss:.3g} and stays there ({_updates(state)}): far above "
         f"{found.reference:.3g}, which is {found.meaning}; the run has diverged. "
-        f"{_what_is_kept(args, found.last_good_update)} {_gentler(args)}"
+        f"{_what_is_kept(args.output_dir, found.last_good_update)} {_gentler(args)}"
     )
 
 
@@ -188,7 +194,7 @@ def speechless(args: Any, state: TrainerState, found: str) -> MouthError:
     """
     return MouthError(
         f"What is written is not what the model says ({_updates(state)}). {found} Nothing that was learned is lost: "
-        f"{_what_is_kept(args)} The same command goes on from there."
+        f"{_what_is_kept(args.output_dir)} The same command goes on from there."
     )
 
 
@@ -222,14 +228,14 @@ def _gentler(args: Any, precision: str = "") -> str:
     )
 
 
-def _what_is_kept(args: Any, until: int | None = None) -> str:
+def _what_is_kept(output: Path | str, until: int | None = None) -> str:
     """Name the last good checkpoint.
 
     Args:
-        args: the run's.
+        output: the run's folder.
         until: the last update that was good; None: all that is saved is.
     """
-    good = [path for path in checkpoints_in(Path(args.output_dir)) if until is None or update_of(path) <= until]
+    good = [path for path in checkpoints_in(Path(output)) if until is None or update_of(path) <= until]
     return f"The last good checkpoint, {good[-1]}, is kept." if good else "There is no checkpoint from before."
 
 
@@ -289,7 +295,7 @@ class MicroBatch:
 
 def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str) -> TrainingError:
     """Return the error of a batch that memory did not hold."""
-    kept = _what_is_kept(args)
+    kept = _what_is_kept(args.output_dir)
     if batch.is_evaluating:
         return TrainingError(
             f"out of memory on {device} while evaluating after {_updates(state)}, with per_device_eval_batch_size="
@@ -329,7 +335,7 @@ def lost_peer(args: Any, state: TrainerState) -> TrainingError:
     """Return the error of a process that waits for one that has gone."""
     return TrainingError(
         f"another process of this run has ended ({_updates(state)}), and the others cannot go on without it; its own "
-        f"message says why. {_what_is_kept(args)} The same command started again goes on from there."
+        f"message says why. {_what_is_kept(args.output_dir)} The same command started again goes on from there."
     )
 
 
@@ -342,13 +348,12 @@ _WRITERS = re.compile(r"(?i)PytorchStreamWriter|inline_container|iostream|unexpe
 
 
 @contextlib.contextmanager
-def explained_writing(what: Path, output: Path, remedy: str) -> Iterator[None]:
-    """Say why something could not be written, and what is kept.
+def explained_writing(what: Path, output: Path) -> Iterator[None]:
+    """Say why something could not be written, what is kept, and what to do.
 
     Args:
         what: the file or folder that was asked for.
         output: the run's folder.
-        remedy: what is lost and what to do, after the room has been made.
 
     Raises:
         TrainingError: for everything that a disk can refuse.
@@ -360,16 +365,81 @@ def explained_writing(what: Path, output: Path, remedy: str) -> Iterator[None]:
             raise
         free = shutil.disk_usage(output).free
         raise TrainingError(
-            f"{what} could not be written: {_why(error, free)} ({free / 1e6:,.1f} MB are free on that disk). {remedy}"
+            f"{what} could not be written: {_why(error, free)} ({free / 1e6:,.1f} MB are free on that disk). "
+            f"{_remedy(output, getattr(error, 'errno', None))}"
         ) from error
 
 
-def remedy_for_disk(args: Any) -> str:
-    """Return what is kept when a checkpoint could not be saved, and what to do."""
+def _remedy(output: Path, number: int | None) -> str:
+    """Return what is kept, and what to do about the disk of a run's folder."""
+    can_be_full = number not in (errno.EROFS, errno.EIO, *_DENIALS)
+    room = "Make room (--save_total_limit N keeps fewer checkpoints), then start the same command again."
+    other = "Allow writing there, then start the same command again; or take another --output."
+    return f"{_what_is_kept(output)} {room if can_be_full else other}"
+
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_DENIALS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # below a folder that we write to
+_IN_WORDS = re.compile(r"(?i)\(os error (\d+)\)|\[errno (\d+)\]")  # of the libraries written in Rust and C++
+
+
+@contextlib.contextmanager
+def explained_disks(output: Path) -> Iterator[None]:
+    """Say of any write that a disk refuses, the run's or that of the cache of texts, what is kept and what to do.
+
+    Args:
+        output: the run's folder.
+
+    Raises:
+        TrainingError: naming the file, the disk and the remedy.
+    """
+    try:
+        yield
+    except (TrainingError, ConnectionError):
+        raise
+    except Exception as error:
+        explanation = _explain_disk(error, output)
+        if explanation is None:
+            raise
+        raise TrainingError(explanation) from error
+
+
+def _explain_disk(error: Exception, output: Path) -> str | None:
+    """Return the words for an error that is a disk's, None for any other."""
+    from datasets import config as cache
+
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := _IN_WORDS.search(str(error))):
+        number = int(match[1] or match[2])
+    named = getattr(error, "filename", None)
+    file = Path(os.fsdecode(named)).absolute() if isinstance(named, str | bytes | os.PathLike) else None
+    homes = [Path(home).absolute() for home in (output, cache.HF_DATASETS_CACHE, cache.HF_CACHE_HOME)]
+    home = next((home for home in homes if file and file.is_relative_to(home)), None)
+    if number not in _REFUSALS and not (number in _DENIALS and home):
+        return None
+    if home is None and file is not None:
+        return None  # a file of neither: its own message names it
+    home = home or next((home for home in homes if not _takes_a_file(home)), homes[0])
+    place = file or home
+    free = f"{shutil.disk_usage(_existing(place)).free / 1e6:,.1f} MB are free on that disk"
+    words = f"{place} could not be written: {os.strerror(number)} ({free})."
+    if home == homes[0]:
+        return f"{words} {_remedy(output, number)}"
+    remedy = "Make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Allow writing there"
     return (
-        f"{_what_is_kept(args)} Make room (--save_total_limit N keeps fewer checkpoints), then start the same "
-        f"command again."
+        f"{words} It belongs to the cache of texts, {home}. {remedy}, or name another folder in the environment "
+        f"variable HF_HOME (HF_DATASETS_CACHE for the texts alone), then start the same command again. "
+        f"{_what_is_kept(output)}"
     )
+
+
+def _takes_a_file(folder: Path) -> bool:
+    folder = _existing(folder)
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= FULL
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def is_refused_write(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Lines for the person who watches: above the progress bar, and at the end how to use what was trained."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,19 +11,21 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from seqloom_cli.command import visible
+
 USAGE = """
 Use it from the command line
-    echo '{prompt}' | seqloom generate {folder}
+    echo {shell_prompt} | seqloom generate {shell_folder}
 or in Python
     from transformers import pipeline
-    write = pipeline("text-generation", model="{folder}", trust_remote_code=True)
+    write = pipeline("text-generation", model={folder!r}, trust_remote_code=True)
     print(write({prompt!r}, return_full_text=False)[0]["generated_text"])
 """
 
 
 def say(text: str) -> None:
-    """Print a line above whatever progress bar is running."""
-    tqdm.write(text, file=sys.stdout)
+    """Print a line above whatever progress bar is running; what a terminal would obey is shown."""
+    tqdm.write(visible(text), file=sys.stdout)
 
 
 def say_how_to_use(folder: str, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str]) -> None:
@@ -35,7 +38,8 @@ def say_how_to_use(folder: str, results: dict[str, Any], prompts: Sequence[str],
     say("")
     for prompt, output in zip(prompts, outputs, strict=False):  # none, where writing failed
         say(f"  {prompt}  ->  {output}")
-    say(USAGE.format(folder=folder, prompt=prompts[0]))
+    quoted = {"shell_prompt": shlex.quote(prompts[0]), "shell_folder": shlex.quote(folder)}
+    say(USAGE.format(folder=folder, prompt=prompts[0], **quoted))
 
 
 def is_score(name: str, value: Any) -> bool:

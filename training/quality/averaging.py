@@ -5,7 +5,7 @@ average the last 5 or 20; Wu et al. 2021 the last 10). The mean is taken in floa
 once and are averaged once. Whether it helped is measured: see `average_run` in training/finish.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.training.fault_tolerance.checkpoints import checkpoint_path, checkpoints_in, discard, update_of
+from seqloom.training.fault_tolerance.checkpoints import (
+    checkpoint_path,
+    checkpoints_in,
+    discard,
+    facts_of,
+    find_damage,
+    update_of,
+)
+from seqloom.training.fault_tolerance.run_health import CheckpointError
 from seqloom.training.quality.selection import best_updates, scores_by_update
 
 WEIGHTS = "model.safetensors"
@@ -28,8 +36,15 @@ def saved_updates(folder: Path) -> list[int]:
 
 
 def updates_to_average(
-    folder: Path, state: TrainerState, count: int, *, by: str, metric: str = "loss", higher: bool = False
-) -> list[int]:
+    folder: Path,
+    state: TrainerState,
+    count: int,
+    *,
+    by: str,
+    metric: str = "loss",
+    higher: bool = False,
+    saved: Iterable[int] = (),
+) -> tuple[list[int], list[int]]:
     """Choose the checkpoints to average.
 
     Args:
@@ -39,23 +54,43 @@ def updates_to_average(
         by: "last" or "best".
         metric: for "best", a score of the evaluations during training.
         higher: whether that score is better when it is high.
+        saved: updates at which the run is known to have saved; those that are gone are not replaced by others.
 
     Returns:
-        Their updates, in order.
+        Their updates, in order, and those of the checkpoints that should be there and are not.
 
     Raises:
-        ValueError: when there is no checkpoint to average.
+        CheckpointError: when there is no checkpoint to average.
     """
-    updates = [update for update in saved_updates(folder) if update <= state.global_step]
+    there = saved_updates(folder)
+    updates = sorted(update for update in {*there, *saved} if update <= state.global_step)
     if by == "best":
         scores = scores_by_update(state.log_history, metric)
         updates = sorted(best_updates({u: scores[u] for u in updates if u in scores}, count, higher=higher))
-    if not updates:
-        raise ValueError(
+    found = [update for update in updates[-count:] if update in there]
+    if not found:
+        raise CheckpointError(
             f"{folder} holds no {'scored ' if by == 'best' else ''}checkpoint to average; lower save_steps and "
             f"eval_steps, or leave average_checkpoints out."
         )
-    return updates[-count:]
+    return found, [update for update in updates[-count:] if update not in there]
+
+
+def refuse_damaged(checkpoints: Iterable[Path]) -> None:
+    """Refuse to average a checkpoint whose files are not as they were written.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    for path in checkpoints:
+        fault = find_damage(path)
+        if fault is None and WEIGHTS not in facts_of(path)["files"]:
+            fault = f"its manifest does not know {WEIGHTS}"
+        if fault:
+            raise CheckpointError(
+                f"{path} is to be averaged, but {fault}. Bring it back as it was, or move it away; the same command "
+                f"started again then averages the others."
+            )
 
 
 def average_weights(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
@@ -118,5 +153,10 @@ class KeepBestCheckpoints(TrainerCallback):
         for update in set(updates) - set(best) - {state.global_step, max(updates, default=0)}:
             discard(checkpoint_path(folder, update), folder)
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Do what a kill may have come before."""
+        if state.global_step:
+            self.on_save(args, state, control)
 
-__all__ = ["KeepBestCheckpoints", "average_weights", "load_weights", "updates_to_average"]
+
+__all__ = ["KeepBestCheckpoints", "average_weights", "load_weights", "refuse_damaged", "updates_to_average"]

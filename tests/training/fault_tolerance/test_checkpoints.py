@@ -16,6 +16,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
     clear_staging,
     discard_extra,
     find_fault,
+    foreign_checkpoints_in,
     install,
     last_whole_checkpoint,
     put_in_place,
@@ -73,11 +74,14 @@ DAMAGES = {
     "truncated optimizer": (lambda c: truncate(c, "optimizer.pt"), "optimizer.pt has 499 bytes instead of 500"),
     "flipped bit": (lambda c: flip_a_bit(c, "model.safetensors"), "model.safetensors is damaged"),
     "missing file": (lambda c: (c / "trainer_state.json").unlink(), "trainer_state.json is missing"),
-    "no manifest": (lambda c: (c / MANIFEST).unlink(), f"it has no {MANIFEST}, so it was not saved to its end"),
+    "no seal": (
+        lambda c: (c / MANIFEST).rename(c / "seqloom_manifest.json"),
+        f"it has no {MANIFEST}, so it was not saved to its end",
+    ),
     "empty manifest": (lambda c: (c / MANIFEST).write_text(""), f"its {MANIFEST} cannot be read"),
     "other manifest": (lambda c: (c / MANIFEST).write_text('{"files": {"a": 1}}'), f"its {MANIFEST} cannot be read"),
     "a list": (lambda c: (c / MANIFEST).write_text("[]"), f"its {MANIFEST} cannot be read"),
-    "no files": (lambda c: [path.unlink() for path in c.rglob("*") if path.is_file()], f"it has no {MANIFEST}"),
+    "empty files": (lambda c: [path.write_bytes(b"") for path in c.rglob("*.*")], f"its {MANIFEST} cannot be read"),
 }
 
 
@@ -91,6 +95,41 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, capl
     assert "It is kept as _broken-checkpoint-10." in caplog.text
     assert names(tmp_path) == ["checkpoint-5"]
     assert (tmp_path / "_broken-checkpoint-10").is_dir()
+
+
+def test_what_others_call_a_checkpoint_is_none_of_ours(tmp_path):
+    """It is not taken, set aside, rotated away or thrown away, wherever it stands among ours."""
+    good = save(tmp_path, 5)
+    foreign = [fill(tmp_path / f"checkpoint-{update}", {"model.safetensors": b"theirs"}) for update in (1, 7, 900)]
+    (tmp_path / "checkpoint-3").write_text("a file")
+    assert names(tmp_path) == ["checkpoint-5"]
+    assert [path.name for path in foreign_checkpoints_in(tmp_path)] == [f"checkpoint-{n}" for n in (1, 3, 7, 900)]
+    assert last_whole_checkpoint(tmp_path) == good
+    rotate(tmp_path, 1, None)
+    discard_extra(tmp_path, None)
+    assert all((path / "model.safetensors").read_bytes() == b"theirs" for path in foreign)
+
+
+def test_a_broken_checkpoint_does_not_replace_an_older_broken_one(tmp_path):
+    for number in range(3):
+        truncate(save(tmp_path, 5), "model.safetensors")
+        (tmp_path / "checkpoint-5" / "number").write_text(str(number))
+        assert last_whole_checkpoint(tmp_path) is None
+    kept = {path.name: (path / "number").read_text() for path in tmp_path.glob("_broken-*")}
+    assert kept == {f"_broken-checkpoint-5{ending}": str(n) for n, ending in enumerate(("", "-1", "-2"))}
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path):
+    """A user may move a checkpoint to a larger disk and leave a link."""
+    moved = tmp_path / "large"
+    shutil.move(save(tmp_path / "run", 5), moved)
+    (tmp_path / "run" / "checkpoint-5").symlink_to(moved)
+    save(tmp_path / "run", 10)
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-10"
+    rotate(tmp_path / "run", 1, None)
+    clear_staging(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-10"]
+    assert find_fault(moved) is None
 
 
 def test_a_checkpoint_without_the_optimizer_cannot_be_gone_on_from(tmp_path):
@@ -121,7 +160,7 @@ def test_a_checkpoint_saved_twice_is_replaced(tmp_path):
     assert list((tmp_path / STAGING).iterdir()) == []
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     updates=st.lists(st.integers(1, 50), unique=True, min_size=1, max_size=6),
     limit=st.one_of(st.none(), st.integers(0, 4)),
@@ -130,7 +169,7 @@ def test_a_checkpoint_saved_twice_is_replaced(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path_factory, updates, limit, best):
     output = tmp_path_factory.mktemp("run")
     for update in updates:
-        (output / f"checkpoint-{update}").mkdir()
+        seal(fill(output / f"checkpoint-{update}", {"w": b"w"}))
     rotate(output, limit, str(output / f"checkpoint-{best}") if best else None)
     left = [int(name.partition("-")[2]) for name in names(output)]
     protected = {max(updates)} | ({best} & set(updates))
@@ -220,7 +259,7 @@ def test_an_extra_checkpoint_goes_when_the_run_has_gone_on(tmp_path):
     seal(extra, is_extra=True)
     discard_extra(tmp_path, best=str(extra))
     assert names(tmp_path) == ["checkpoint-5", "checkpoint-7"]
-    (tmp_path / "checkpoint-6").mkdir()
+    truncate(save(tmp_path, 6), "model.safetensors")
     discard_extra(tmp_path, best=None)
     assert names(tmp_path) == ["checkpoint-5", "checkpoint-6"]
 

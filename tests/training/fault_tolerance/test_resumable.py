@@ -7,6 +7,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, find_fa
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.resumable import CheckpointPart, ResumableTrainer, kept_random_state
 from seqloom.training.fault_tolerance.run_health import TrainingError
+from seqloom.training.trainer import LogLastUpdates
 from seqloom_cli.command import EXIT_STOPPED, StoppedError
 from tests.toy import toy_pairs
 
@@ -231,6 +233,53 @@ def test_a_callback_keeps_its_part_in_the_checkpoint(make_trainer, tmp_path):
     assert counting.num_seen == 9
 
 
+@pytest.mark.parametrize(("callbacks", "logged"), [((), [4, 8, 9]), ((LogLastUpdates,), [4, 8, 9, 9])])
+def test_the_log_goes_on_between_two_entries_as_if_nothing_had_happened(make_trainer, tmp_path, callbacks, logged):
+    """Also where nothing is left to learn: the last entry comes after the last checkpoint."""
+
+    def losses(**keys):
+        trainer = make_trainer(*(callback() for callback in callbacks), logging_steps=4, name=keys.pop("name", "run"))
+        trainer.train(**keys)
+        kinds = ("loss", "train_loss")
+        return [(row["step"], row[kind]) for row in trainer.state.log_history for kind in kinds if kind in row]
+
+    whole = losses(name="whole")
+    assert [step for step, _ in whole] == logged
+    for update in (3, 6, 9):
+        assert losses(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{update}")) == whole, update
+
+
+def test_a_checkpoint_too_many_leaves_at_the_next_start(make_trainer, tmp_path):
+    """As after a kill between the rename of the newest and the rotation."""
+    make_trainer(max_steps=9, save_total_limit=2).train()
+    shutil.copytree(tmp_path / "run" / "checkpoint-6", tmp_path / "run" / "checkpoint-3")
+    assert len(names(tmp_path / "run")) == 3
+    make_trainer(max_steps=9, save_total_limit=2).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9"))
+    assert names(tmp_path / "run") == ["checkpoint-6", "checkpoint-9"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_best_checkpoint_is_not_loaded_and_the_remedy_works(make_trainer, tmp_path, damage):
+    class Damaging(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            best = tmp_path / "run" / "checkpoint-3"
+            if state.global_step == 8 and damage == "changed":
+                weights = (best / "model.safetensors").read_bytes()
+                (best / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+            elif state.global_step == 8:
+                best.rename(tmp_path / "gone")
+
+    why = "model.safetensors is damaged" if damage == "changed" else "it is missing"
+    with pytest.raises(TrainingError, match=rf"is to be loaded from .*checkpoint-3, but {why}.* Bring it back"):
+        make_trainer(Damaging(), **SCORED).train()
+    last = str(tmp_path / "run" / "checkpoint-9")
+    with pytest.raises(TrainingError, match="best model is to be loaded from"):  # nor in silence by the next start
+        make_trainer(**SCORED).train(resume_from_checkpoint=last)
+    trainer = make_trainer(**{**SCORED, "load_best_model_at_end": False})
+    trainer.train(resume_from_checkpoint=last)
+    assert trainer.state.global_step == 9
+
+
 # Stops ---------------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +301,40 @@ def test_a_signal_saves_stops_and_goes_on_to_the_same_weights(make_trainer, lear
     again.train(resume_from_checkpoint=str(checkpoint))
     assert torch.equal(weights(again), learned)
     assert names(tmp_path / "run") == ["checkpoint-6", "checkpoint-9"]  # as if nobody had stopped it
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+@pytest.mark.parametrize("event", ["on_save", "on_epoch_end", "on_evaluate"])
+def test_a_signal_after_the_last_update_is_not_forgotten(make_trainer, learned, tmp_path, strategy, event):
+    acting = Acting(9, lambda model: os.kill(os.getpid(), signal.SIGTERM), event=event)
+    trainer = make_trainer(acting, save_strategy=strategy, eval_strategy="steps", eval_steps=9)
+    with StopSignals() as signals:
+        trainer.listen_to(signals)
+        if (strategy, event) == ("no", "on_save"):
+            trainer.train()
+            return
+        with pytest.raises(StoppedError, match=r"after update 9 of 9, saved in .*checkpoint-9\."):
+            trainer.train()
+    again = make_trainer(save_strategy=strategy)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9"))
+    assert torch.equal(weights(again), learned)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_signal_while_the_training_is_closed_ends_the_run_at_once(make_trainer, monkeypatch):
+    trainer = make_trainer(**SCORED)
+    load = trainer._load_best_model
+
+    def stopped_while_loading():
+        load()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "_load_best_model", stopped_while_loading)
+    with StopSignals() as signals:
+        trainer.listen_to(signals)
+        with pytest.raises(StoppedError, match="Stopped by SIGTERM while nothing was being trained; what was saved"):
+            trainer.train()
 
 
 # Losses that are no number -------------------------------------------------------------------------------------------

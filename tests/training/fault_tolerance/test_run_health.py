@@ -1,6 +1,7 @@
 """What ends a run badly: found when it is there, not when it is not, and said with value, rule and remedy."""
 
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +14,14 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.training.fault_tolerance import run_health
+from seqloom.training.fault_tolerance.checkpoints import seal
 from seqloom.training.fault_tolerance.run_health import (
     LossGuard,
     LossWatch,
     MicroBatch,
     TrainingError,
     broken_weights,
+    explained_disks,
     explained_writing,
     is_finite_without_waiting,
     is_lost_peer,
@@ -27,7 +30,6 @@ from seqloom.training.fault_tolerance.run_health import (
     lost_peer,
     not_finite,
     out_of_memory,
-    remedy_for_disk,
 )
 
 VOCABULARY = 8000
@@ -58,6 +60,11 @@ def first_found(losses):
     watch = LossWatch(VOCABULARY)
     found = ((count, watch.add(update, loss)) for count, (update, loss) in enumerate(losses, 1))
     return next(((count, each) for count, each in found if each), (None, None))
+
+
+def empty_checkpoint(output, update):
+    (output / f"checkpoint-{update}").mkdir()
+    seal(output / f"checkpoint-{update}")
 
 
 # Divergence ----------------------------------------------------------------------------------------------------------
@@ -100,7 +107,7 @@ def test_a_run_that_never_learned_is_measured_against_guessing():
 
 def test_the_error_of_a_diverged_run_names_value_reference_checkpoint_and_remedy(args, state, tmp_path):
     for update in (10, 20, 30):
-        (tmp_path / f"checkpoint-{update}").mkdir()
+        empty_checkpoint(tmp_path, update)
     state.log_history = [{"step": step, "loss": loss} for step, loss in every(10, [5, 2, 60, 70, 80])]
     guard = LossGuard(vocab_size=50)
     guard.on_train_begin(args, state, TrainerControl())  # the run goes on: its past counts
@@ -221,10 +228,10 @@ REFUSALS = {
 
 @pytest.mark.parametrize("why", REFUSALS)
 def test_what_a_disk_refuses_is_said_with_what_is_kept(why, args, tmp_path):
-    (tmp_path / "checkpoint-20").mkdir()
+    empty_checkpoint(tmp_path, 20)
     with (
         pytest.raises(TrainingError) as caught,
-        explained_writing(tmp_path / "checkpoint-30", tmp_path, remedy_for_disk(args)),
+        explained_writing(tmp_path / "checkpoint-30", tmp_path),
     ):
         raise REFUSALS[why]
     text = str(caught.value)
@@ -234,11 +241,21 @@ def test_what_a_disk_refuses_is_said_with_what_is_kept(why, args, tmp_path):
     assert "then start the same command again" in text
 
 
+def test_a_disk_that_takes_no_writing_is_not_called_full(tmp_path):
+    with (
+        pytest.raises(
+            TrainingError, match=r"Read-only file system .* Allow writing there, then start .* another --output"
+        ),
+        explained_writing(tmp_path / "checkpoint-30", tmp_path),
+    ):
+        raise OSError(30, "Read-only file system")
+
+
 def test_a_full_disk_is_named_where_torch_does_not_name_it(tmp_path, monkeypatch):
     monkeypatch.setattr(run_health.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
     with (
         pytest.raises(TrainingError, match=r"could not be written: No space left on device \(0.0 MB are free"),
-        explained_writing(tmp_path, tmp_path, ""),
+        explained_writing(tmp_path, tmp_path),
     ):
         raise REFUSALS["[enforce fail at inline_container.cc:672]"]
 
@@ -246,5 +263,58 @@ def test_a_full_disk_is_named_where_torch_does_not_name_it(tmp_path, monkeypatch
 def test_other_errors_are_not_the_disks(tmp_path):
     for error in (RuntimeError("Connection closed by peer"), ConnectionResetError(104, "reset"), KeyError("loss")):
         assert not is_refused_write(error)
-        with pytest.raises(type(error)), explained_writing(tmp_path, tmp_path, ""):
+        with pytest.raises(type(error)), explained_writing(tmp_path, tmp_path):
             raise error
+
+
+LIBRARIES = {
+    "python": lambda file: OSError(28, "No space left on device", str(file)),
+    "python, no file": lambda file: OSError(28, "No space left on device"),
+    "rust": lambda file: Exception("No space left on device (os error 28)"),
+    "arrow": lambda file: OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+    "quota": lambda file: OSError(122, "Disk quota exceeded", str(file)),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_any_write_that_a_full_disk_refuses_is_explained(library, tmp_path):
+    empty_checkpoint(tmp_path, 20)
+    file = tmp_path / "run" / "data.json"
+    with pytest.raises(TrainingError) as caught, explained_disks(tmp_path):
+        raise LIBRARIES[library](file)
+    text = str(caught.value)
+    assert text.startswith(f"{file if library in ('python', 'quota') else tmp_path} could not be written: ")
+    assert f"The last good checkpoint, {tmp_path / 'checkpoint-20'}, is kept. Make room" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(28, "Make room there"), (30, "Allow writing there"), (13, "Allow writing there")]
+)
+def test_the_cache_of_texts_is_named_with_its_variable(number, remedy, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    file = tmp_path / "hf" / "datasets" / "seqloom" / "abc"
+    with pytest.raises(TrainingError) as caught, explained_disks(tmp_path / "run"):
+        raise OSError(number, os.strerror(number), str(file))
+    text = str(caught.value)
+    assert text.startswith(f"{file} could not be written: {os.strerror(number)} (")
+    assert f"the cache of texts, {tmp_path / 'hf' / 'datasets'}. {remedy}, or name another folder in the" in text
+    assert "HF_HOME" in text
+
+
+def test_the_disk_that_is_full_is_found_where_the_library_names_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    full = {tmp_path / "hf"}
+    (tmp_path / "hf").mkdir()
+    monkeypatch.setattr(run_health.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9 * (path not in full)))
+    with pytest.raises(TrainingError, match=r"hf could not be written: .* \(0.0 MB .* HF_HOME"):  # noqa: SIM117
+        with explained_disks(tmp_path / "run"):
+            raise LIBRARIES["arrow"](None)
+
+
+def test_what_is_no_write_of_ours_stays_what_it_is(tmp_path):
+    strange = tmp_path / "train.de"
+    for error in (FileNotFoundError(2, "No such file", str(strange)), PermissionError(13, "denied", str(strange))):
+        with pytest.raises(type(error)), explained_disks(tmp_path / "run"):
+            raise error
+    with pytest.raises(ValueError, match="a text"), explained_disks(tmp_path):
+        raise ValueError("a text with errno 5 or 6 in it")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_callback import TrainerState
 
+from seqloom.training.fault_tolerance.checkpoints import seal
 from seqloom.training.finish import average_run, describe_average
 from seqloom.training.quality.averaging import (
     KeepBestCheckpoints,
@@ -19,6 +20,7 @@ def checkpoint(folder, update, **tensors):
     path = folder / f"checkpoint-{update}"
     path.mkdir(parents=True)
     save_file(tensors or {"w": torch.tensor([float(update)])}, path / "model.safetensors")
+    seal(path)
     return path
 
 
@@ -53,10 +55,43 @@ def test_last_and_best_checkpoints_are_chosen(tmp_path):
     (tmp_path / "checkpoint-500").mkdir()  # without weights
     (tmp_path / "_broken-checkpoint-600").mkdir()
     run = state(900, u100=1.0, u200=3.0, u300=2.0, u700=0.1)
-    assert updates_to_average(tmp_path, run, 2, by="last") == [300, 400]
-    assert updates_to_average(tmp_path, run, 9, by="last") == [100, 200, 300, 400]
-    assert updates_to_average(tmp_path, run, 2, by="best") == [100, 300]
-    assert updates_to_average(tmp_path, run, 2, by="best", higher=True) == [200, 300]
+    assert updates_to_average(tmp_path, run, 2, by="last") == ([300, 400], [])
+    assert updates_to_average(tmp_path, run, 9, by="last") == ([100, 200, 300, 400], [])
+    assert updates_to_average(tmp_path, run, 2, by="best") == ([100, 300], [])
+    assert updates_to_average(tmp_path, run, 2, by="best", higher=True) == ([200, 300], [])
+
+
+def test_a_checkpoint_that_is_gone_is_told_and_not_replaced(tmp_path):
+    for update in (100, 200, 400):
+        checkpoint(tmp_path, update)
+    run, saved = state(400, u100=1.0, u200=3.0, u300=2.0, u400=4.0), [100, 200, 300, 400]
+    assert updates_to_average(tmp_path, run, 3, by="last", saved=saved) == ([200, 400], [300])
+    assert updates_to_average(tmp_path, run, 2, by="best", saved=saved) == ([100], [300])
+
+
+DAMAGES = {
+    "changed": lambda path: (path / "model.safetensors").write_bytes(
+        (path / "model.safetensors").read_bytes()[:-1] + b"!"
+    ),
+    "truncated": lambda path: (path / "model.safetensors").write_bytes(b""),
+    "another file": lambda path: (path / "config.json").write_text("{}"),
+    "no seal": lambda path: (path / "checkpoint_manifest.json").unlink(),
+    "another seal": lambda path: (path / "checkpoint_manifest.json").write_text('{"files": {}}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_not_averaged_and_the_remedy_works(tmp_path, damage):
+    """Also an older one; moved away as the error says, the others are averaged and it is told."""
+    trainer = tiny_trainer(tmp_path, max_steps=6, save_steps=2, learning_rate=0.01)
+    trainer.train()
+    DAMAGES[damage](tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"checkpoint-2 is to be averaged, but .*\. Bring it back as it was, or move"):
+        average_run(trainer, 3, "last")
+    (tmp_path / "checkpoint-2").rename(tmp_path / "moved-away")
+    results = average_run(trainer, 3, "last")
+    assert (results["averaged_updates"], results["averaged_wanted"], results["averaged_missing"]) == ([4, 6], 3, [2])
+    assert describe_average(results).startswith("2 of 3 asked checkpoints averaged, updates 4, 6; gone are those of")
 
 
 def test_nothing_to_average_is_an_error(tmp_path):
@@ -103,6 +138,7 @@ def test_a_run_ends_with_the_mean(tmp_path, tied):
     assert (results["single_update"], results["single_loss"]) == (6, last["eval_loss"])
     assert results["averaged_loss"] == trainer.evaluate()["eval_loss"] != last["eval_loss"]
     line = describe_average(results)
+    assert "averaged_wanted" not in results
     assert line.startswith("2 checkpoints averaged, updates 4, 6; against update 6 alone: loss ")
     assert f"-> {results['averaged_loss']:.4g}" in line
 
