@@ -40,6 +40,7 @@ from transformers.generation import GenerationMixin, StoppingCriteria, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.serving.answer_pieces import AnswerPieces
 from seqloom.hub.serving.chat_request import (
     CHAT,
     COMPLETION,
@@ -214,18 +215,37 @@ class FolderGenerateManager(GenerateManager):
 
 
 class _ForEvents:
-    """A model whose errors can be written into an event: the handlers put their text between two quotes, by hand."""
+    """A model for answers in pieces: all its text arrives, and its errors can be written into an event.
+
+    The handlers put an error's text between two quotes, by hand.
+    """
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
 
-    def generate(self, **kwargs: Any) -> Any:
+    def generate(self, *, streamer: Any, **kwargs: Any) -> Any:
         try:
-            return self.model.generate(**kwargs)
+            return self.model.generate(streamer=_WholeText(streamer, kwargs["tokenizer"]), **kwargs)
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, ServerStopping | RequestError):
                 logger.exception("An answer could not be streamed to its end.")
             raise RuntimeError(json.dumps(str(error))[1:-1]) from error
+
+
+class _WholeText(BaseStreamer):
+    """transformers' streamer with our decoding, and with what it has left at the end."""
+
+    def __init__(self, streamer: Any, tokenizer: Any) -> None:
+        self.streamer, self.pieces = streamer, AnswerPieces(tokenizer)
+        streamer._decode_stream = self.pieces
+
+    def put(self, value: Tensor) -> None:
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        if rest := self.pieces.rest():
+            self.streamer._enqueue(rest)
+        self.streamer.end()
 
 
 class FolderManager(ModelManager):
@@ -433,7 +453,9 @@ def _always(content: Any) -> Callable[[Any], Any]:
 
 def _door(handler: FolderHandler) -> Callable[[Any], Any]:
     async def answer(request: Any) -> Any:
-        name = request.headers.get(REQUEST_ID, "")[:MAX_DETAIL] or str(uuid.uuid4())
+        name = request.headers.get(REQUEST_ID, "")
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= MAX_DETAIL):  # what any client can read
+            name = str(uuid.uuid4())
         prepared = await asyncio.to_thread(handler.prepare, await _read(request))
         response = await handler.handle_request(prepared, name)
         response.headers[REQUEST_ID] = name
