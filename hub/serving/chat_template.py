@@ -39,8 +39,8 @@ class ChatTemplate:
             TemplateFault: if the template fails, or takes too much.
         """
         message = {"role": "user", "content": source}
-        variables = {"messages": [message], "tools": None, "documents": None, "add_generation_prompt": True}
-        variables |= self._variables
+        given = {"messages": [message], "tools": None, "documents": None, "add_generation_prompt": True}
+        variables = {**given, **self._variables}
         line = json.dumps({"template": self._template, "max_characters": max_characters, "variables": variables})
         with self._lock:
             answer = json.loads(self._ask(line))
