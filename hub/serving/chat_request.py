@@ -1,14 +1,15 @@
-"""What a request to the server may ask, and what it means for `generate`: pure functions over parsed JSON.
+"""What a request to the server may ask, and what it means for `generate`: pure functions over its bytes.
 
 transformers' server answers a bad request with an error 500, ignores what it cannot do (`n`, `response_format`, a
 temperature for a model that searches), drops what it cannot read (images) and replaces the folder's length limit by
 1,024. Here everything is looked at before a model sees it; what changes the answer is obeyed or refused, never ignored.
 
-    body --source_of--> the text that goes to the encoder
-         --settings_of--> fields of a GenerationConfig that differ from the folder's
+    bytes --parse_object--> body --source_of--> the text that goes to the encoder
+                                 --settings_of--> fields of a GenerationConfig that differ from the folder's
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,18 @@ SOURCE_FIELD = {CHAT: "messages", COMPLETION: "prompt", RESPONSE: "input"}
 
 MAX_STOPS, MAX_STOP_LENGTH, MAX_BEAMS, MAX_TEMPERATURE, MAX_BIAS = 16, 200, 64, 10.0, 100.0
 """What one request may cost: each is far above what makes sense and below what hurts."""
+
+MIN_TEMPERATURE = 1e-6
+"""Logits are divided by it, and below 1e-38 float32 ends; here the likeliest token is drawn each time anyway."""
+
+MAX_LENGTH_PENALTY = 5.0
+"""Scores of beams are divided by length to this power: 1,000,000 tokens give 1e30, and float32 ends at 3e38."""
+
+MAX_DEPTH = 32
+"""Lists and objects inside each other; OpenAI's API needs eight, Python's recursion ends near a thousand."""
+
+MIN_CHARACTERS_PER_TOKEN = 16
+"""What a token may stand for where the vocabulary's longest is shorter: blanks and unknown characters are joined."""
 
 MAX_SHOWN = 80
 """Characters of a wrong value in a message."""
@@ -50,6 +63,72 @@ def error_body(message: str, *, param: str | None = None, code: str | None = Non
     """Return an error as OpenAI's servers write it, which is where the client looks for its text."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+# The body ------------------------------------------------------------------------------------------------------------
+
+
+def parse_object(data: bytes | str, what: str = "The request", param: str | None = None) -> dict[str, Any]:
+    """Return a JSON object as the standard has it: no NaN, no name twice, UTF-8, and no deeper than `MAX_DEPTH`.
+
+    Args:
+        data: the text.
+        what: begins the sentence when it is none.
+        param: field of the request that held it; None: it is the request.
+
+    Raises:
+        RequestError: if it is anything else.
+    """
+
+    def no(reason: str) -> RequestError:
+        return RequestError(f"{what} is no JSON object: {reason}.", param=param)
+
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
+    except UnicodeDecodeError as error:
+        raise no(f"byte {error.start + 1:,} is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise no(f"{error.msg} at character {error.pos + 1:,}") from error
+    except _NotJSONError as error:
+        raise no(str(error)) from error
+    except ValueError as error:  # Python's own limit, against numbers that take minutes to read
+        raise no(f"a number has more than {sys.get_int_max_str_digits():,} digits") from error
+    except RecursionError as error:
+        raise no(_TOO_DEEP) from error
+    if not isinstance(value, dict):
+        raise no(f"it is {_show(value) if _is_flat(value) else 'a list'}")
+    if not _is_flat(value):
+        raise no(_TOO_DEEP)
+    return value
+
+
+_TOO_DEEP = f"lists and objects stand in each other more than {MAX_DEPTH} deep"
+
+
+class _NotJSONError(ValueError):
+    """What Python reads and JSON does not allow."""
+
+
+def _no_constant(name: str) -> Any:
+    raise _NotJSONError(f"{name} is no number of JSON")
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _NotJSONError(f"{_show(next(name for name in names if names.count(name) > 1))} stands in it twice")
+    return fields
+
+
+def _is_flat(value: Any) -> bool:
+    """Return whether nothing in it is deeper than allowed; level by level, for recursion is what this is against."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        holders = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, list | dict)]
+        level = [each for holder in holders for each in holder]
+    return not level
 
 
 # The source ----------------------------------------------------------------------------------------------------------
@@ -87,6 +166,22 @@ def check_length(num_tokens: int, limits: Limits, param: str) -> None:
     if num_tokens > limits.max_tokens:
         raise RequestError(
             f"The source text has {num_tokens:,} tokens, and this server takes {limits.max_tokens:,}; {limits.remedy}.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def check_characters(text: str, longest_token: int, limits: Limits, param: str) -> None:
+    """Refuse a text that has too many tokens however it is cut, before anybody cuts it: that takes long.
+
+    Raises:
+        RequestError: with OpenAI's code for what is too long.
+    """
+    longest = max(longest_token, MIN_CHARACTERS_PER_TOKEN)
+    if len(text) > limits.max_tokens * longest:
+        raise RequestError(
+            f"The source text has {len(text):,} characters, and this server takes {limits.max_tokens * longest:,}: "
+            f"{limits.max_tokens:,} tokens of at most {longest}; {limits.remedy}.",
             param=param,
             code="context_length_exceeded",
         )
@@ -179,12 +274,9 @@ _SAMPLING_FIELDS = frozenset({"temperature", "top_p", "top_k"})
 def _read_generation_config(text: Any, limits: Limits) -> dict[str, Any]:
     if text is None:
         return {}
-    try:
-        fields = json.loads(text)
-    except (TypeError, ValueError) as error:
-        raise _wrong("generation_config", text, "a JSON object as text") from error
-    if not isinstance(fields, dict):
+    if not isinstance(text, str):
         raise _wrong("generation_config", text, "a JSON object as text")
+    fields = parse_object(text, "generation_config", "generation_config")
     given = {name: value for name, value in fields.items() if value is not None and name != "transformers_version"}
     for name in given.keys() - GENERATION_FIELDS:
         raise RequestError(
@@ -200,6 +292,8 @@ def _check(name: str, value: Any, limits: Limits) -> Any:
         return _number(name, value, 1, limits.max_tokens)
     if name == "frequency_penalty":
         return 1.0 + _number(name, value, -0.99, 2.0)
+    if name == "temperature" and isinstance(value, float) and 0 < value < MIN_TEMPERATURE:
+        raise _wrong(name, value, f"0, which searches, or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
     if name in _RANGES:
         return _number(name, value, *_RANGES[name])
     if name == "do_sample":
@@ -226,7 +320,7 @@ _RANGES = {
     "temperature": (0.0, MAX_TEMPERATURE),
     "top_p": (1e-6, 1.0),
     "repetition_penalty": (0.01, 100.0),
-    "length_penalty": (-100.0, 100.0),
+    "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
     "seed": (-(2**63), 2**63 - 1),
     "num_beams": (1, MAX_BEAMS),
     "top_k": (0, 2**31 - 1),
@@ -317,4 +411,14 @@ def _show(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
-__all__ = ["Limits", "RequestError", "check_length", "error_body", "is_stream", "settings_of", "source_of"]
+__all__ = [
+    "Limits",
+    "RequestError",
+    "check_characters",
+    "check_length",
+    "error_body",
+    "is_stream",
+    "parse_object",
+    "settings_of",
+    "source_of",
+]

@@ -2,23 +2,28 @@
 
 `transformers serve` looks a class up by its name in `transformers` and so refuses every class from outside; it lists
 and loads whatever the Hub's cache holds. Its parts take what they are given, so they are given our model here:
-`build_server` and the handlers do the work, and their hooks are overridden where a single folder answers differently.
+the handlers do the work, and their hooks are overridden where a single folder answers differently.
 Source: https://github.com/huggingface/transformers/tree/v5.24.0/src/transformers/cli/serving; what we lean on there
 stands under "Seams" in docs/ARCHITECTURE.md.
 Importing this file needs the extra `serving`.
 
-    POST /v1/chat/completions   messages -> FolderHandler._validate_request -> chat template -> ids (1, S)
-    POST /v1/completions        prompt                                      -> tokenizer     -> ids (1, S)
-    POST /v1/responses          input                                       -> chat template -> ids (1, S)
+    POST /v1/chat/completions   messages -> FolderHandler.prepare -> chat template -> ids (1, S)
+    POST /v1/completions        prompt                            -> tokenizer     -> ids (1, S)
+    POST /v1/responses          input                             -> chat template -> ids (1, S)
          -> ServedModel.generate on the server's one inference thread -> ids (1, S + T) -> text, whole or streamed
+
+`prepare` runs on a thread beside the event loop, which has to stay free for everybody else.
 
     S source length    T answer length
 """
 
+import asyncio
 import copy
 import json
 import logging
 import threading
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -30,12 +35,12 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
-from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState
-from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState, Modality
+from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.serving.answer_pieces import AnswerPieces
 from seqloom.hub.serving.chat_request import (
     CHAT,
     COMPLETION,
@@ -43,25 +48,34 @@ from seqloom.hub.serving.chat_request import (
     SOURCE_FIELD,
     Limits,
     RequestError,
+    check_characters,
     check_length,
     error_body,
     is_stream,
+    parse_object,
     settings_of,
     source_of,
 )
+from seqloom.hub.serving.chat_template import ChatTemplate, TemplateFault
 from seqloom.hub.serving.stop_strings import UntilStop, cut_at_stop
 from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
 
 logger = logging.getLogger(__name__)
 
-ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/health"})
-"""What is kept of transformers' routes; the others list the Hub's cache, load and unload, or want sound."""
-
 MAX_BODY_BYTES = 4 << 20
 """Largest request; a text of 100,000 Chinese characters has 600,000 bytes when JSON escapes them."""
 
-PLAIN_CHAT_TEMPLATE = "{{- messages[-1]['content'] -}}"
-"""For a tokenizer that has none; the last message is the source by then."""
+BODY_SECONDS = 60.0
+"""What a request gets to arrive."""
+
+ANSWER_SECONDS = 300.0
+"""What an answer gets once it is begun, for all others wait; 256 tokens with four beams take seconds."""
+
+REQUEST_ID = "x-request-id"
+"""Header by which a client may name its request; the answer bears it."""
+
+MAX_DETAIL = 500
+"""Characters of somebody else's message; it may quote the whole request."""
 
 
 class ServerStopping(RuntimeError):  # noqa: N818
@@ -75,6 +89,8 @@ class ServedModel(SeqloomForCausalLM, GenerationMixin):
         super().__init__(config)
         self.stopping = threading.Event()
         """Set, it makes the running and all later calls of `generate` fail at their next token."""
+        self.answer_seconds = ANSWER_SECONDS
+        """After them `generate` fails."""
 
     def generate(
         self,
@@ -91,37 +107,26 @@ class ServedModel(SeqloomForCausalLM, GenerationMixin):
 
         Raises:
             ServerStopping: if `stopping` is set meanwhile.
+            RequestError: if it takes more than `answer_seconds`.
         """
         generation_config = self.generation_config if generation_config is None else generation_config
         seed = vars(generation_config).pop("seed", None)
         if seed is not None:
             torch.manual_seed(seed)
-        kwargs["stopping_criteria"] = StoppingCriteriaList([_EndOfServer(self.stopping)])
-        is_greedy = (generation_config.num_beams or 1) == 1
+        tokenizer, criteria = kwargs.pop("tokenizer", None), StoppingCriteriaList([_Bounds(self)])
+        is_alone = (generation_config.num_beams or 1) == 1
         if generation_config.stop_strings:  # only to stop early: the text is cut later anyway
-            generation_config = copy.copy(generation_config)
             # A beam that meets a stop string would end there and compete with whole answers.
-            stops = _in_vocabulary(generation_config.stop_strings, kwargs.get("tokenizer")) if is_greedy else []
-            generation_config.stop_strings = stops or None
-        if is_greedy:
+            criteria += [_Stops(tokenizer, generation_config.stop_strings)] if is_alone else []
+            generation_config = copy.copy(generation_config)
+            generation_config.stop_strings = None
+        kwargs["stopping_criteria"] = criteria
+        if is_alone:
             return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
         sequences = super().generate(inputs, generation_config, *args, **kwargs)
         if streamer is not None:
             _replay(streamer, kwargs["input_ids"] if inputs is None else inputs, sequences)
         return sequences
-
-
-def _in_vocabulary(stops: Sequence[str], tokenizer: Any) -> list[str]:
-    """Return the stop strings that tokens can spell; transformers refuses the others, which no answer can hold."""
-
-    def is_known(stop: str) -> bool:
-        try:
-            StopStringCriteria(tokenizer, [stop])
-        except ValueError:
-            return False
-        return True
-
-    return [stop for stop in stops if is_known(stop)]
 
 
 def _replay(streamer: Any, prompt: Tensor, sequences: Tensor) -> None:
@@ -131,14 +136,39 @@ def _replay(streamer: Any, prompt: Tensor, sequences: Tensor) -> None:
     streamer.end()
 
 
-class _EndOfServer(StoppingCriteria):
-    def __init__(self, stopping: threading.Event) -> None:
-        self.stopping = stopping
+class _Bounds(StoppingCriteria):
+    """Ends `generate` by an error, for an answer cut by the clock would look like a whole one."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self.stopping, self.seconds, self.begin = model.stopping, model.answer_seconds, time.monotonic()
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if self.stopping.is_set():
             raise ServerStopping("The server is shutting down; ask again when it is back.")
+        if time.monotonic() - self.begin > self.seconds:
+            raise RequestError(
+                f"The answer takes more than the {self.seconds:g} seconds that this server gives one; "
+                "ask for fewer tokens (max_tokens) or beams, or send a shorter text.",
+                code="timeout",
+            )
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+class _Stops(StoppingCriteria):
+    """Ends one answer once a stop string stands in it.
+
+    transformers' own compares each stop string with each token of the vocabulary first, which grows with their product.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self.tokenizer, self.stops = tokenizer, stops
+        self.reach = 8 + 4 * max(map(len, stops))
+        """Tokens to look back: a character has four bytes at most, and each may be a token."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        text = self.tokenizer.decode(input_ids[0, -self.reach :], skip_special_tokens=True).strip("\ufffd")
+        is_there = any(stop in text for stop in self.stops)
+        return torch.full((input_ids.shape[0],), is_there, dtype=torch.bool, device=input_ids.device)
 
 
 class OneThread(GenerationState):
@@ -185,18 +215,37 @@ class FolderGenerateManager(GenerateManager):
 
 
 class _ForEvents:
-    """A model whose errors can be written into an event: the handlers put their text between two quotes, by hand."""
+    """A model for answers in pieces: all its text arrives, and its errors can be written into an event.
+
+    The handlers put an error's text between two quotes, by hand.
+    """
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
 
-    def generate(self, **kwargs: Any) -> Any:
+    def generate(self, *, streamer: Any, **kwargs: Any) -> Any:
         try:
-            return self.model.generate(**kwargs)
+            return self.model.generate(streamer=_WholeText(streamer, kwargs["tokenizer"]), **kwargs)
         except (RuntimeError, ValueError) as error:
-            if not isinstance(error, ServerStopping):
+            if not isinstance(error, ServerStopping | RequestError):
                 logger.exception("An answer could not be streamed to its end.")
             raise RuntimeError(json.dumps(str(error))[1:-1]) from error
+
+
+class _WholeText(BaseStreamer):
+    """transformers' streamer with our decoding, and with what it has left at the end."""
+
+    def __init__(self, streamer: Any, tokenizer: Any) -> None:
+        self.streamer, self.pieces = streamer, AnswerPieces(tokenizer)
+        streamer._decode_stream = self.pieces
+
+    def put(self, value: Tensor) -> None:
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        if rest := self.pieces.rest():
+            self.streamer._enqueue(rest)
+        self.streamer.end()
 
 
 class FolderManager(ModelManager):
@@ -213,11 +262,29 @@ class FolderManager(ModelManager):
             names: what a request may call the model; the first is what the server calls it.
             created: when the folder was made, in seconds since 1970.
             limits: what it can take.
+
+        Raises:
+            TemplateFault: if the tokenizer's chat template cannot be rendered.
         """
         super().__init__()
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
         self.model, self.tokenizer, self.names, self.created, self.limits = model, tokenizer, names, created, limits
+        self.longest_token = max(map(len, tokenizer.get_vocab()))
+        self.tokenizing = threading.Lock()  # a tokenizer that is set up and used at once says "Already borrowed"
+        self.chat_template: ChatTemplate | None = None
+        """None: the last message is the source."""
+        if tokenizer.chat_template is not None:
+            self.chat_template = ChatTemplate(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+            self.chat_template.render("text", MAX_BODY_BYTES)
+
+    def close(self) -> None:
+        """End what serving began."""
+        if self.chat_template is not None:
+            self.chat_template.close()
+
+    @staticmethod
+    def get_model_modality(model: Any, processor: Any = None) -> Modality:
+        """Return what the handlers ask of each request: the model reads text alone."""
+        return Modality.LLM
 
     def check_name(self, name: Any) -> None:
         """Refuse a request for another model; none named is this one.
@@ -226,7 +293,7 @@ class FolderManager(ModelManager):
             RequestError: 404, as OpenAI's servers answer.
         """
         if name is not None and name not in self.names:
-            shown = name if isinstance(name, str) else json.dumps(name)
+            shown = name if isinstance(name, str) else json.dumps(name)  # no deeper than json can write
             raise RequestError(
                 f"The model {shown[:200]!r} is not served here; use {self.names[0]!r}.",
                 param="model",
@@ -234,9 +301,54 @@ class FolderManager(ModelManager):
                 status=404,
             )
 
-    def count_tokens(self, source: str) -> int:
-        """Return a source's tokens, end of sequence included."""
-        return len(self.tokenizer(source, add_special_tokens=False).input_ids) + 1
+    def inputs_of(self, door: str, source: str) -> Any:
+        """Return what `generate` takes: the ids (1, S) of a source, or of what the chat template makes of it.
+
+        Raises:
+            RequestError: if it is too long, or the template fails with it.
+        """
+        param = SOURCE_FIELD[door]
+        check_characters(source, self.longest_token, self.limits, param)
+        text = source
+        if self.chat_template is not None and door != COMPLETION:
+            text = self._in_chat(self.chat_template, source, param)
+            check_characters(text, self.longest_token, self.limits, param)
+        with self.tokenizing:
+            inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            check_length(inputs.input_ids.shape[1] + 1, self.limits, param)
+            return self.tokenizer(text, return_tensors="pt") if door == COMPLETION else inputs
+
+    @staticmethod
+    def _in_chat(template: ChatTemplate, source: str, param: str) -> str:
+        try:
+            return template.render(source, MAX_BODY_BYTES)
+        except TemplateFault as fault:
+            raise RequestError(
+                f"The chat template of this model fails with this text: {fault}; send another text, or this one to "
+                "/v1/completions, which uses no template.",
+                param=param,
+            ) from fault
+
+
+class PreparedText:
+    """A tokenizer whose work on one text is done, for handlers that do it on the event loop."""
+
+    response_template = None
+    """Answers are plain text."""
+
+    def __init__(self, tokenizer: Any, inputs: Any) -> None:
+        """Take the tokenizer for all else, and what it made of the text."""
+        self._wrapped, self._inputs = tokenizer, inputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the ids that are there."""
+        return self._inputs
+
+    apply_chat_template = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the tokenizer."""
+        return getattr(self._wrapped, name)
 
 
 class FolderHandler(BaseHandler):
@@ -244,22 +356,32 @@ class FolderHandler(BaseHandler):
 
     door: str
 
-    def _validate_request(self, body: dict[str, Any]) -> None:
-        """Refuse what cannot be answered, and leave in the body only the source and what is asked of it."""
+    def prepare(self, data: bytes) -> dict[str, Any]:
+        """Return what transformers' handler may see of a request: its text in tokens, and what is asked of it.
+
+        Raises:
+            RequestError: for what cannot be answered.
+            HTTPException: for a field that OpenAI's API does not know.
+        """
+        body, manager, field = parse_object(data), self.model_manager, SOURCE_FIELD[self.door]
         super()._validate_request(body)
-        manager, field = self.model_manager, SOURCE_FIELD[self.door]
         manager.check_name(body.get("model"))
         source = source_of(self.door, body)
-        check_length(manager.count_tokens(source), manager.limits, field)
         settings, stream = settings_of(body, manager.limits), is_stream(body)
-        body.clear()
-        body[field] = [{"role": "user", "content": source}] if self.door == CHAT else source
-        body |= {"stream": stream, "settings": settings}  # without `stream` transformers streams /v1/responses
+        return {
+            field: [{"role": "user", "content": source}] if self.door == CHAT else source,
+            "inputs": manager.inputs_of(self.door, source),
+            "settings": settings,
+            "stream": stream,  # without it transformers streams /v1/responses
+        }
+
+    def _validate_request(self, body: dict[str, Any]) -> None:
+        """Do nothing: `prepare` did."""
 
     def _resolve_model(self, body: dict[str, Any]) -> tuple[str, ServedModel, Any]:
-        """Return the name for the answer, the model and the tokenizer."""
+        """Return the name for the answer, the model, and a tokenizer for this one text."""
         manager = self.model_manager
-        return manager.names[0], manager.model, manager.tokenizer
+        return manager.names[0], manager.model, PreparedText(manager.tokenizer, body["inputs"])
 
     def _build_generation_config(
         self, body: dict[str, Any], model_generation_config: GenerationConfig, use_cb: bool = False
@@ -293,65 +415,108 @@ class InputHandler(FolderHandler, ResponseHandler):
 
 
 def build_app(manager: FolderManager, state: GenerationState) -> Any:
-    """Return transformers' application for one folder, with errors as OpenAI's servers write them."""
-    app = build_server(
-        manager,
-        ChatHandler(manager, state),
-        completion_handler=PromptHandler(manager, state),
-        response_handler=InputHandler(manager, state),
-        transcription_handler=None,
-        systemone_handler=None,
-        generation_state=state,
+    """Return the application for one folder: transformers' handlers, with errors as OpenAI's servers write them."""
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    doors = {
+        "/v1/chat/completions": ChatHandler(manager, state),
+        "/v1/completions": PromptHandler(manager, state),
+        "/v1/responses": InputHandler(manager, state),
+    }
+    posts = {path: _door(handler) for path, handler in doors.items()} | {"/load_model": _loading(manager)}
+    gets = {
+        "/v1/models": {"object": "list", "data": [_card(manager)]},
+        "/health": {"status": "ok"},
+    }
+    return Starlette(
+        routes=[
+            *(Route(path, answer, methods=["POST"]) for path, answer in posts.items()),
+            *(Route(path, _always(content), methods=["GET"]) for path, content in gets.items()),
+        ],
+        exception_handlers=_error_handlers(),
     )
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
-    _add_routes(app, manager)
-    app.add_middleware(BodyLimit)
-    _add_error_handlers(app)
-    return app
 
 
-def _add_routes(app: Any, manager: FolderManager) -> None:
-    """List the one model, and tell `transformers chat`, which asks for it first, that it is there."""
-    from fastapi.responses import Response
+def _card(manager: FolderManager) -> dict[str, Any]:
+    return {"id": manager.names[0], "object": "model", "created": manager.created, "owned_by": "seqloom"}
 
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        model = {"id": manager.names[0], "object": "model", "created": manager.created, "owned_by": "seqloom"}
-        return {"object": "list", "data": [model]}
 
-    @app.post("/load_model")
-    async def load_model(body: dict[str, Any]) -> Response:
+def _always(content: Any) -> Callable[[Any], Any]:
+    from starlette.responses import JSONResponse
+
+    async def answer(request: Any) -> Any:
+        return JSONResponse(content)
+
+    return answer
+
+
+def _door(handler: FolderHandler) -> Callable[[Any], Any]:
+    async def answer(request: Any) -> Any:
+        name = request.headers.get(REQUEST_ID, "")
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= MAX_DETAIL):  # what any client can read
+            name = str(uuid.uuid4())
+        prepared = await asyncio.to_thread(handler.prepare, await _read(request))
+        response = await handler.handle_request(prepared, name)
+        response.headers[REQUEST_ID] = name
+        return response
+
+    return answer
+
+
+def _loading(manager: FolderManager) -> Callable[[Any], Any]:
+    """Tell `transformers chat`, which asks for its model first, that it is there."""
+    from starlette.responses import Response
+
+    async def answer(request: Any) -> Any:
+        body = await asyncio.to_thread(parse_object, await _read(request))
         manager.check_name(body.get("model"))
         event = {"status": "ready", "model": manager.names[0], "cached": True}
         return Response(f"data: {json.dumps(event)}\n\n", media_type="text/event-stream")
 
-
-class BodyLimit:
-    """Refuses a request before its body is read, if that is too long or of unknown length."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Answer 411 or 413, or pass the request on."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
-            if not length.isdecimal():
-                await _answer(411, "A request needs the header Content-Length.")(scope, receive, send)
-                return
-            if int(length) > MAX_BODY_BYTES:
-                text = f"The request has {int(length):,} bytes, and this server takes {MAX_BODY_BYTES:,}; shorten it."
-                await _answer(413, text)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+    return answer
 
 
-def _add_error_handlers(app: Any) -> None:
-    from fastapi.exceptions import RequestValidationError
+async def _read(request: Any) -> bytes:
+    """Return a request's body, if it is JSON that comes to its end and is not too long.
+
+    Why JSON by name: any web page may have a browser send plain text to a server on its machine, but not that type.
+
+    Raises:
+        RequestError: with the status that HTTP has for it.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise RequestError(
+            f"The request is of type {json.dumps(media_type[:MAX_DETAIL])}; send it with Content-Type: "
+            "application/json.",
+            status=415,
+        )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal():
+        _check_size(int(length[:20]))
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                _check_size(len(body), "at least ")
+    except TimeoutError as error:
+        raise RequestError(
+            f"The request did not arrive whole within {BODY_SECONDS:g} seconds; send it again.", status=408
+        ) from error
+    return bytes(body)
+
+
+def _check_size(num_bytes: int, at_least: str = "") -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        text = f"The request has {at_least}{num_bytes:,} bytes, and this server takes {MAX_BODY_BYTES:,}; shorten it."
+        raise RequestError(text, status=413)
+
+
+def _error_handlers() -> dict[type[Exception], Callable[[Any, Any], Any]]:
     from starlette.exceptions import HTTPException
-
-    def misshapen(error: RequestValidationError) -> Any:
-        return _answer(400, f"The request is no JSON object: {_sentence(error.errors()[0].get('msg', ''))}")
+    from starlette.requests import ClientDisconnect
 
     def unknown(error: Exception) -> Any:  # the server prints the traceback
         return _answer(500, f"{type(error).__name__} while answering; the server's own output says more.")
@@ -359,16 +524,18 @@ def _add_error_handlers(app: Any) -> None:
     answers: dict[type[Exception], Callable[[Any], Any]] = {
         RequestError: lambda error: _answer(error.status, str(error), param=error.param, code=error.code),
         HTTPException: lambda error: _answer(error.status_code, _sentence(error.detail)),
-        RequestValidationError: misshapen,
+        ClientDisconnect: lambda error: _answer(400, "The request ended before its body did."),
         ServerStopping: lambda error: _answer(503, str(error)),
         Exception: unknown,
     }
-    for kind, answer in answers.items():
 
-        async def handle(request: Any, error: Exception, answer: Callable[[Any], Any] = answer) -> Any:
+    def handler(answer: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+        async def handle(request: Any, error: Exception) -> Any:
             return answer(error)
 
-        app.add_exception_handler(kind, handle)
+        return handle
+
+    return {kind: handler(answer) for kind, answer in answers.items()}
 
 
 def _answer(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Any:
@@ -378,7 +545,7 @@ def _answer(status: int, message: str, *, param: str | None = None, code: str | 
 
 
 def _sentence(detail: Any) -> str:
-    return f"{str(detail).rstrip('.')}."
+    return f"{str(detail).rstrip('.')[:MAX_DETAIL]}."
 
 
 __all__ = ["FolderManager", "ServedModel", "ServerStopping", "build_app"]

@@ -29,6 +29,7 @@ from seqloom.hub.files import read_object
 from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, no_loading_bar
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.verify import check_folder
+from seqloom_cli.command import visible
 
 if TYPE_CHECKING:
     from seqloom.hub.serving.chat_server import FolderManager
@@ -160,6 +161,7 @@ def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager"
         ValueError: if the weights are missing or broken.
     """
     from seqloom.hub.serving.chat_server import FolderManager, ServedModel
+    from seqloom.hub.serving.chat_template import TemplateFault
 
     try:
         with no_loading_bar():
@@ -171,13 +173,19 @@ def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager"
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     created = int((Path(folder) / "config.json").stat().st_mtime)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return FolderManager(model, tokenizer, names=names_of(folder), created=created, limits=limits)
+    try:
+        return FolderManager(model, tokenizer, names=names_of(folder), created=created, limits=limits)
+    except TemplateFault as fault:
+        raise ValueError(
+            f"The chat template of {folder} cannot be used: {fault}; mend chat_template.jinja, or delete it: then the "
+            "last user message is the source as it is."
+        ) from fault
 
 
 def _announce(name: str, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"Serving {name} at http://{shown}:{port}/v1; Ctrl-C ends it.")
+    print(f"Serving {visible(name, one_line=True)} at http://{shown}:{port}/v1; Ctrl-C ends it.")
     if not ip_address(host).is_loopback:
         print(f"Whoever reaches {shown} can use the model: the server asks for no password.", file=sys.stderr)
 
@@ -188,13 +196,43 @@ def _run(manager: "FolderManager", listener: socket.socket) -> None:
 
     from seqloom.hub.serving.chat_server import OneThread, build_app
 
-    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # it repeats uvicorn's line on each request
+    _set_up_log()
     state = OneThread()
-    patience = int(2 * SECONDS_TO_FINISH)
-    server = uvicorn.Server(uvicorn.Config(build_app(manager, state), timeout_graceful_shutdown=patience))
+    config = uvicorn.Config(
+        build_app(manager, state),
+        http="h11",  # comes with uvicorn, and refuses bytes in a path that are no ASCII
+        ws="none",
+        log_config=None,
+        timeout_graceful_shutdown=int(2 * SECONDS_TO_FINISH),
+    )
+    server = uvicorn.Server(config)
     with _clean_end(server, manager.model.stopping):
         server.run(sockets=[listener])
     state.wait(SECONDS_TO_FINISH)
+    manager.close()
+
+
+def _set_up_log() -> None:
+    """Print what the server says of itself and of each request, as a line that no request can forge."""
+    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # it repeats uvicorn's line on each request
+    printer = logging.StreamHandler()
+    printer.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
+    for name in ("uvicorn", "seqloom"):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [printer], False
+        log.setLevel(logging.INFO)
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record with what a terminal would obey shown, line breaks included; a traceback keeps its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the record's line."""
+        return visible(super().formatMessage(record), one_line=True)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return a traceback."""
+        return visible(super().formatException(ei))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -169,6 +170,51 @@ def test_a_reader_who_leaves_does_not_stop_the_others(server):
     assert server.ask("abc") == server.written("abc")
 
 
+def raw(server, *parts, end=True):
+    """Send bytes as they are; return the first line of the answer."""
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=START_SECONDS) as connection:
+        for part in parts:
+            connection.sendall(part)
+        if end:
+            connection.shutdown(socket.SHUT_WR)
+        return connection.makefile("rb").readline().decode("latin-1").strip()
+
+
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+RAW = {
+    "huge": (POST + b"Content-Length: 99999999999\r\n\r\n{}", "413"),
+    "too many digits": (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}", "400"),
+    "chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "400"),
+    "no JSON": (POST + b"Content-Length: 2\r\n\r\n\xff\xfe", "400"),
+    "gzip": (POST + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00", "400"),
+    "odd path": (b"GET /%1b%5b2J%0aINFO:?\x7e HTTP/1.1\r\nHost: a\r\n\r\n", "404"),
+    "bytes in the path": (b"GET /health?\xff\x9b2J HTTP/1.1\r\nHost: a\r\n\r\n", "400"),
+    "no HTTP": (b"\x16\x03\x01\x02\x00", "400"),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_bytes_that_are_no_request_are_refused(server, name):
+    sent, status = RAW[name]
+    assert raw(server, sent, end=False).startswith(f"HTTP/1.1 {status}")
+
+
+def test_a_body_that_ends_early_leaves_the_server_standing(server):
+    raw(server, POST + b"Content-Length: 100\r\n\r\n{")
+    raw(server, POST + b"Transfer-Encoding: chunked\r\n\r\nff\r\n{")
+    assert server.ask("abc") == server.written("abc")
+
+
+def test_a_prompt_of_four_megabytes_holds_up_nobody(server):
+    """It took 27 seconds on the event loop; here it is refused by its length."""
+    with pytest.raises(openai.BadRequestError, match=r"has 4,000,000 characters, and this server takes 1,024: 64 tok"):
+        server.client.completions.create(model=server.name, prompt="a" * 4_000_000)
+    with pytest.raises(openai.APIStatusError, match=r"bytes, and this server takes 4,194,304; shorten it\.") as raised:
+        server.client.completions.create(model=server.name, prompt="a" * 4_200_000)
+    assert raised.value.status_code == 413
+
+
 def test_the_readmes_example_runs(server, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "OpenAI(" in block]
@@ -185,6 +231,8 @@ def test_sigterm_ends_it_as_done(server):
     assert code == 0, printed
     assert "Traceback" not in printed
     assert "Finished server process" in printed
+    assert '"GET /%1B%5B2J%0AINFO%3A?~ HTTP/1.1" 404' in printed
+    assert "\x1b" not in printed
 
 
 def test_ctrl_c_ends_a_server_of_beams_after_the_answer_in_work(folders):

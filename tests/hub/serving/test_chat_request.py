@@ -7,13 +7,16 @@ import pytest
 from seqloom.hub.serving.chat_request import (
     CHAT,
     COMPLETION,
+    MAX_DEPTH,
     NOT_DONE,
     RESPONSE,
     Limits,
     RequestError,
+    check_characters,
     check_length,
     error_body,
     is_stream,
+    parse_object,
     settings_of,
     source_of,
 )
@@ -104,6 +107,77 @@ def test_a_source_without_tokens_is_refused():
         check_length(1, LIMITS, "prompt")
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens():
+    check_characters("a" * 2000, 20, LIMITS, "prompt")
+    check_characters("a" * 1600, 3, LIMITS, "prompt")  # blanks may stand together in one token
+    with pytest.raises(RequestError) as raised:
+        check_characters("a" * 2001, 20, LIMITS, "prompt")
+    assert str(raised.value) == (
+        "The source text has 2,001 characters, and this server takes 2,000: 100 tokens of at most 20; shorten it."
+    )
+    assert (raised.value.code, raised.value.param, raised.value.status) == ("context_length_exceeded", "prompt", 400)
+
+
+# Bytes ---------------------------------------------------------------------------------------------------------------
+
+
+def nested(depth, inner="1"):
+    """An object in which lists stand, `depth` deep in all."""
+    return '{"a":' + "[" * (depth - 1) + inner + "]" * (depth - 1) + "}"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"{}", {}),
+        (' {"a": "今"}\n'.encode(), {"a": "今"}),
+        (b'{"a": [1e400, -0.0, 1e-400]}', {"a": [float("inf"), 0.0, 0.0]}),  # numbers are looked at where they are used
+        (b'{"a": {"b": 1}, "b": {"b": 2}}', {"a": {"b": 1}, "b": {"b": 2}}),
+        ('{"a": ' + "9" * 4300 + "}", {"a": int("9" * 4300)}),
+    ],
+)
+def test_json_is_read(data, expected):
+    assert parse_object(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "Expecting value at character 1"),
+        (b"{", "Expecting property name enclosed in double quotes at character 2"),
+        (b'{"a": 1}x', "Extra data at character 9"),
+        (b"[1]", "it is [1]"),
+        (b"null", "it is null"),
+        (b'{"a": "\xff"}', "byte 8 is not UTF-8"),
+        ("{}".encode("utf-16"), "byte 1 is not UTF-8"),
+        (b'{"a": "\xed\xa0\xbd"}', "byte 8 is not UTF-8"),  # half of a surrogate pair, as bytes
+        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b'{"a": [-Infinity]}', "-Infinity is no number of JSON"),
+        (b'{"a": 1, "a": 1}', '"a" stands in it twice'),
+        (b'{"x": {"\\ud83d": 1, "\\ud83d": 1}}', "'\\ud83d' stands in it twice"),
+        ('{"a": ' + "9" * 4301 + "}", "a number has more than 4,300 digits"),
+        (nested(MAX_DEPTH + 1), f"lists and objects stand in each other more than {MAX_DEPTH} deep"),
+        (nested(900), f"lists and objects stand in each other more than {MAX_DEPTH} deep"),
+        (nested(100_000), f"lists and objects stand in each other more than {MAX_DEPTH} deep"),
+        ('{"a":' * 990 + "1" + "}" * 990, f"lists and objects stand in each other more than {MAX_DEPTH} deep"),
+        ("[" * 900 + "]" * 900, "it is a list"),
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_what_python_reads_and_json_does_not_allow_is_refused(data, reason):
+    with pytest.raises(RequestError) as raised:
+        parse_object(data)
+    assert str(raised.value) == f"The request is no JSON object: {reason}."
+    assert str(raised.value).encode(), "it has to be sent"
+    assert raised.value.status == 400
+
+
+def test_the_deepest_json_may_be_shown():
+    parsed = parse_object(nested(MAX_DEPTH))
+    with pytest.raises(RequestError, match=r"n=\{.*\[.* is not something this server does"):
+        settings_of({"n": parsed}, LIMITS)
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -161,6 +235,11 @@ def test_a_generation_config_is_taken_on_top_of_the_folders(fields, more, expect
         ({"temperature": float("nan")}, "temperature=NaN must be a number"),
         ({"temperature": [1]}, "temperature=[1] must be a number"),
         ({"temperature": 10**400}, "... must be a number from 0 to 10."),
+        ({"temperature": 1e-320}, "must be 0, which searches, or a number from 1e-06 to 10."),
+        ({"temperature": 9.9e-7}, "temperature=9.9e-07 must be 0, which searches, or a number from 1e-06 to 10."),
+        ({"max_tokens": 10**9}, "max_tokens=1000000000 must be a whole number from 1 to 100."),
+        ({"max_tokens": 1e9}, "max_tokens=1000000000.0 must be a whole number from 1 to 100."),
+        ({"best_of": 10**9}, "best_of=1000000000 is not something this server does; it gives one answer a request."),
         ({"top_p": 0}, "top_p=0 must be a number from 1e-06 to 1."),
         ({"frequency_penalty": -1}, "frequency_penalty=-1 must be a number from -0.99 to 2."),
         ({"max_tokens": 0}, "max_tokens=0 must be a whole number from 1 to 100."),
@@ -180,9 +259,16 @@ def test_a_generation_config_is_taken_on_top_of_the_folders(fields, more, expect
         ({"logprobs": True}, "logprobs=true is not something this server does; "),
         ({"tools": [{}]}, "tools=[{}] is not something this server does; the model calls no tools."),
         ({"response_format": {"type": "json_object"}}, "the model writes plain text."),
-        ({"generation_config": "{"}, 'generation_config="{" must be a JSON object as text.'),
+        (
+            {"generation_config": "{"},
+            "generation_config is no JSON object: Expecting property name enclosed in double quotes at character 2.",
+        ),
+        ({"generation_config": '{"top_k": NaN}'}, "generation_config is no JSON object: NaN is no number of JSON."),
+        ({"generation_config": "[" * 5000}, "generation_config is no JSON object: lists and objects stand in each ot"),
+        ({"generation_config": '{"top_k": ' + "9" * 5000 + "}"}, "a number has more than 4,300 digits."),
         ({"generation_config": {}}, "generation_config={} must be a JSON object as text."),
-        ({"generation_config": "[]"}, "must be a JSON object as text."),
+        ({"generation_config": "[]"}, "generation_config is no JSON object: it is []."),
+        ({"generation_config": '{"length_penalty": 100}'}, "length_penalty=100 must be a number from -5 to 5."),
         ({"generation_config": '{"num_beams": 65}'}, "num_beams=65 must be a whole number from 1 to 64."),
         ({"generation_config": '{"do_sample": 1}'}, "do_sample=1 must be true or false."),
         ({"generation_config": '{"\\ud83d": 1}'}, "generation_config holds '\\ud83d'; this server takes"),
@@ -197,7 +283,7 @@ def test_wrong_settings_are_refused(body, sentence):
         settings_of(body, LIMITS)
     assert sentence in str(raised.value)
     assert str(raised.value).encode(), "it has to be sent"
-    assert raised.value.param.split(".")[0] in {*body, "num_beams", "do_sample"}
+    assert raised.value.param.split(".")[0] in {*body, "num_beams", "do_sample", "length_penalty"}
     assert len(str(raised.value)) < 250
 
 

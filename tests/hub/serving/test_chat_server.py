@@ -3,7 +3,9 @@
 The real process and the real client are in tests/system/test_server.py.
 """
 
+import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -221,6 +223,42 @@ def test_a_tokenizer_without_a_chat_template_reads_the_message(folders, tmp_path
     assert text_of(ask(server, "abc")) == written(server, "abc", max_new_tokens=20)
 
 
+def with_template(template, root, taught_model, char_tokenizer):
+    taught_model().save_pretrained(root)
+    tokenizer = char_tokenizer(CHARACTERS)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(root)
+    return serve(root)
+
+
+def test_the_folders_chat_template_is_obeyed_by_chat_and_responses_alone(tmp_path, taught_model, char_tokenizer):
+    template = "ab{% for message in messages %}{{ message.content | upper }}{% endfor %}"
+    server = with_template(template, tmp_path, taught_model, char_tokenizer)
+    expected = written(server, "abCDE", max_new_tokens=20)
+    assert text_of(ask(server, "cde")) == "".join(pieces(server, "cde")[0]) == expected
+    answer = server.client.post(RESPONSES, json={"input": "cde", "stream": False}).json()
+    assert answer["output"][0]["content"][0]["text"] == expected
+    answer = server.client.post(COMPLETIONS, json={"prompt": "cde"}).json()
+    assert answer["choices"][0]["text"] == written(server, "cde", max_new_tokens=20) != expected
+    server.manager.close()
+
+
+def test_a_chat_template_that_fails_with_a_text_is_a_sentence_and_the_advice_helps(
+    tmp_path, taught_model, char_tokenizer
+):
+    template = "{% if 'm' in messages[0].content %}{% for i in range(10 ** 9) %}{% endfor %}{% endif %}{{ 'a' * 300 }}"
+    server = with_template(template, tmp_path, taught_model, char_tokenizer)
+    response = server.client.post(CHAT, json={"messages": messages("mm")})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.startswith("The chat template of this model fails with this text: OverflowError: Range too big. ")
+    assert message.endswith("; send another text, or this one to /v1/completions, which uses no template.")
+    assert server.client.post(COMPLETIONS, json={"prompt": "mm"}).status_code == 200
+    response = server.client.post(CHAT, json={"messages": messages("a")})
+    assert response.json()["error"]["message"].startswith("The source text has 301 tokens, and this server takes 256; ")
+    server.manager.close()
+
+
 # Wrong requests ------------------------------------------------------------------------------------------------------
 
 BODIES = {
@@ -243,7 +281,21 @@ BODIES = {
     "streamed": (400, CHAT, {"messages": messages("a"), "n": 2, "stream": True}, "n=2 is not something this server do"),
     "stream": (400, CHAT, {"messages": messages("a"), "stream": 1}, "stream=1 must be true or false."),
     "field": (422, CHAT, {"messages": messages("a"), "colour": 1}, "Unexpected fields in the request: {'colour'}."),
-    "list": (400, CHAT, [1], "The request is no JSON object: Input should be a valid dictionary."),
+    "list": (400, CHAT, [1], "The request is no JSON object: it is [1]."),
+    "long": (
+        400,
+        CHAT,
+        {"messages": messages("a" * 1025)},
+        "The source text has 1,025 characters, and this server takes 1,024: 64 tokens of at most 16; shorten it, or ",
+    ),
+    "tokens": (400, COMPLETIONS, {"prompt": "a", "max_tokens": 10**9}, "max_tokens=1000000000 must be a whole number"),
+    "stops": (400, COMPLETIONS, {"prompt": "a", "stop": ["a"] * 10_000}, 'stop=["a", "a", '),
+    "many fields": (
+        422,
+        CHAT,
+        {f"colour{number}": 1 for number in range(9999)},
+        "Unexpected fields in the request: {",
+    ),
     "prompt": (400, COMPLETIONS, {"prompt": ["a"]}, 'prompt holds "a"; this model reads text'),
     "input": (400, RESPONSES, {"input": {}}, "input holds {} where the source text is expected"),
     "no such route": (404, "/v1/chat", {}, "Not Found."),
@@ -254,7 +306,7 @@ BODIES = {
 
 
 CODES = {"unknown model": "model_not_found", "no name": "model_not_found", "other folder": "model_not_found"}
-CODES |= {"too long": "context_length_exceeded"}
+CODES |= {"too long": "context_length_exceeded", "long": "context_length_exceeded"}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -266,29 +318,145 @@ def test_a_bad_request_is_answered_in_openais_words(greedy, name):
     assert error["message"].startswith(sentence)
     assert error["type"] == "invalid_request_error"
     assert error["code"] == CODES.get(name)
+    assert len(error["message"]) < 1000
     assert text_of(ask(greedy, "abc")) == written(greedy, "abc")
 
 
 @pytest.mark.parametrize(
     ("content", "status", "sentence"),
     [
-        (b"{", 400, "The request is no JSON object: JSON decode error."),
+        (b"{", 400, "The request is no JSON object: Expecting property name enclosed in double quotes at character 2."),
         (b"", 400, "The request is no JSON object: "),
         (b"\xff\xfe", 400, "The request is no JSON object: "),
-        (b"[" * 100_000, 400, "There was an error parsing the body."),
+        (
+            b"[" * 100_000,
+            400,
+            "The request is no JSON object: lists and objects stand in each other more than 32 deep.",
+        ),
+        (
+            b'{"prompt": "a", "n": ' + b"[" * 900 + b"]" * 900 + b"}",
+            400,
+            "The request is no JSON object: lists and obj",
+        ),
+        (b'{"messages": [], "seed": ' + b"9" * 5000 + b"}", 400, "The request is no JSON object: a number has more th"),
+        (b'{"messages": [], "messages": []}', 400, 'The request is no JSON object: "messages" stands in it twice.'),
+        (b'{"temperature": Infinity}', 400, "The request is no JSON object: Infinity is no number of JSON."),
         (
             b'{"messages": [{"role": "user", "content": "a\\ud83d"}]}',
             400,
             "Character 2 of the source text is half of a",
         ),
         (b" " * 5_000_000, 413, "The request has 5,000,000 bytes, and this server takes 4,194,304; shorten it."),
-        (iter([b"{}"]), 411, "A request needs the header Content-Length."),
+        (iter([b"{", b"}"]), 400, "messages=null must be a list of messages"),  # in chunks, of unknown length
+        (
+            iter([b" " * 3_000_000] * 2),
+            413,
+            "The request has at least 6,000,000 bytes, and this server takes 4,194,304",
+        ),
     ],
     ids=lambda value: repr(value)[:12] if isinstance(value, bytes) else None,
 )
 def test_bytes_that_are_no_request_are_refused(greedy, content, status, sentence):
     response = greedy.client.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["message"][: len(sentence)]) == (status, sentence)
+
+
+@pytest.mark.parametrize("media_type", [None, "text/plain", "application/x-www-form-urlencoded", "\x1b[2J"])
+def test_what_is_not_said_to_be_json_is_refused_as_a_web_page_could_send_it(greedy, media_type):
+    headers = {} if media_type is None else {"content-type": media_type}
+    content = json.dumps({"messages": messages("abc")}).encode()
+    response = greedy.client.post(CHAT, content=content, headers=headers)
+    assert response.status_code == 415
+    shown = json.dumps((media_type or "").lower())
+    expected = f"The request is of type {shown}; send it with Content-Type: application/json."
+    assert response.json()["error"]["message"] == expected
+    for good in ("application/json", "Application/JSON; charset=utf-8"):
+        assert greedy.client.post(CHAT, content=content, headers={"content-type": good}).status_code == 200
+
+
+async def send(server, path, events):
+    """Send a request as events of ASGI; return status and body. Without events it is a GET."""
+    sent, waiting = [], list(events)
+
+    async def receive():
+        if not waiting:
+            await asyncio.sleep(3600)
+        return waiting.pop(0)
+
+    async def take(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "path": path, "query_string": b"", "headers": headers}
+    await server.client.app({**scope, "method": "POST" if events else "GET"}, receive, take)
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent))
+
+
+def test_a_body_that_ends_early_or_never_is_refused(greedy, monkeypatch):
+    half = {"type": "http.request", "body": b'{"messages": [', "more_body": True}
+    status, body = asyncio.run(send(greedy, CHAT, [half, {"type": "http.disconnect"}]))
+    assert (status, body["error"]["message"]) == (400, "The request ended before its body did.")
+    monkeypatch.setattr(chat_server, "BODY_SECONDS", 0.05)
+    status, body = asyncio.run(send(greedy, CHAT, [half]))
+    assert status == 408
+    assert body["error"]["message"] == "The request did not arrive whole within 0.05 seconds; send it again."
+
+
+def test_a_requests_name_comes_back_if_it_can_be_printed(greedy):
+    def name(asked):
+        headers = {"x-request-id": asked}
+        return greedy.client.post(CHAT, json={"messages": messages("abc")}, headers=headers).headers["x-request-id"]
+
+    assert name("mine 7") == "mine 7"
+    for odd in (b"\x80", b"\x1b[2J", b"a" * 501, b""):
+        assert len(name(odd)) == 36
+
+
+def test_health_is_quick_while_a_text_is_cut_into_tokens(greedy, monkeypatch):
+    """The tokenizer waits here until /health has been answered: on the event loop it would wait for ever."""
+    started, go_on = threading.Event(), threading.Event()
+    cut = greedy.manager.inputs_of
+
+    def slow(door, source):
+        started.set()
+        assert go_on.wait(60)
+        return cut(door, source)
+
+    monkeypatch.setattr(greedy.manager, "inputs_of", slow)
+
+    async def talk():
+        body = json.dumps({"messages": messages("abc")}).encode()
+        answer = asyncio.create_task(send(greedy, CHAT, [{"type": "http.request", "body": body}]))
+        await asyncio.to_thread(started.wait, 60)
+        _, health = await send(greedy, "/health", [])
+        is_open = not answer.done()
+        go_on.set()
+        return health, is_open, text_of((await answer)[1])
+
+    assert asyncio.run(talk()) == ({"status": "ok"}, True, written(greedy, "abc"))
+
+
+def test_a_text_without_end_never_reaches_the_tokenizer(greedy, monkeypatch):
+    monkeypatch.setattr(greedy.manager, "tokenizer", pytest.fail)
+    response = greedy.client.post(COMPLETIONS, json={"prompt": "a" * 4_000_000})
+    assert response.json()["error"]["message"].startswith("The source text has 4,000,000 characters, and this server t")
+
+
+def test_an_answer_that_takes_too_long_is_refused_and_the_advice_helps(server, monkeypatch):
+    body = {"messages": messages("abc"), "logit_bias": {str(server.tokenizer.eos_token_id): -100}}
+    clock = iter(range(10_000))
+    monkeypatch.setattr(chat_server, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # a second a token
+    monkeypatch.setattr(server.manager.model, "answer_seconds", 20)
+    response = server.client.post(CHAT, json={**body, "max_tokens": 40})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["message"] == (
+        "The answer takes more than the 20 seconds that this server gives one; ask for fewer tokens (max_tokens) or "
+        "beams, or send a shorter text."
+    )
+    assert error["code"] == "timeout"
+    assert events(server, CHAT, {**body, "max_tokens": 40})[-1] == {"error": error["message"]}
+    assert server.client.post(CHAT, json={**body, "max_tokens": 10}).status_code == 200
 
 
 def test_learned_positions_end_where_they_end(tmp_path, tiny_model, char_tokenizer):

@@ -1,6 +1,7 @@
 """`seqloom serve` before it serves: every way not to start says so in a sentence, and nothing is loaded for it."""
 
 import json
+import logging
 import re
 import shutil
 import socket
@@ -205,3 +206,35 @@ def test_the_folders_settings_stay_and_its_length_fits_the_limit(copy):
 def test_serve_folder_raises_for_python_callers_too(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         serve_folder(tmp_path)
+
+
+def test_a_chat_template_that_cannot_be_rendered_is_refused_and_the_advice_helps(copy, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "_run", lambda manager, listener: manager.close())
+    template = copy / "chat_template.jinja"
+    template.write_text("{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}")
+    assert fails(["serve", str(copy), "--port", "0"], capsys) == (
+        f"The chat template of {copy} cannot be used: it writes more than 4,194,304 characters; mend "
+        "chat_template.jinja, or delete it: then the last user message is the source as it is.\n"
+    )
+    template.unlink()
+    assert verbs.main(["serve", str(copy), "--port", "0"]) == 0
+
+
+def test_nothing_in_the_log_moves_a_cursor_or_begins_a_line(capsys):
+    before = {name: vars(logging.getLogger(name)).copy() for name in ("uvicorn", "seqloom")}
+    try:
+        serve._set_up_log()
+        logging.getLogger("uvicorn.access").info('%s - "GET %s"', "host", "/\x1b[2J\r\nINFO: forged\u202e")
+        try:
+            raise ValueError("\x1b[2J")
+        except ValueError:
+            logging.getLogger("seqloom.hub").exception("It failed: %s", "\x9b2J")
+        logging.getLogger("uvicorn.error").debug("unseen")
+    finally:
+        for name, fields in before.items():
+            vars(logging.getLogger(name)).update(fields)
+    first, second, *traceback = capsys.readouterr().err.splitlines()
+    assert first == r'INFO: host - "GET /\x1b[2J\r\nINFO: forged\u202e"'
+    assert second == r"ERROR: It failed: \x9b2J"
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert traceback[-1] == r"ValueError: \x1b[2J"
