@@ -357,7 +357,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
 
     def is_cut(self, ids: np.ndarray) -> np.ndarray:
         """Return which rows of decoded ids (B, T) lack an end of sequence, for they had no room for it; (B,)."""
-        return ~np.isin(ids[:, 1:], ends_of(self.model.config)).any(axis=1)
+        return np.isin(ids[:, 1:], ends_of(self.model.config)).sum(axis=1) == 0
 
     def _weigh(self, doubt: Doubt | None) -> None:
         """Keep what speaks against the scores of a set; while training, stop at a broken mouth and warn of the rest.
