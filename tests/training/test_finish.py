@@ -71,6 +71,8 @@ def test_a_damaged_model_is_brought_back_with_all_that_was_edited(finished, tmp_
     assert (after.pop("README.md"), before.pop("README.md"))[0] == b"# Mine"
     assert json.loads(after.pop("generation_config.json"))["num_beams"] == 7
     before.pop("generation_config.json")
+    vocabularies = [json.loads(each.pop("tokenizer.json"))["model"] for each in (before, after)]  # padding is a setting
+    assert vocabularies[0] == vocabularies[1]
     assert after == before
     train(recipe)
     assert "nothing to do" in capsys.readouterr().out

@@ -34,9 +34,9 @@ import torch
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.bundle import MANIFEST_NAME
+from seqloom.hub.files import SEAL_NAME as MANIFEST
 from seqloom.hub.files import read_object, sha256_of
 from seqloom.training.fault_tolerance.checkpoints import (
-    MANIFEST,
     PREPARED,
     RECIPE,
     STAGING,
