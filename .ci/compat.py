@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 SUITE = [
     "tests/modeling",  # contracts, and generate in all modes
     "tests/hub/test_bundle.py",
-    "tests/hub/test_chat_server.py",
+    "tests/hub/serving/test_chat_server.py",
     "tests/hub/test_generate.py",
     "tests/hub/test_pipeline_seqloom.py",
     "tests/test_seams.py",
