@@ -163,6 +163,8 @@ def try_together(results: dict[str, Any], what: str, do: Callable[[], None]) -> 
     """
     try:
         do()
+    except OSError:  # a disk that takes no results takes no word of that either
+        raise
     except Exception as error:
         if PartialState().num_processes > 1:
             raise

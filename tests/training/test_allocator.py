@@ -35,8 +35,10 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_a_second_round_of_the_same_tensors_asks_the_system_for_nothing() -> None:
-    kept, returned = faults("keep"), faults("return")
-    assert kept < 1_000 < returned
+    """A busy machine takes pages away and adds to the count, so the least of some rounds counts."""
+    kept = next((count for _ in range(5) if (count := faults("keep")) < 1_000), None)
+    assert kept is not None
+    assert faults("return") > 1_000
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,9 +118,12 @@ def test_missing_or_broken_weights_are_an_error_before_the_server_starts(copy, c
     monkeypatch.setattr(serve, "_run", pytest.fail)
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    expected = re.escape(f"The weights in {copy} cannot be read (") + r".+\); copy the folder again\.\n"
-    assert re.fullmatch(expected, fails(["serve", str(copy), "--port", "0"], capsys))
+    assert fails(["serve", str(copy), "--port", "0"], capsys) == (
+        f"{weights}: no whole safetensors file: it does not begin as a safetensors file; get it anew, or save the "
+        "model again.\n"
+    )
     weights.unlink()
+    expected = re.escape(f"The weights in {copy} cannot be read (") + r".+\); copy the folder again\.\n"
     assert re.fullmatch(expected, fails(["serve", str(copy), "--port", "0"], capsys))
 
 
@@ -213,8 +216,12 @@ def test_a_chat_template_that_cannot_be_rendered_is_refused_and_the_advice_helps
     template = copy / "chat_template.jinja"
     template.write_text("{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}")
     assert fails(["serve", str(copy), "--port", "0"], capsys) == (
-        f"The chat template of {copy} cannot be used: it writes more than 4,194,304 characters; mend "
-        "chat_template.jinja, or delete it: then the last user message is the source as it is.\n"
+        f"{template}: a chat template that does not get done with a conversation of four messages within 2 s, 1,024 "
+        "MiB and a million characters; delete the template, or get the folder anew.\n"
+    )
+    template.write_text("{{ nothing.of.that }}")
+    assert fails(["serve", str(copy), "--port", "0"], capsys).startswith(
+        f"The chat template of {copy} cannot be used: "
     )
     template.unlink()
     assert verbs.main(["serve", str(copy), "--port", "0"]) == 0
