@@ -245,7 +245,7 @@ class SeqloomConfig(PreTrainedConfig):
 
     def _check_sizes(self) -> None:
         """Refuse what nobody could build, before anything is built: a config.json may name any number."""
-        for name, most in _SIZES.items():
+        for name, most in LARGEST.items():
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
@@ -284,7 +284,7 @@ class SeqloomConfig(PreTrainedConfig):
             raise ValueError(f"init_std={self.init_std} is a standard deviation; use 0.02, or None for Xavier's.")
 
 
-_SIZES = {
+LARGEST = {
     "vocab_size": 1 << 24,  # the largest in use have a million entries
     "d_model": 1 << 16,
     "encoder_layers": 1000,  # the deepest Transformer that was trained, Wang et al. 2022
@@ -304,4 +304,4 @@ _FOREIGN_KEYS = frozenset(
     | {"encoder_layerdrop", "decoder_layerdrop", "forced_bos_token_id", "forced_eos_token_id"}
 )
 
-__all__ = ["MOST_BEAMS", "MOST_TOKENS", "MOST_WEIGHTS", "SeqloomConfig"]
+__all__ = ["LARGEST", "MOST_BEAMS", "MOST_TOKENS", "MOST_WEIGHTS", "SeqloomConfig"]

@@ -7,17 +7,14 @@ Each bound here is far above what any model of ours needs, and is said together 
 import hashlib
 import json
 import math
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.configuration_seqloom import LARGEST, MOST_BEAMS, MOST_TOKENS, SeqloomConfig
+from seqloom.hub.chat_template import ChatTemplate, TemplateFault
 from seqloom.hub.files import MOST_SETTINGS, read_object, read_text
 
 MOST_RECIPE = 1 << 20
@@ -42,17 +39,11 @@ MOST_BYTES = {
 """Pattern of names -> the largest file that is read; the first that fits counts. Other files are not read."""
 
 MOST = {
-    "*max_new_tokens": 100_000,
-    "*min_new_tokens": 100_000,
-    "*max_length": 100_000,
-    "*min_length": 100_000,
-    "num_beams": 256,
-    "num_beam_groups": 256,
-    "num_return_sequences": 256,
-    "num_assistant_tokens": 1_000,
-    "prompt_lookup_num_tokens": 1_000,
-    "*layers": 1_000,
-    "max_position_embeddings": 10_000_000,
+    **LARGEST,
+    "*layers": LARGEST["encoder_layers"],
+    **dict.fromkeys(("*max_new_tokens", "*min_new_tokens", "*max_length", "*min_length"), MOST_TOKENS),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), MOST_BEAMS),
+    **dict.fromkeys(("num_assistant_tokens", "prompt_lookup_num_tokens"), 1_000),
 }
 """Pattern of settings in config.json and generation_config.json -> the largest number that is obeyed."""
 
@@ -148,43 +139,20 @@ def _least_parameters(settings: Mapping[str, Any]) -> int:
 OUR_TEMPLATES = frozenset({"ea2ba42ff5a13ee50590215ca74686187d80aa2569926596339316859a268df1"})
 """SHA-256 of the templates that Seqloom writes, blanks at the ends left out."""
 
-SECONDS, MEMORY = 2, 1 << 30
-"""What a template of others may take for a short conversation: time of the processor, and bytes."""
+CPU_SECONDS, MOST_CHARACTERS = 2, 1 << 20
+"""What a template of others may take for a short conversation."""
 
-_RENDER = """
-import sys
-template = sys.stdin.buffer.read().decode(errors="replace")
-try:
-    import resource
-    for kind, most in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, int(sys.argv[2]))):
-        resource.setrlimit(kind, (most, most))
-except (ImportError, OSError, ValueError):
-    pass
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-loops = ["jinja2.ext.loopcontrols"]
-try:
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
-    messages = [{"role": role, "content": "a b"} for role in ("system", "user", "assistant", "user")]
-    length = 0
-    for text in sandbox.from_string(template).generate(messages=messages, add_generation_prompt=True):
-        length += len(text)
-        if length > 1 << 20:
-            raise MemoryError
-except MemoryError:
-    sys.exit(9)
-except Exception:
-    pass
-"""
-"""Renders a template as transformers does, in a process of its own; what fails there fails for its user, soon."""
+CONVERSATION = [{"role": role, "content": "a b"} for role in ("system", "user", "assistant", "user")]
 
 
 def template_faults(folder: Path, name: str) -> Iterator[str]:
     """Yield which of the chat templates in a file are too costly."""
     for template in _templates_in(folder / name):
-        if hashlib.sha256(template.strip().encode()).hexdigest() not in OUR_TEMPLATES and _is_costly(template):
+        is_ours = hashlib.sha256(template.strip().encode()).hexdigest() in OUR_TEMPLATES
+        if why := None if is_ours else _cost_of(template):
             yield (
-                f"a chat template that does not get done with a conversation of four messages within {SECONDS} s, "
-                f"{MEMORY >> 20:,} MiB and a million characters; delete the template, or get the folder anew."
+                f"a chat template that is not done with a conversation of four messages: {why}; delete the template, "
+                f"or get the folder anew."
             )
 
 
@@ -201,20 +169,16 @@ def _templates_in(path: Path) -> list[str]:
 
 
 @lru_cache
-def _is_costly(template: str) -> bool:
-    text = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", template)  # a tag that only transformers knows
+def _cost_of(template: str) -> str | None:
+    """Return why a template is too costly; what fails soon fails for its user, and is none of this."""
+    renderer = ChatTemplate(template, cpu_seconds=CPU_SECONDS)
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _RENDER, str(SECONDS), str(MEMORY)],
-            check=False,
-            input=text.encode("utf-8", "replace"),
-            capture_output=True,
-            timeout=30 * SECONDS,  # of the clock, where the system counts no processor's time or is busy
-            env={key: value for key, value in os.environ.items() if key.startswith(("PATH", "SYSTEMROOT", "LD_"))},
-        )
-    except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
+        renderer.render_chat(CONVERSATION, MOST_CHARACTERS)
+    except TemplateFault as fault:
+        return str(fault) if fault.is_costly else None
+    finally:
+        renderer.close()
+    return None
 
 
 __all__ = [

@@ -40,6 +40,7 @@ from transformers.generation import GenerationMixin, StoppingCriteria, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.chat_template import ChatTemplate, TemplateFault
 from seqloom.hub.serving.answer_pieces import AnswerPieces
 from seqloom.hub.serving.chat_request import (
     CHAT,
@@ -56,7 +57,6 @@ from seqloom.hub.serving.chat_request import (
     settings_of,
     source_of,
 )
-from seqloom.hub.serving.chat_template import ChatTemplate, TemplateFault
 from seqloom.hub.serving.stop_strings import UntilStop, cut_at_stop
 from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM
 

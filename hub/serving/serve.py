@@ -160,8 +160,8 @@ def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager"
     Raises:
         ValueError: if the weights are missing or broken.
     """
+    from seqloom.hub.chat_template import TemplateFault
     from seqloom.hub.serving.chat_server import FolderManager, ServedModel
-    from seqloom.hub.serving.chat_template import TemplateFault
 
     try:
         with no_loading_bar():

@@ -625,7 +625,7 @@ def test_weights_that_were_cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "entries", "rule"),
     [
-        ("generation_config.json", {"max_new_tokens": 10**9}, "may ask for 100,000 at most; correct the entry"),
+        ("generation_config.json", {"max_new_tokens": 10**9}, "may ask for 131,072 at most; correct the entry"),
         ("generation_config.json", {"num_beams": 10**6}, "num_beams is 1,000,000, and a folder may"),
         ("generation_config.json", {"num_return_sequences": 10**400}, "num_return_sequences is a number of 401 digits"),
         ("generation_config.json", {"min_length": float("nan")}, "min_length is nan"),
@@ -664,7 +664,7 @@ def test_a_chat_template_without_end(folder: Path, file: str, template: str) -> 
     else:
         (folder / file).write_text(template)
     assert problems(folder) == [(Kind.COST, file)]
-    assert "a chat template that does not get done with a conversation of four messages within 2 s" in refusal(folder)
+    assert "a chat template that is not done with a conversation of four messages: it " in refusal(folder)
 
 
 @pytest.mark.parametrize("template", ["", "{{ messages[0].content }}", "{% generation %}x{% endgeneration %}", "{{ x("])

@@ -216,8 +216,8 @@ def test_a_chat_template_that_cannot_be_rendered_is_refused_and_the_advice_helps
     template = copy / "chat_template.jinja"
     template.write_text("{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}")
     assert fails(["serve", str(copy), "--port", "0"], capsys) == (
-        f"{template}: a chat template that does not get done with a conversation of four messages within 2 s, 1,024 "
-        "MiB and a million characters; delete the template, or get the folder anew.\n"
+        f"{template}: a chat template that is not done with a conversation of four messages: it writes more than "
+        "1,048,576 characters; delete the template, or get the folder anew.\n"
     )
     template.write_text("{{ nothing.of.that }}")
     assert fails(["serve", str(copy), "--port", "0"], capsys).startswith(

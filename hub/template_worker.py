@@ -1,8 +1,8 @@
 """Renders chat templates in a process of its own, which may be killed: a template is a program that came with a folder.
 
-A loop in a loop or `'x' * 10**9` cannot be stopped inside a process without ending it. hub/serving/chat_template.py
-starts this file and gives it one JSON object a line, `{"template", "max_characters", "variables"}`; a line of
-`{"text"}` or `{"error"}` comes back. Runs by its path, and imports the standard library and jinja2 alone.
+A loop in a loop or `'x' * 10**9` cannot be stopped inside a process without ending it. hub/chat_template.py
+starts this file and gives it one JSON object a line, `{"template", "max_characters", "seconds", "variables"}`; a line
+of `{"text"}` or `{"error", "is_costly"}` comes back. Runs by its path, and imports the standard library and jinja2.
 """
 
 import json
@@ -22,8 +22,9 @@ MAX_ERROR = 1000
 MAX_BYTES = 1 << 30
 """Memory of this process."""
 
-CPU_SECONDS = 10
-"""Of one rendering; whoever asked may be gone by then."""
+
+class CostlyError(ValueError):
+    """A template that writes too much."""
 
 
 def make_environment() -> ImmutableSandboxedEnvironment:
@@ -40,7 +41,7 @@ def render(environment: ImmutableSandboxedEnvironment, asked: dict[str, Any]) ->
     """Return what a template makes of its variables.
 
     Raises:
-        ValueError: if that is too long.
+        CostlyError: if that is too long.
         TemplateError: if it cannot be done.
     """
     # transformers marks the assistant's part for training; here the mark means nothing
@@ -51,7 +52,7 @@ def render(environment: ImmutableSandboxedEnvironment, asked: dict[str, Any]) ->
         pieces.append(piece)
         room -= len(piece)
         if room < 0:
-            raise ValueError(f"it writes more than {asked['max_characters']:,} characters")
+            raise CostlyError(f"it writes more than {asked['max_characters']:,} characters")
     return "".join(pieces)
 
 
@@ -76,14 +77,17 @@ def main() -> None:
     environment = make_environment()
     limit_time = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
     for line in sys.stdin:
-        limit_time(getattr(signal, "ITIMER_PROF", 0), CPU_SECONDS)  # its signal ends the process
+        asked = json.loads(line)
+        limit_time(getattr(signal, "ITIMER_PROF", 0), asked["seconds"])  # its signal ends the process
+        answer: dict[str, str | bool]
         try:
-            answer = {"text": render(environment, json.loads(line))}
+            answer = {"text": render(environment, asked)}
         except MemoryError:
-            answer = {"error": f"it takes more than {MAX_BYTES >> 20:,} MiB of memory"}
+            answer = {"error": f"it takes more than {MAX_BYTES >> 20:,} MiB of memory", "is_costly": True}
+        except CostlyError as error:
+            answer = {"error": str(error), "is_costly": True}
         except Exception as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            answer = {"error": f"{kind}{error}"[:MAX_ERROR]}
+            answer = {"error": f"{type(error).__name__}: {error}"[:MAX_ERROR], "is_costly": False}
         limit_time(getattr(signal, "ITIMER_PROF", 0), 0)
         print(json.dumps(answer), flush=True)
 

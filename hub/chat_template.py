@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 RENDER_SECONDS = 10.0
 """Templates take milliseconds; a busy machine gets to start a process meanwhile."""
+
+PATIENCE = 30
+"""Seconds of the clock for each of the processor, on a busy machine or where the system does not count the latter."""
 
 MAX_REASON = 200
 """Characters of what a template says about itself in a message."""
@@ -17,18 +20,32 @@ MAX_REASON = 200
 class TemplateFault(ValueError):  # noqa: N818
     """A template that cannot be rendered within its bounds; the text says why, without a full stop."""
 
+    def __init__(self, why: str, *, is_costly: bool) -> None:
+        """Say why.
+
+        Args:
+            why: half a sentence.
+            is_costly: whether time, memory or text were too much; else the template itself refuses, or is broken.
+        """
+        super().__init__(why)
+        self.is_costly = is_costly
+
 
 class ChatTemplate:
     """One template and the process that renders it, begun anew whenever it had to be killed."""
 
-    def __init__(self, template: str, variables: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, template: str, variables: Mapping[str, object] | None = None, *, cpu_seconds: float | None = None
+    ) -> None:
         """Take a template.
 
         Args:
             template: Jinja.
             variables: what it may name besides the messages: special tokens.
+            cpu_seconds: of the processor that a rendering may take, with patience by the clock; None: `RENDER_SECONDS`
+                by both.
         """
-        self._template, self._variables = template, dict(variables or {})
+        self._template, self._variables, self._cpu_seconds = template, dict(variables or {}), cpu_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -38,15 +55,26 @@ class ChatTemplate:
         Raises:
             TemplateFault: if the template fails, or takes too much.
         """
-        message = {"role": "user", "content": source}
-        given = {"messages": [message], "tools": None, "documents": None, "add_generation_prompt": True}
-        variables = {**given, **self._variables}
-        line = json.dumps({"template": self._template, "max_characters": max_characters, "variables": variables})
+        return self.render_chat([{"role": "user", "content": source}], max_characters)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], max_characters: int) -> str:
+        """Return the text for a chat.
+
+        Raises:
+            TemplateFault: if the template fails, or takes too much.
+        """
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        asked = {
+            "template": self._template,
+            "max_characters": max_characters,
+            "seconds": self._cpu_seconds or RENDER_SECONDS,
+            "variables": {**given, **self._variables},
+        }
         with self._lock:
-            answer = json.loads(self._ask(line))
+            answer = json.loads(self._ask(json.dumps(asked)))
         if "error" in answer:
             reason = " ".join(answer["error"].split()).rstrip(".")
-            raise TemplateFault(reason[:MAX_REASON])
+            raise TemplateFault(reason[:MAX_REASON], is_costly=answer["is_costly"])
         return str(answer["text"])
 
     def close(self) -> None:
@@ -71,7 +99,7 @@ class ChatTemplate:
         process = self._process
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
-        timer = threading.Timer(RENDER_SECONDS, process.kill)
+        timer = threading.Timer(PATIENCE * self._cpu_seconds if self._cpu_seconds else RENDER_SECONDS, process.kill)
         timer.start()
         try:
             process.stdin.write(f"{line}\n")
@@ -83,7 +111,9 @@ class ChatTemplate:
             timer.cancel()
         if not answer.endswith("\n"):
             self.close()
-            raise TemplateFault(f"it takes more than {RENDER_SECONDS:g} seconds, or ends the process that renders it")
+            seconds = self._cpu_seconds or RENDER_SECONDS
+            why = f"it takes more than {seconds:g} seconds, or ends the process that renders it"
+            raise TemplateFault(why, is_costly=True)
         return answer
 
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from seqloom.hub.serving import chat_template
-from seqloom.hub.serving.chat_template import ChatTemplate, TemplateFault
+from seqloom.hub import chat_template
+from seqloom.hub.chat_template import ChatTemplate, TemplateFault
 from seqloom.training.tokenizer import CHAT_TEMPLATE
 
 ENOUGH = 10_000
