@@ -632,9 +632,10 @@ def test_weights_that_were_cut(folder: Path) -> None:
         ("config.json", {"max_length": 1e300}, "max_length is 1"),
         ("config.json", {"encoder_layers": 10**7}, "encoder_layers is 10,000,000, and a folder may ask for 1,000"),
         ("config.json", {"num_hidden_layers": 900}, "a network of at least "),
-        ("config.json", {"vocab_size": 10**9}, "a network of at least 16,000,0"),
+        ("config.json", {"vocab_size": 10**7}, "a network of at least 160,0"),
+        ("config.json", {"vocab_size": 10**9}, "vocab_size is 1,000,000,000, and a folder may ask for 16,777,216"),
         ("config.json", {"hidden_size": 2**40}, "a network of at least "),
-        ("config.json", {"decoder_ffn_dim": 2**40}, "and the weights hold "),
+        ("config.json", {"decoder_ffn_dim": 2**18}, "and the weights hold "),
     ],
 )  # fmt: skip
 def test_numbers_without_end_are_refused_and_the_remedy_works(
