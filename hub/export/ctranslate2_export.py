@@ -25,6 +25,7 @@ from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, S
 from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
 from seqloom.hub.generate import load_folder, read_lines
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
+from seqloom.hub.quoting import Quoted
 from seqloom.modeling.canary import CANARY_NAME, read_canary
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")
@@ -302,12 +303,12 @@ def write_export_card(staged: Path, name: str, export: Export, facts: CardFacts)
         card_environment()
         .get_template("export_card.md.jinja")
         .render(
-            metadata=head.to_yaml(),
+            metadata=Quoted(head.to_yaml()),
             name=name,
             facts=facts,
             export=export,
             parity=describe_parity(export.parity),
-            options=", ".join(f"{option}={value!r}" for option, value in export.options.items()),
+            options=Quoted(", ".join(f"{option}={value!r}" for option, value in export.options.items())),
             versions=f"Seqloom {version('seqloom')}, CTranslate2 {version('ctranslate2')}",
             megabytes=[f"{size / 1e6:,.1f} MB" for size in (export.num_bytes, export.original_bytes)],
         )

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from seqloom.hub.export import ctranslate2_export, ctranslate2_loader, engine_parity
 from seqloom.hub.export.ctranslate2_export import QUANTIZATIONS, describe_export, export_ctranslate2
@@ -77,6 +78,8 @@ def test_what_it_says_is_what_was_found(folder, text, tmp_path):
     output = tmp_path / "ct2"
     export = export_ctranslate2(folder, output, text=text, scorer=compare_outputs)
     card, manifest = (output / "README.md").read_text(), json.loads((output / EXPORT_NAME).read_text())
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["library_name"], head["tags"]) == ("ctranslate2", ["seqloom", "ctranslate2"])
     score, parity = export.scores[0], export.parity
     for said in (card, describe_export(output, export)):
         assert f"differ by at most {parity.forced_difference:.1e} on {parity.forced_tokens} tokens" in said
