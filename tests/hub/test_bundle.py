@@ -19,6 +19,7 @@ SOURCES = [
     "modeling/fast_dropout.py",
     "modeling/fused_loss.py",
     "modeling/library.py",
+    "modeling/limits.py",
     "configuration/suggestion.py",
     "modeling/modeling_seqloom.py",
     "hub/pipeline_seqloom.py",

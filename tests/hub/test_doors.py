@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import GenerationMixin
 
@@ -230,7 +231,9 @@ def test_a_door_that_raises_has_failed_and_the_next_is_tried(saved: Path, monkey
 
 
 def test_without_the_seq2seq_door_there_is_no_measure(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"")
+    weights = load_file(folder / "model.safetensors")
+    name, tensor = weights.popitem()
+    save_file({**weights, f"{name}_of_another": tensor}, folder / "model.safetensors", metadata={"format": "pt"})
     canary, last = try_doors(folder)
     assert (canary.verdict, last.name, last.verdict) == ("FAILED", "seq2seq", "FAILED")
 
