@@ -6,7 +6,7 @@ PYTHON ?= python3
 help:
 	@echo "make check   linters, type check and tests: what a change has to pass"
 	@echo "make lint    ruff, ruff format --check, mypy"
-	@echo "make test    the tests that take seconds"
+	@echo "make test    the tests, some minutes on two cores"
 	@echo "make compat  a selection of them with older releases (VERSIONS=\"5.22.2 lowest\": only these)"
 	@echo "make slow    whole journeys and real corpora (SEQLOOM_DATA names their folder)"
 	@echo "make own_tests  transformers' own common tests against our classes (SEQLOOM_TRANSFORMERS_SOURCE names a checkout)"

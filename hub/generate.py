@@ -21,7 +21,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
 from seqloom.hub.pipeline_seqloom import score_sequences
-from seqloom.hub.verify import check_folder
+from seqloom.hub.quoting import shown
+from seqloom.hub.verify import FolderError, check_folder
 
 TOKENS_PER_BATCH = 4096
 """Padded source tokens x beams of one batch; well under 1 GB for the base model.
@@ -99,6 +100,28 @@ def generate_file(
         )
 
 
+@contextmanager
+def explained_loading(folder: str | PathLike[str], what: str) -> Iterator[None]:
+    """Let a library's complaint about a file of a folder say which folder, and what helps.
+
+    Args:
+        folder: that is read.
+        what: of it, e.g. "weights".
+
+    Raises:
+        FolderError: for whatever a library raises; what is ours, and full memory, passes.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith("seqloom"):
+            raise
+        reason = shown(" ".join(str(error).split()) or type(error).__name__, 300).rstrip(".")
+        raise FolderError(f"The {what} in {shown(folder)} cannot be read ({reason}); copy the folder again.") from error
+
+
 def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
     """Load model and tokenizer of a trained folder, on the GPU if there is one.
 
@@ -109,10 +132,11 @@ def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
     """
     check_folder(folder)
     # Whoever imports this module has imported seqloom, and with it registered the classes.
-    with no_loading_bar():
+    with no_loading_bar(), explained_loading(folder, "model"):
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with explained_loading(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
 def generate_lines(

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.import_utils import is_serve_available
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.files import read_object
-from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, no_loading_bar
+from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, explained_loading, no_loading_bar
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.verify import check_folder
 from seqloom_cli.command import visible
@@ -90,7 +89,8 @@ def read_config(folder: str | PathLike[str]) -> SeqloomConfig:
     kind = (read_object(path / "config.json") or {}).get("model_type")
     if kind != SeqloomConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind}, not seqloom; transformers serve serves those.")
-    return SeqloomConfig.from_pretrained(path)
+    with explained_loading(folder, "config.json"):
+        return SeqloomConfig.from_pretrained(path)
 
 
 def limits_of(config: SeqloomConfig, folder: str | PathLike[str], max_tokens: int | None) -> Limits:
@@ -111,7 +111,8 @@ def limits_of(config: SeqloomConfig, folder: str | PathLike[str], max_tokens: in
         )
     if max_tokens is None:
         says_length = (Path(folder) / "generation_config.json").is_file()
-        own = answer_length(GenerationConfig.from_pretrained(folder)) if says_length else FALLBACK_MAX_NEW_TOKENS
+        with explained_loading(folder, "generation_config.json"):
+            own = answer_length(GenerationConfig.from_pretrained(folder)) if says_length else FALLBACK_MAX_NEW_TOKENS
         max_tokens = known if is_learned else max(known, own)
     remedy = "shorten it" if is_learned else "shorten it, or start the server with a larger --max_tokens"
     return Limits(max_tokens, config.vocab_size, remedy)
@@ -163,16 +164,14 @@ def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager"
     from seqloom.hub.chat_template import TemplateFault
     from seqloom.hub.serving.chat_server import FolderManager, ServedModel
 
-    try:
-        with no_loading_bar():
-            model = ServedModel.from_pretrained(folder, use_safetensors=True)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"The weights in {folder} cannot be read ({error}); copy the folder again.") from error
+    with no_loading_bar(), explained_loading(folder, "weights"):
+        model = ServedModel.from_pretrained(folder, use_safetensors=True)
     model.generation_config.max_new_tokens = min(answer_length(model.generation_config), limits.max_tokens)
     model.generation_config.max_length = None
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     created = int((Path(folder) / "config.json").stat().st_mtime)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with explained_loading(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     try:
         return FolderManager(model, tokenizer, names=names_of(folder), created=created, limits=limits)
     except TemplateFault as fault:

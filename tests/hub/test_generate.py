@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +191,30 @@ def test_a_line_beyond_what_is_tried_costs_nothing(loaded: tuple[Any, Any], capl
     assert groups[1][0] is generate.TOO_LONG
     assert groups[0][0].text
     assert "line 2 has 16,385 tokens, more than 16,384, the most that is tried; its output is empty." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("tokenizer.json", '{"version": "1.0", "model": 7}', "tokenizer"),
+        ("tokenizer.json", "{}", "tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": {"a": [1]}}', "tokenizer"),
+        ("generation_config.json", '{"max_new_tokens": "many"}', "model"),
+        ("config.json", {"dropout": "much"}, "model"),
+        ("config.json", {"norm_eps": "tiny"}, "model"),
+    ],
+)
+def test_a_file_that_no_library_can_read_is_an_error_with_words(folder, tmp_path, file, text, what, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    entries = text if isinstance(text, dict) else None
+    (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | entries) if entries else text)
+    source = tmp_path / "in.txt"
+    source.write_text("a\n")
+    assert main(["generate", str(copy), "-i", str(source)]) == 1
+    error = capsys.readouterr().err
+    assert "(unexpected" not in error
+    assert str(copy) in error
+    assert what in error
+    shutil.copy(folder / file, copy / file)  # copy the folder again
+    assert main(["generate", str(copy), "-i", str(source)]) == 0
