@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
-from seqloom.hub.pipeline_seqloom import score_sequences
+from seqloom.hub.pipeline_seqloom import TranslationPipeline, score_sequences
 from seqloom.hub.quoting import shown
 from seqloom.hub.verify import FolderError, check_folder
+from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 TOKENS_PER_BATCH = 4096
 """Padded source tokens x beams of one batch; well under 1 GB for the base model.
@@ -32,8 +33,8 @@ CPU seconds for 400 lines, tiny model, one core: 1.45 at 512, 0.95 at 4,096, 0.9
 
 logger = getLogger(__name__)
 
-FALLBACK_MAX_NEW_TOKENS = 256
-"""For folders that say nothing about length: transformers' own default cuts at 20 tokens."""
+FALLBACK_MAX_NEW_TOKENS = int(TranslationPipeline._default_generation_config.max_new_tokens)
+"""For folders that say nothing about length, as in the pipelines: transformers' own default cuts at 20 tokens."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _options(model: Any, num_beams: int | None, n_best: int, max_new_tokens: int
     if num_beams is not None and num_beams < n_best:
         raise ValueError(f"n_best={n_best} needs as many beams, and beams={num_beams}; use --beams {n_best} or more.")
     options = {"num_beams": max(num_beams or config.num_beams or 1, n_best), "num_return_sequences": n_best}
-    if max_new_tokens is None and config.max_new_tokens is None and config.max_length in (None, 20):
+    if max_new_tokens is None and config.max_new_tokens is None and config.max_length in (None, DEFAULT_MAX_LENGTH):
         max_new_tokens = FALLBACK_MAX_NEW_TOKENS
     return options if max_new_tokens is None else {**options, "max_new_tokens": max_new_tokens}
 

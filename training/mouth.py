@@ -173,7 +173,7 @@ def faults_of_doors(
 
 
 def check_trained(model: Any) -> None:
-    """Let a trained model sing as `check_mouth` does, as an object: it says more than the fresh one.
+    """Test a trained model as `check_mouth` does, not out of a folder: it has more to say than the fresh one.
 
     Raises:
         MouthError: with what differs, the versions, and what to do.

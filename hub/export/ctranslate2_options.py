@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from seqloom.hub.export.ctranslate2_loader import positions_in_table
 from seqloom.hub.export.output_folder import ExportError
 from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS
+from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 DIRECT = {
     "length_penalty": "length_penalty",
@@ -109,7 +110,9 @@ def longest_answer(model: Any) -> int:
     config = model.generation_config
     longest = config.max_new_tokens
     if longest is None:
-        longest = config.max_length - 1 if config.max_length not in (None, 20) else FALLBACK_MAX_NEW_TOKENS
+        longest = (
+            config.max_length - 1 if config.max_length not in (None, DEFAULT_MAX_LENGTH) else FALLBACK_MAX_NEW_TOKENS
+        )
     return min(longest, positions_in_table(model.config) or longest)
 
 

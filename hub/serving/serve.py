@@ -28,6 +28,7 @@ from seqloom.hub.files import read_object
 from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, explained_loading, no_loading_bar
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.verify import check_folder
+from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 from seqloom_cli.command import visible
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def answer_length(generation_config: GenerationConfig) -> int:
     """Return the longest answer of a folder in new tokens, whichever way it says so."""
     if generation_config.max_new_tokens is not None:
         return int(generation_config.max_new_tokens)
-    if generation_config.max_length in (None, 20):  # transformers' own default
+    if generation_config.max_length in (None, DEFAULT_MAX_LENGTH):
         return FALLBACK_MAX_NEW_TOKENS
     return int(generation_config.max_length) - 1  # without the decoder's start token
 
