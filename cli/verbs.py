@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, print_what_goes, run_command, visible
 
@@ -45,7 +46,7 @@ def _dispatch(arguments: list[str]) -> int | None:
 def build_parser() -> CommandParser:
     """The parser of every verb; what it leaves over belongs to the verb's `run`."""
     parser = CommandParser(prog="seqloom", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=describe_version())
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show what is installed, and exit")
     _add_debug(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
@@ -63,6 +64,14 @@ def verbs_of(parser: CommandParser) -> list[str]:
     """Return the names of the verbs of `build_parser`."""
     (action,) = (action for action in parser._actions if action.dest == "verb")
     return list(action.choices or ())
+
+
+class _ShowVersion(argparse.Action):
+    """argparse's own `version` wants the text before anybody asks, and reading it takes as long as the parser."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(describe_version())
+        parser.exit()
 
 
 def describe_version() -> str:

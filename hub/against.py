@@ -5,7 +5,6 @@ Of a repository nothing is downloaded: the Hub lists the SHA-256 of large files 
 
 import filecmp
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -16,7 +15,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
 from seqloom.hub.dangers import FolderError, require_config
-from seqloom.hub.files import sha256_of
+from seqloom.hub.files import entries_below, sha256_of
 from seqloom.hub.quoting import shown
 
 OWN_NOTES = ".cache/huggingface/"
@@ -91,12 +90,7 @@ def _is_of_hub(path: Path, listed: Any) -> bool:
 
 def _files_in(folder: Path) -> dict[str, Path]:
     """Return name -> path of whatever is no folder, and of links to folders, which are not followed."""
-    found: dict[str, Path] = {}
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        paths = [Path(place) / name for name in [*files, *links]]
-        found |= {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: path for name, path in found.items() if not name.startswith(OWN_NOTES)}
+    return {name: folder / name for name in entries_below(folder) if not name.startswith(OWN_NOTES)}
 
 
 def _files_of(name: str) -> dict[str, Any]:

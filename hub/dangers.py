@@ -23,7 +23,7 @@ from typing import Any
 
 from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.costs import number_faults, parameter_fault, size_fault, template_faults, weight_fault
-from seqloom.hub.files import MOST_SETTINGS, RUN_FOLDERS, read_object, read_text, sha256_of
+from seqloom.hub.files import MOST_SETTINGS, RUN_FOLDERS, entries_below, read_object, read_text, sha256_of
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.quoting import shell, shown
 
@@ -344,17 +344,12 @@ def names_in(folder: Path, *, of_runs: bool = False) -> list[str]:
         folder: a model's.
         of_runs: the names in `RUN_FOLDERS`, instead of all others.
     """
-    names: list[str] = []
-    for place, folders, files in os.walk(folder):
-        here = Path(place).relative_to(folder)
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        if here == Path():
-            own = [name for name in folders if any(fnmatch(name, pattern) for pattern in RUN_FOLDERS)]
-            folders[:] = own if of_runs else [name for name in folders if name not in own]
-            if of_runs:
-                continue
-        names += [(here / name).as_posix() for name in [*files, *links]]
-    return sorted(names)
+    return [name for name in entries_below(folder) if _is_of_run(name) is of_runs]
+
+
+def _is_of_run(name: str) -> bool:
+    first, inside, _ = name.partition("/")
+    return bool(inside) and any(fnmatch(first, pattern) for pattern in RUN_FOLDERS)
 
 
 def setting_files(folder: Path) -> list[str]:

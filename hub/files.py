@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def entries_below(folder: str | PathLike[str]) -> list[str]:
+    """Return whatever is no folder below one, and links to folders: relative to it, with forward slashes, in order.
+
+    Links are not followed.
+    """
+    names: list[str] = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        names += [(Path(place) / name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(names)
+
+
 def names_below(folder: str | PathLike[str]) -> list[str]:
-    """Return every file below a folder, relative to it, with forward slashes, in order."""
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    """Return those of `entries_below` that are files."""
+    return [name for name in entries_below(folder) if (Path(folder) / name).is_file()]
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -60,6 +73,7 @@ __all__ = [
     "MOST_SETTINGS",
     "RUN_FOLDERS",
     "SEAL_NAME",
+    "entries_below",
     "models_in",
     "names_below",
     "read_object",

@@ -31,6 +31,16 @@ MODERN = {
 """Every switch away from the paper's side."""
 
 
+SMALL_RUN: dict[str, Any] = {
+    "preset": "demo",
+    "d_model": 16,
+    "tokenizer": "char",
+    "vocab_size": 300,
+    "disable_tqdm": True,
+}
+"""Recipe keys of a run that takes a second."""
+
+
 def padded(sentences: list[list[int]], side: str = "right", pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack sentences of different lengths.
 

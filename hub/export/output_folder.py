@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from seqloom.hub.files import read_object, sha256_of
+from seqloom.hub.files import entries_below, read_object, sha256_of
 
 EXPORT_NAME = "seqloom_export.json"
 """The manifest; it marks a folder as an export."""
@@ -56,7 +56,7 @@ def seal_export(folder: Path, facts: dict[str, Any]) -> None:
         folder: holds all other files.
         facts: what is to be known of the export; no key is "sha256".
     """
-    digests = {name: sha256_of(folder / name) for name in _names_in(folder)}
+    digests = {name: sha256_of(folder / name) for name in entries_below(folder)}
     text = json.dumps({**facts, "sha256": digests}, indent=2, ensure_ascii=False) + "\n"
     (folder / EXPORT_NAME).write_text(text, encoding="utf-8", newline="\n")
 
@@ -72,7 +72,7 @@ def refuse_foreign(output: Path) -> None:
     remedy = "name a folder that does not exist, or move this one away"
     if not output.is_dir():
         raise ExportError(f"{output} is a file, and an export is a folder; {remedy}.")
-    names = _names_in(output)
+    names = entries_below(output)
     if not names and not any(output.iterdir()):
         return
     ours = _manifest(output)
@@ -102,12 +102,6 @@ def _manifest(folder: Path) -> dict[str, str] | None:
     """Return file -> SHA-256 as an export's manifest says; None: there is none."""
     digests = (read_object(folder / EXPORT_NAME) or {}).get("sha256")
     return digests if isinstance(digests, dict) else None
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Return the files below a folder, relative to it; a link counts as one, wherever it leads."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _sha256(path: Path) -> str:

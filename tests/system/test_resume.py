@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom_cli.command import EXIT_INTERRUPTED, EXIT_STOPPED
-from tests.toy import write_reversals
+from tests.toy import SMALL_RUN, write_reversals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills")
 
@@ -31,12 +31,9 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_p
 
 # 4 updates an epoch, saved after each second or third: checkpoints lie inside epochs and at their ends.
 KEYS = {
-    "preset": "demo",
-    "d_model": 16,
+    **SMALL_RUN,
     "encoder_layers": 1,
     "decoder_layers": 1,
-    "tokenizer": "char",
-    "vocab_size": 300,
     "dropout": 0.1,
     "tokens_per_update": 700,
     "tokens_per_device": 350,
@@ -47,7 +44,6 @@ KEYS = {
     "max_new_tokens": 4,
     "num_beams": 1,
     "seed": 3,
-    "disable_tqdm": True,
 }
 
 

@@ -11,21 +11,17 @@ from transformers import TrainerCallback
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.train import main, train
 from seqloom_cli.command import StoppedError
-from tests.toy import write_reversals
+from tests.toy import SMALL_RUN, write_reversals
 
 KEYS = {
-    "preset": "demo",
-    "d_model": 16,
+    **SMALL_RUN,
     "encoder_layers": 1,
     "decoder_layers": 1,
-    "tokenizer": "char",
-    "vocab_size": 300,
     "max_steps": 4,
     "save_steps": 2,
     "logging_steps": 3,
     "max_new_tokens": 4,
     "num_beams": 1,
-    "disable_tqdm": True,
 }
 
 

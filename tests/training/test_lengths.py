@@ -18,24 +18,20 @@ from seqloom.training.batching import BatchSettings, UpdateSampler, accumulation
 from seqloom.training.preparation import epoch_encodings, fit_output_length, leave_out_long
 from seqloom.training.trainer import SeqloomTrainer
 from seqloom_cli.command import run_command
-from tests.toy import write_reversals
+from tests.toy import SMALL_RUN, write_reversals
 
 SMALL: dict[str, Any] = {
-    "preset": "demo",
-    "d_model": 16,
+    **SMALL_RUN,
     "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32,
     "encoder_attention_heads": 2,
     "decoder_attention_heads": 2,
-    "tokenizer": "char",
-    "vocab_size": 300,
     "tokens_per_update": 1024,
     "logging_steps": 5,
     "max_steps": 4,
     "eval_steps": 4,
     "save_steps": 4,
     "warmup_steps": 2,
-    "disable_tqdm": True,
     "num_beams": 1,
     "num_sample_outputs": 1,
 }

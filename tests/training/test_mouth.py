@@ -21,21 +21,17 @@ from seqloom.training.mouth import doubt_of, spoken_sums, texts_to_say
 from seqloom.training.train import train
 from seqloom_cli.command import run_command
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers
-from tests.toy import write_reversals
+from tests.toy import SMALL_RUN, write_reversals
 
 SMALL = {
-    "preset": "demo",
-    "d_model": 16,
+    **SMALL_RUN,
     "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32,
     "encoder_attention_heads": 2,
     "decoder_attention_heads": 2,
-    "tokenizer": "char",
-    "vocab_size": 300,
     "tokens_per_update": 1024,
     "logging_steps": 5,
     "warmup_steps": 5,
-    "disable_tqdm": True,
 }
 ANSWER = "abcdeedcba"
 

@@ -241,14 +241,19 @@ class RunFolder:
         if not installed:  # of an older release
             needed = ("config.json", "model.safetensors")
             return {name: f"{name} is missing" for name in needed if not (self.path / name).is_file()}
-        code = (read_object(self.path / MANIFEST_NAME) or {}).get("sha256", {})
+        code = self._code_digests()
         faults = {name: _installed_fault(self.path / name, facts, code) for name, facts in installed.items()}
         return {name: fault for name, fault in faults.items() if fault}
 
     def edited_files(self) -> list[str]:
         """Return the files of the installed model that people may edit, and have."""
-        whole = self._installed().keys() & set(EDITABLE) - self.model_faults().keys()
-        return [name for name in whole if file_fault(self.path / name, self._installed()[name])]
+        facts = {name: facts for name, facts in self._installed().items() if name in EDITABLE}
+        code = self._code_digests()
+        whole = [name for name in facts if not _installed_fault(self.path / name, facts[name], code)]
+        return [name for name in whole if file_fault(self.path / name, facts[name])]
+
+    def _code_digests(self) -> dict[str, str]:
+        return (read_object(self.path / MANIFEST_NAME) or {}).get("sha256", {})
 
     def _installed(self) -> dict[str, Any]:
         return (read_object(self.records / "model_manifest.json") or {}).get("files", {})
