@@ -55,6 +55,7 @@ def build_parser() -> CommandParser:
     _add_upgrade(verbs)
     _add_serve(verbs)
     _add_push(verbs)
+    _add_copy(verbs)
     _add_space(verbs)
     _add_export(verbs)
     return parser
@@ -125,9 +126,10 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
 
     print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
+    from seqloom.training.languages import settle_languages
     from seqloom.training.train import train
 
-    result = train(recipe)
+    result = train(settle_languages(recipe), dry_run=namespace.dry_run)
     return result if isinstance(result, int) else 0
 
 
@@ -321,6 +323,22 @@ def _run_push(namespace: argparse.Namespace) -> None:
         message=namespace.message,
     )
     print(visible(describe_push(report, asked_for_public=namespace.public)))
+
+
+def _add_copy(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "copy of a folder what others need: the model, its code and its card"
+    more = f"{_begin(text)}, as a push would send it; checkpoints and run/, whose records quote the data, stay."
+    parser = _add_verb(verbs, "copy", _run_copy, text, more)
+    parser.add_argument("output", metavar="DEST", help="the folder to write; it does not exist, or is empty")
+    _add_flag(parser, "--with_run", "copy run/ too: recipe, data facts, scores, test outputs; they quote the data")
+
+
+def _run_copy(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.push import copy_folder, describe_plan
+
+    files = copy_folder(namespace.folder, namespace.output, with_run=namespace.with_run)
+    print(visible(describe_plan(files)))
+    print(visible(f"Copied to {namespace.output}.", one_line=True))
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

@@ -123,7 +123,7 @@ class Recipe:
     early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
     """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
     log_gradient_flow: bool = field(default=False, metadata=TRAINING)
-    """Log the norm of the gradient in each layer and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
+    """Log the norm of the gradient in each layer, for OUTPUT/run/history.jsonl, report.html and gradient_flow.png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
     """Scores to report, e.g. bleu chrf exact_match; []: those that are usual for the task."""

@@ -13,6 +13,8 @@ RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
 SEAL_NAME = "checkpoint_manifest.json"
 """By this file a run knows that a checkpoint is whole: it holds the size and the SHA-256 of each file."""
 
+CURVE_NAME = "learning_curve.png"
+"""The picture of a run's loss and scores, which its model card shows."""
 
 MOST_SETTINGS = 1 << 24
 """Bytes of the largest file of settings or records that is read."""
@@ -70,6 +72,7 @@ def models_in(folder: Path) -> list[Path]:
 
 
 __all__ = [
+    "CURVE_NAME",
     "MOST_SETTINGS",
     "RUN_FOLDERS",
     "SEAL_NAME",

@@ -67,6 +67,7 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             min_frequency=recipe.min_frequency,
             character_coverage=recipe.character_coverage,
             split_digits=recipe.split_digits,
+            show_progress=not recipe.training_arguments.get("disable_tqdm"),
         )
         with folder.staged(home) as staged:
             tokenizers.save(staged)
