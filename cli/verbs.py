@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, UsageError, print_what_goes, run_command, visible
+from seqloom_cli.command import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandParser,
+    UsageError,
+    print_what_goes,
+    run_command,
+    visible,
+)
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
 
@@ -147,7 +155,9 @@ def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--json", metavar="FILE", help="write the report with every line's number, - for stdout")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page")
     worst = ["refused", "harmful", "doubtful", "note", "never"]
-    parser.add_argument(*_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]")
+    parser.add_argument(
+        *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
+    )
     _add_debug(parser)
     parser.set_defaults(run=lambda namespace, unknown: parser.refuse(unknown) or _run_check(namespace))
 

@@ -61,6 +61,9 @@ class Recipe:
     where: list[str] = field(default_factory=list, metadata=DATA)
     """Read only rows that have these values, each written COLUMN=VALUE; where a column is named more than once, a row
     needs one of its values; []: every row."""
+    clean: Literal["none", "default", "strict"] = field(default="none", metadata=DATA)
+    """Which training rows are left out by the rules of `seqloom check`, each counted; none: the blank ones alone; default:
+    broken, misplaced, repeated and leaked ones; strict: doubtful ones too. Validation and test text stay as they are."""
     max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
     """Most source tokens of a training example; long_examples says what becomes of longer ones; null: no limit."""
     max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))

@@ -19,7 +19,6 @@ from itertools import chain, islice
 from typing import ClassVar
 
 import numpy as np
-from datasets.utils import tqdm
 
 from seqloom.configuration.recipe import Recipe
 from seqloom.training.checking.check_report import Example, Finding, Report, SplitFacts
@@ -127,16 +126,16 @@ def batches_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def sample_evenly(rows: Iterable[Row], most: int = SAMPLE_ROWS) -> tuple[list[Row], int]:
-    """Return rows from all over a stream of unknown length, at most `most`, and how many there were."""
+def sample_evenly(rows: Iterable[Row], most: int = SAMPLE_ROWS) -> list[Row]:
+    """Return rows from all over a stream of unknown length, at most `most`."""
     sample: list[Row] = []
-    step, place = 1, -1
+    step = 1
     for place, row in enumerate(rows):
         if place % step == 0 and not any(map(is_blank, row[1])):
             sample.append(row)
             if len(sample) > most:
                 sample, step = sample[::2], step * 2
-    return sample, place + 1
+    return sample
 
 
 def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
@@ -148,14 +147,15 @@ def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
     """
     report = Report()
     with Stores() as stores:
-        facts, num_rows = _measure(SplitReader(recipe, "train"))
+        sample = sample_evenly(SplitReader(recipe, "train").rows())
+        facts = ColumnFacts.of(Batch.of(sample)) if sample else ColumnFacts()
         known = [np.zeros(NUM_CODES, bool) for _ in facts.scripts]
         for split in SPLITS:
             if not getattr(recipe, split):
                 continue
             facts.split = split
             walk = SplitWalk(SplitReader(recipe, split), facts, report, stores.open(split))
-            codes = walk.run(num_proc or os.cpu_count() or 1, num_rows if split == "train" else None)
+            codes = walk.run(num_proc or os.cpu_count() or 1)
             if split == "train":
                 for table, found in zip(known, codes):
                     table[found] = True
@@ -166,12 +166,6 @@ def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
             report.findings += findings
     report.finish()
     return report
-
-
-def _measure(reader: SplitReader) -> tuple[ColumnFacts, int]:
-    """Measure a sample of the training split."""
-    sample, num_rows = sample_evenly(tqdm(reader.rows(), desc="Measuring train", unit=" rows", unit_scale=True, delay=2))
-    return (ColumnFacts.of(Batch.of(sample)) if sample else ColumnFacts()), num_rows
 
 
 @dataclass
@@ -185,23 +179,21 @@ class SplitWalk:
     lines: dict[str, array[int]] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
-    def run(self, num_proc: int, num_rows: int | None) -> list[np.ndarray]:
+    def run(self, num_proc: int) -> list[np.ndarray]:
         """Examine all rows and add what was found to the report; returns the code points of each side."""
         codes = [np.zeros(NUM_CODES, bool) for _ in self.facts.scripts]
-        bar = tqdm(desc=f"Checking {self.reader.split}", total=num_rows, unit=" rows", unit_scale=True, delay=2)
-        with bar:
-            for examined in in_processes(batches_of(self.reader.rows()), self.facts, num_proc):
-                self._take(examined)
-                for table, found in zip(codes, examined.codes):
-                    table[found] = True
-                bar.update(len(examined.records))
+        for examined in in_processes(batches_of(self.reader.rows()), self.facts, num_proc):
+            self._take(examined)
+            for table, found in zip(codes, examined.codes):
+                table[found] = True
         split = self.reader.split
         self.report.findings += self.reader.findings
         self.store.is_pairs = len(self.facts.scripts) == 2
         for rule, lines in self.lines.items():
             self.report.findings.append(Finding(rule, split, len(lines), lines, self.examples[rule]))
         self.report.splits.append(SplitFacts.of(split, self.reader.source, self.store))
-        if not self.store.num_rows - len(self.lines.get("blank", ())):
+        has_text = self.store.num_rows > len(self.lines.get("blank", ()))
+        if not has_text and not self.reader.findings:
             self.report.findings.append(Finding("no-rows", split, 1, message=f"{split} holds no row with text."))
         return [np.flatnonzero(table) for table in codes]
 
@@ -310,6 +302,4 @@ def show_rows(findings: list[Finding], rows: Iterator[Row]) -> None:
             if len(texts) == len(wanted):
                 break
     for finding in findings:
-        finding.examples = finding.examples or [
-            texts[line] for line in finding.lines[:NUM_EXAMPLES] if line in texts
-        ]
+        finding.examples = finding.examples or [texts[line] for line in finding.lines[:NUM_EXAMPLES] if line in texts]

@@ -93,7 +93,9 @@ class Finding:
         """How many rows, and which share."""
         if not self.lines:
             return ""
-        return f"{self.count:,} of {self.num_rows:,}" + (f" ({self.count / self.num_rows:.2%})" if self.num_rows else "")
+        return f"{self.count:,} of {self.num_rows:,}" + (
+            f" ({self.count / self.num_rows:.2%})" if self.num_rows else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the JSON report."""
@@ -171,12 +173,17 @@ class Report:
                 self._note_file(facts.split, file)
         sizes = {facts.split: facts.num_rows for facts in self.splits}
         refused = {
-            split: {line for found in self.findings if found.split == split and found.rule == "encoding" for line in found.lines}
+            split: {
+                line
+                for found in self.findings
+                if found.split == split and found.rule == "encoding"
+                for line in found.lines
+            }
             for split in sizes
         }
         for found in self.findings:
             found.num_rows = sizes.get(found.split, 0)
-            if found.facts.find and refused[found.split]:
+            if found.facts.harm < Harm.refused and found.lines and refused.get(found.split):
                 found.lines = array("q", (line for line in found.lines if line not in refused[found.split]))
                 found.examples = [example for example in found.examples if example.line not in refused[found.split]]
                 found.count = len(found.lines)
@@ -184,7 +191,11 @@ class Report:
         splits = list(sizes)
         self.findings = sorted(
             (found for found in self.findings if found.count),
-            key=lambda found: (-found.harm, order.index(found.rule), splits.index(found.split) if found.split in splits else 9),
+            key=lambda found: (
+                -found.harm,
+                order.index(found.rule),
+                splits.index(found.split) if found.split in splits else 9,
+            ),
         )
 
     def _note_file(self, split: str, file: dict[str, Any]) -> None:

@@ -92,9 +92,7 @@ class ColumnFacts:
         return facts
 
     def _learn_trigrams(self, source: Side, target: Side) -> None:
-        counts = [
-            np.bincount(side.trigrams, weights=side.folded > 0, minlength=NUM_BINS) for side in (source, target)
-        ]
+        counts = [np.bincount(side.trigrams, weights=side.folded > 0, minlength=NUM_BINS) for side in (source, target)]
         shares = [(count + SHRINK) / (count.sum() + SHRINK * NUM_BINS) for count in counts]
         log_odds = np.log(shares[0]) - np.log(shares[1])
         log_odds[(counts[0] + counts[1]) == 0] = 0

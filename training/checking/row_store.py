@@ -98,7 +98,7 @@ class RowStore:
         num_parts = np.uint64(-(-self.num_rows // AT_ONCE) or 1)
         found = [np.zeros(0, np.int64)]
         for part in range(int(num_parts)):
-            hashes, places, first = [], [], 0
+            hashes, places, first = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
             for records in self.chunks():
                 values = key_of(records, key)
                 mine = np.flatnonzero(values % num_parts == part)

@@ -57,7 +57,9 @@ def find_shifts(store: RowStore) -> list[Shift]:
     changes = np.flatnonzero(np.diff(path, prepend=FARTHEST))
     if not len(changes):
         return []
-    starts = [likeness.refine(store, int(block), path[block - 1] if block else FARTHEST, path[block]) for block in changes]
+    starts = [
+        likeness.refine(store, int(block), path[block - 1] if block else FARTHEST, path[block]) for block in changes
+    ]
     ends = [*starts[1:], store.num_rows]
     found = [Shift(start, end, int(OFFSETS[path[block]])) for block, start, end in zip(changes, starts, ends)]
     return [shift for shift in found if shift.offset]

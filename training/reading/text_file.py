@@ -158,7 +158,7 @@ def is_blank(text: str | None) -> bool:
     return not text or not text.strip(BLANK_CHARACTERS)
 
 
-def progress_bar(description: str, total: int, unit: str) -> tqdm:
+def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
     """Return a bar that short work does not show; `datasets.disable_progress_bars()` turns it off."""
     return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2)
 
