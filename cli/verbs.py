@@ -134,9 +134,10 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
 
     print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
+    from seqloom.training.reading.asking import settle_columns
     from seqloom.training.train import train
 
-    result = train(recipe)
+    result = train(settle_columns(recipe))
     return result if isinstance(result, int) else 0
 
 
@@ -174,8 +175,9 @@ def _run_check(namespace: argparse.Namespace) -> int:
         raise UsageError("check needs a text: seqloom check FILE [FILE], or --train, or a --recipe that names one.")
     from seqloom.training.checking.check import check_corpora
     from seqloom.training.checking.fault_rules import Harm
+    from seqloom.training.reading.asking import settle_columns
 
-    report = check_corpora(recipe, num_proc=namespace.num_proc)
+    report = check_corpora(settle_columns(recipe), num_proc=namespace.num_proc)
     if namespace.html:
         report.write(namespace.html, report.to_html())
     if namespace.json == "-":

@@ -256,6 +256,7 @@ RULES = {
         Rule("unreadable", Harm.refused, "cannot be read", "See the message."),
         Rule("encoding", Harm.refused, "lines are not UTF-8", "See the message."),
         Rule("line-counts", Harm.refused, "the two files have different numbers of lines", "See the message."),
+        Rule("columns", Harm.refused, "it is not clear which columns are meant", "See the message."),
         Rule("record", Harm.refused, "lines cannot be used", "See the message."),
         Rule("no-rows", Harm.refused, "nothing to train on", "Check that it is the right file."),
         Rule(

@@ -26,6 +26,7 @@ from pathlib import Path
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
+from seqloom.configuration.data_names import can_follow
 from seqloom.training.reading.sources import Request, Source, open_source
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, Defects, FileFacts, is_blank
@@ -137,9 +138,10 @@ def load_corpus(
 
     Args:
         paths: Two names: line-aligned files (plain or .gz), line i of the first is the source of line i of the second.
-            One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; any other file is plain text with one
-            document per line (task "continuation"); a folder with a data set; or a Hub data set, `owner/name` or
-            `owner/name:configuration`. Text files of a data set are read as they would be by name.
+            One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; a dictionary as CMUdict's, .dict or
+            cmudict*; any other file is plain text with one document per line (task "continuation"); a folder with a
+            data set; or a Hub data set, `owner/name` or `owner/name:configuration`. Text files of a data set are read
+            as they would be by name. Several names of files with columns: read one after the other.
         columns: Names of the columns to read, in the order of the task's own (source, target; or text), which are the
             default. "a.b" is field b inside a ("translation.de"). For TSV and CSV also positions counted from 1 ("1"),
             which say that the file has no header.
@@ -190,10 +192,10 @@ def _check_names(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     names = [os.path.expanduser(os.fspath(path)) for path in paths]
-    if len(names) not in (1, 2) or not all(names):
+    if not all(names) or not (len(names) in (1, 2) or can_follow(names)):
         raise CorpusError(
             f"{len(names)} names are given for a corpus ({', '.join(names[:4]) or 'none'}); give one (TSV, JSONL, CSV, "
-            "Parquet, text or a Hub data set) or two (line-aligned source and target)."
+            "Parquet, text or a Hub data set), two (line-aligned source and target), or several with columns."
         )
     return names
 

@@ -259,6 +259,14 @@ class TextFile:
         """Lines read so far."""
         return self.facts.num_lines or 0
 
+    def first_line(self) -> str:
+        """Return the first line, "" if there is none; what is wrong with it is said when the file is read."""
+        try:
+            raw_line = next(self._raw_lines(), b"")
+        except CorpusError:
+            return ""
+        return raw_line.decode("utf-8", "replace").rstrip("\r\n")
+
     def __iter__(self) -> Iterator[str]:
         """Yield the lines; raises `CorpusError` at the end when some could not be decoded, or are no lines."""
         try:
