@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, print_what_goes, run_command, visible
+from seqloom_cli.command import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandParser,
+    UsageError,
+    print_what_goes,
+    run_command,
+    visible,
+)
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
 
@@ -50,6 +58,7 @@ def build_parser() -> CommandParser:
     _add_debug(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
+    _add_check(verbs)
     _add_generate(verbs)
     _add_verify(verbs)
     _add_upgrade(verbs)
@@ -127,10 +136,60 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
     print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
     from seqloom.training.languages import settle_languages
+    from seqloom.training.reading.asking import settle_columns
     from seqloom.training.train import train
 
-    result = train(settle_languages(recipe), dry_run=namespace.dry_run)
+    result = train(settle_languages(settle_columns(recipe)), dry_run=namespace.dry_run)
     return result if isinstance(result, int) else 0
+
+
+def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "tell what is wrong with training, validation and test text, worst first"
+    more = f"{_begin(text)}; nothing is changed. Ends with {EXIT_FAILED} when something is as bad as --fail_on says."
+    parser = verbs.add_parser("check", help=text, description=more)
+    parser.add_argument("files", metavar="FILE", nargs="*", help="the same as --train")
+    for split in ("train", "valid", "test"):
+        parser.add_argument(f"--{split}", metavar="FILE", nargs="+", help=f"{split} text, as `seqloom train` takes it")
+    parser.add_argument("--recipe", metavar="FILE", help="a recipe that names them")
+    parser.add_argument("--columns", metavar="NAME", nargs="+", help="names or numbers of the columns")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help="read only these rows")
+    parser.add_argument("--task", choices=["pairs", "continuation"], help="what the text is for [pairs]")
+    parser.add_argument(*_spellings("--num_proc"), metavar="N", type=_count, help="processes [all cores]")
+    parser.add_argument("--json", metavar="FILE", help="write the report with every line's number, - for stdout")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page")
+    worst = ["refused", "harmful", "doubtful", "note", "never"]
+    parser.add_argument(
+        *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
+    )
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: parser.refuse(unknown) or _run_check(namespace))
+
+
+def _run_check(namespace: argparse.Namespace) -> int:
+    from seqloom.configuration.recipe_layers import resolve_recipe
+
+    keys = ("train", "valid", "test", "columns", "where", "task", "num_proc")
+    named = {key: value for key in keys if (value := getattr(namespace, key)) is not None}
+    if namespace.files:
+        named["train"] = namespace.files
+    recipe = resolve_recipe(namespace.recipe, named)
+    if recipe.is_demo:
+        raise UsageError("check needs a text: seqloom check FILE [FILE], or --train, or a --recipe that names one.")
+    from seqloom.training.checking.check import check_corpora
+    from seqloom.training.checking.fault_rules import Harm
+    from seqloom.training.reading.asking import settle_columns
+
+    report = check_corpora(settle_columns(recipe), num_proc=namespace.num_proc)
+    if namespace.html:
+        report.write(namespace.html, report.to_html())
+    if namespace.json == "-":
+        print(report.to_json(), end="")
+    else:
+        if namespace.json:
+            report.write(namespace.json, report.to_json())
+        print(visible(report.to_text()))
+    fails = namespace.fail_on != "never" and report.worst is not None and report.worst >= Harm[namespace.fail_on]
+    return EXIT_FAILED if fails else 0
 
 
 def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

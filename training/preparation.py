@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.training.batching import BatchSettings
+from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
@@ -37,10 +38,10 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
         demo = build_demo()
         return demo, {split: {"name": "date demo", "num_rows": len(rows)} for split, rows in demo.items()}
     task = get_task(recipe.task, num_splits=recipe.num_splits)
-    corpus, facts = {}, {}
+    loaded = {}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
         if files := getattr(recipe, name):
-            loaded = load_corpus(
+            loaded[split] = load_corpus(
                 files,
                 columns=recipe.columns,
                 task=recipe.task,
@@ -48,9 +49,12 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
                 where=recipe.selection(),
                 num_proc=recipe.num_proc,
             )
-            corpus[split] = task.to_pairs(loaded.dataset, seed=seed_of(recipe), num_proc=recipe.num_proc)
-            facts[split] = asdict(loaded.facts)
-    return DatasetDict(corpus), facts
+    loaded["train"] = clean_corpus(loaded, recipe.clean, recipe.num_proc)
+    pairs = {
+        split: task.to_pairs(corpus.dataset, seed=seed_of(recipe), num_proc=recipe.num_proc)
+        for split, corpus in loaded.items()
+    }
+    return DatasetDict(pairs), {split: asdict(corpus.facts) for split, corpus in loaded.items()}
 
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:

@@ -28,6 +28,7 @@ from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
 from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, accumulation_steps
+from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
@@ -178,6 +179,8 @@ def prepare(
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)
+        if not recipe.is_demo:
+            say(f"check     {note_glance(corpus, recipe.task, folder.prepared / 'check.json')}")
     if choice:
         arguments = training_arguments(recipe)
         if arguments.process_index == 0:
