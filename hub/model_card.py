@@ -44,13 +44,22 @@ SCORES = {
     "bleu": "BLEU",
     "tokenized_bleu": "BLEU (tokenised text)",
     "chrf": "chrF",
-    "exact_match": "Exact match (%)",
-    "cer": "Character error rate (%)",
+    "chrf++": "chrF++",
+    "ter": "Translation edit rate (edits per 100 words)",
+    "exact_match": "Exact match (% of outputs)",
+    "cer": "Character error rate (edits per 100 characters)",
+    "per": "Phone error rate (edits per 100 phones)",
     "wer": "Word error rate (%)",
+    "bits_per_character": "Bits per character",
     "perplexity": "Perplexity per token",
     "token_accuracy": "Next token right (%)",
 }
 """Scores that a card shows, in this order, with the names it gives them."""
+WER_COUNTS = {
+    "counts:outputs with any wrong phone": "% of outputs with any wrong phone",
+    "counts:edits of words": "edits per 100 words",
+}
+"""What a word error rate counts, by its signature: the references decide."""
 HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
 """Those that are metrics on the Hub, and so go into the `model-index`."""
 
@@ -109,7 +118,12 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What the card calls it."""
+        """What the card calls it.
+
+        Folders of a release before 0.1 hold under `wer`, without a signature, what is called `per` now.
+        """
+        if self.metric == "wer":
+            return f"Word error rate ({WER_COUNTS.get(self.signature or '', 'edits per 100 space-separated units')})"
         return SCORES[self.metric]
 
 

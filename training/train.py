@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from seqloom.training.finish import (
     training_facts,
     try_together,
 )
+from seqloom.training.held_out import found_in
 from seqloom.training.metrics import get_metrics
 from seqloom.training.monitoring.console import SampleOutputs, say, say_how_to_use
 from seqloom.training.monitoring.gradient_flow import can_draw
@@ -52,6 +54,7 @@ from seqloom.training.preparation import (
     leave_out_long,
     read_corpus,
     read_or_train_tokenizers,
+    settle,
 )
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
@@ -128,7 +131,7 @@ def train_in(
     if trainer.is_world_process_zero():
         folder.write_results(results)
         trainer.create_model_card()
-        say_how_to_use(recipe.output, results, prompts, outputs)
+        say_how_to_use(recipe.output, results, prompts, outputs, found_in(data["train"], prompts))
     refuse_unfinished(folder, results)
     if trainer.args.push_to_hub:
         trainer.push_as_saved("End of training")
@@ -143,6 +146,7 @@ def prepare(
     with arguments.main_process_first(desc="preparing data and vocabulary"):
         corpus, facts = read_corpus(recipe)
         recipe, choice = fit_recipe(recipe, len(corpus["train"]))
+        recipe, settled = settle(recipe, corpus, facts)
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
@@ -150,10 +154,10 @@ def prepare(
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)
-    if choice:
-        arguments = training_arguments(recipe)
-        if arguments.process_index == 0:
-            say(f"auto      {choice}")
+    arguments = training_arguments(recipe)
+    if arguments.process_index == 0:
+        for subject, line in (({"auto": choice} if choice else {}) | settled).items():
+            say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
@@ -222,7 +226,8 @@ def build_trainer(
     )
     add_quality_tools(trainer, recipe, folder)
     if recipe.num_sample_outputs and "validation" in data:
-        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts))
+        learned = partial(found_in, data["train"])
+        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts, learned))
     return trainer
 
 

@@ -46,7 +46,7 @@ def test_a_run_leaves_a_folder_that_answers_and_its_records(recipe, tmp_path, co
     results = train(recipe())
     folder = tmp_path / "run"
     assert results["updates"] == 10
-    assert {"validation_loss", "test_exact_match", "test_bleu", "bleu_signature", "seconds"} <= set(results)
+    assert {"validation_loss", "test_exact_match", "test_cer", "test_in_training", "seconds"} <= set(results)
 
     records = {path.name for path in (folder / "run").iterdir()}
     assert {
