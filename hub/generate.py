@@ -5,6 +5,7 @@ padding costs little, and what does not fit in memory shows at once.
 """
 
 import gzip
+import io
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from transformers.utils import logging
 from seqloom.hub.pipeline_seqloom import TranslationPipeline, score_sequences
 from seqloom.hub.quoting import shown
 from seqloom.hub.verify import FolderError, check_folder
+from seqloom.modeling.canary import ends_of
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 TOKENS_PER_BATCH = 4096
@@ -45,6 +47,8 @@ class Hypothesis:
     """On one line: line ends that a model writes become spaces."""
     score: float | None = None
     """Sum of the tokens' log-probabilities / length ** length_penalty; None where nobody asked or for a blank line."""
+    is_cut: bool = False
+    """Whether it has no end of sequence, for the longest output left no room for it."""
 
 
 NO_OUTPUT = Hypothesis("")
@@ -174,7 +178,7 @@ def generate_lines(
         groups[index] = [TOO_LONG] * (n_best or 1)
     filled, lengths = list(lengths_of), list(lengths_of.values())
     batches = plan_batches(lengths, TOKENS_PER_BATCH // options["num_beams"])
-    with tqdm(total=len(filled), unit="line", disable=None) as progress:
+    with progress_bar("Writing", len(filled), "line") as progress:
         for batch in batches:
             indices = [filled[position] for position in batch]
             texts = [lines[index] for index in indices]
@@ -232,6 +236,32 @@ def read_lines(input_file: str | None) -> list[str]:
     return [_decode(line, number, input_file or "stdin") for number, line in enumerate(lines, start=1)]
 
 
+def progress_bar(description: str, total: int, unit: str) -> "tqdm[Any]":
+    """Return a bar with rate and time to go; where stderr is no terminal, it is a plain line every half minute."""
+    if sys.stderr.isatty():
+        return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2, dynamic_ncols=True)
+    form = "{desc}: {n_fmt} of {total_fmt} " + f"{unit}s, {{rate_fmt}}, {{remaining}} to go"
+    return tqdm(
+        desc=description,
+        total=total,
+        unit=unit,
+        file=_Lines(),
+        mininterval=30,
+        maxinterval=60,
+        delay=30,
+        bar_format=form,
+    )
+
+
+class _Lines(io.TextIOBase):
+    """stderr for what draws over its own last line: each drawing becomes a line."""
+
+    def write(self, text: str) -> int:
+        if drawn := text.strip():
+            print(drawn, file=sys.stderr, flush=True)
+        return len(text)
+
+
 @contextmanager
 def no_loading_bar() -> Iterator[None]:
     """Keep transformers' own bars, over weights and files and drawn even into log files, off the screen."""
@@ -266,11 +296,14 @@ def _generate_batch(
     if with_scores:
         scores = score_sequences(model, inputs, sequences, model.generation_config.to_dict()).tolist()
     texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    hypotheses = [Hypothesis(_one_line(text), score) for text, score in zip(texts, scores, strict=True)]
+    ends = torch.tensor(ends_of(model.config), device=sequences.device)
+    cut = (~torch.isin(sequences[:, 1:], ends).any(dim=1)).tolist()
+    hypotheses = [Hypothesis(one_line(text), *found) for text, *found in zip(texts, scores, cut, strict=True)]
     return [hypotheses[start : start + n_best] for start in range(0, len(hypotheses), n_best)]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text with spaces for its line ends, as it is written to a file of lines."""
     return text.replace("\r\n", " ").replace("\n", " ")
 
 
@@ -309,6 +342,8 @@ __all__ = [
     "generate_lines",
     "load_folder",
     "no_loading_bar",
+    "one_line",
     "plan_batches",
+    "progress_bar",
     "read_lines",
 ]

@@ -53,6 +53,9 @@ SCORES = {
     "bits_per_character": "Bits per character",
     "perplexity": "Perplexity per token",
     "token_accuracy": "Next token right (%)",
+    "token_top5": "Next token among the first five (%)",
+    "next_character": "Next character right (%)",
+    "next_character_top5": "Next character among the first five (%)",
 }
 """Scores that a card shows, in this order, with the names it gives them."""
 WER_COUNTS = {
@@ -60,7 +63,7 @@ WER_COUNTS = {
     "counts:edits of words": "edits per 100 words",
 }
 """What a word error rate counts, by its signature: the references decide."""
-HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
+HUB_METRICS = frozenset(name for name in SCORES if not name.startswith(("token_a", "token_t", "next_")))
 """Those that are metrics on the Hub, and so go into the `model-index`."""
 
 MOST_ENTRIES = 100_000

@@ -200,9 +200,8 @@ def _scores_on_unseen(trainer: SeqloomTrainer, data: DatasetDict, split: str) ->
     if learned and trainer.is_world_process_zero():
         names = {name.removeprefix(f"{split}_unseen_"): value for name, value in found.items() if "_unseen_" in name}
         others = f"; the others score {', '.join(f'{name} {value:.2f}' for name, value in names.items())}" * bool(names)
-        say(
-            f"learned   {found[f'{split}_in_training']:,} of {len(sources):,} {split} sources are training lines{others}"
-        )
+        count = len(sources) - len(unseen)
+        say(f"learned   {count:,} of {len(sources):,} {split} sources are training lines{others}")
     return found
 
 

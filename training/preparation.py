@@ -4,6 +4,7 @@ Everything here depends on recipe and files alone, so that a run started again f
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,10 +31,13 @@ ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
 
 
-def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
+def read_corpus(
+    recipe: Recipe, splits: Sequence[str] = ("train", "validation", "test")
+) -> tuple[DatasetDict, dict[str, Any]]:
     """Return the splits as pairs of text, and what is known of each: files, rows, what was dropped and why.
 
-    The splits are "train", and "validation" and "test" where the recipe names them or holds them out of "train".
+    The splits are "train", and "validation" and "test" where the recipe names them or holds them out of "train". Files
+    of splits that are not asked for are not read.
     """
     if recipe.is_demo:
         demo = build_demo()
@@ -41,7 +45,7 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
     texts, facts = {}, {}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
         files = getattr(recipe, name)
-        if files and recipe.share_of(name) is None:
+        if files and recipe.share_of(name) is None and split in splits:
             loaded = load_corpus(
                 files,
                 columns=recipe.columns,
@@ -63,6 +67,24 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
         if split in texts
     }
     return DatasetDict(pairs), facts
+
+
+def read_training(recipe: Recipe | None, files: Sequence[str]) -> tuple[Dataset, str]:
+    """Return a training text as pairs, and its fingerprint.
+
+    Args:
+        recipe: of the run; what it held out is left out. None: files with the columns of the task pairs.
+        files: its own, or others that hold the same.
+
+    Raises:
+        CorpusError: for files that cannot be read.
+    """
+    if recipe and list(files) == recipe.train:
+        corpus, facts = read_corpus(recipe, ["train"])
+        return corpus["train"], str(facts["train"]["fingerprint"])
+    task, columns = (recipe.task, recipe.columns) if recipe else ("pairs", None)
+    loaded = load_corpus(list(files), columns=columns if len(files) == 1 else None, task=task, split="train")
+    return get_task(task).to_pairs(loaded.dataset), loaded.facts.fingerprint
 
 
 def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
