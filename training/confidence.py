@@ -86,8 +86,9 @@ def paired_test(
     streams, systems = as_streams(references), [("other", theirs), ("one", ours)]
     p_values = {}
     for kind in ("ar", "bs"):
-        _, scores = PairedTest(systems, {"score": one.sacrebleu}, streams, test_type=kind)()
-        p_values[kind] = float(scores["score"][1].p_value)
+        signatures, scores = PairedTest(systems, {"": one.sacrebleu}, streams, test_type=kind)()
+        (name,) = signatures  # sacreBLEU names the metric itself
+        p_values[kind] = float(scores[name][1].p_value)
     return replace(found, p_value=p_values["ar"], p_bootstrap=p_values["bs"])
 
 

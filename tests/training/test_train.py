@@ -1,8 +1,8 @@
 """One run from text to folder: what it leaves, how it goes on, and what it refuses."""
 
 import json
-from dataclasses import replace
 import re
+from dataclasses import replace
 
 import pytest
 import torch

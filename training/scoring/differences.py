@@ -30,14 +30,18 @@ def differences(output: str, reference: str, *, by_words: bool) -> list[Piece]:
     """
     by_words &= output.split() != reference.split()  # else it is spaces in which they differ
     written, right = _cut(output, by_words), _cut(reference, by_words)
-    pieces = []
-    for step in Levenshtein.opcodes(right, written):
-        missing = "".join(right[step.src_start : step.src_end])
-        extra = "".join(written[step.dest_start : step.dest_end])
-        if step.tag == "equal":
-            pieces.append(Piece("same", missing))
+    pieces, missing, extra = [], "", ""
+    for step in [*Levenshtein.opcodes(right, written), None]:
+        if step is None or step.tag == "equal":
+            pieces += [Piece("missing", missing)] * bool(missing) + [Piece("extra", extra)] * bool(extra)
+            missing = extra = ""
+        if step is None:
             continue
-        pieces += [Piece("missing", missing)] * bool(missing) + [Piece("extra", extra)] * bool(extra)
+        stretch = "".join(right[step.src_start : step.src_end])
+        if step.tag == "equal":
+            pieces.append(Piece("same", stretch))
+        else:
+            missing, extra = missing + stretch, extra + "".join(written[step.dest_start : step.dest_end])
     return pieces
 
 
