@@ -135,8 +135,11 @@ def as_lists(references: References) -> list[list[str]]:
     return [[each] if isinstance(each, str) else list(each) for each in references]
 
 
-def as_streams(references: References) -> list[tuple[str | None, ...]]:
-    """Return references as sacreBLEU takes them: first all first ones; None where a sentence has fewer."""
+def as_streams(references: References) -> list[Any]:
+    """Return references as sacreBLEU takes them: first all first ones; None where a sentence has fewer.
+
+    Its own annotations know no None.
+    """
     return list(zip_longest(*as_lists(references)))
 
 

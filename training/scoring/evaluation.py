@@ -2,7 +2,7 @@
 
 test set     files as training reads them            evaluation_text.py
   |
-answers      written by the folder; forced passes    answers.py
+answers      written by the folder; forced passes    system_answers.py
   |
 sums         a metric's counts a sentence, once      metrics.py
   |---> value, interval, paired difference           confidence.py
@@ -24,17 +24,17 @@ import numpy as np
 from seqloom.configuration.recipe import Recipe
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import read_object
-from seqloom.hub.generate import one_line, read_lines
+from seqloom.hub.lines import read_lines
 from seqloom.hub.model_card import Score
 from seqloom.modeling.canary import write_whole
 from seqloom.training.confidence import Difference, interval, paired_test
 from seqloom.training.metrics import LOWER_IS_BETTER, METRICS, SentenceSums, bleu_tokenizer_for, get_metrics
 from seqloom.training.preparation import read_training
 from seqloom.training.reading.corpus import CorpusError
-from seqloom.training.scoring.answers import Answers, answer
-from seqloom.training.scoring.evaluation_text import EvaluationText, ReadingOptions, read_evaluation_text
+from seqloom.training.scoring.evaluation_text import EvaluationText, ReadingOptions, one_line, read_evaluation_text
 from seqloom.training.scoring.groups import Breakdown, breakdowns
 from seqloom.training.scoring.nearness import Nearness, near_training
+from seqloom.training.scoring.system_answers import Answers, answer
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.target_kind import kind_of
 

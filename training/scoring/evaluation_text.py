@@ -147,4 +147,9 @@ def _merged(text: EvaluationText) -> EvaluationText:
     return EvaluationText(text.name, list(rows), references, columns)
 
 
-__all__ = ["EvaluationText", "ReadingOptions", "read_evaluation_text"]
+def one_line(text: str) -> str:
+    """Return a text with spaces for its line ends: as outputs are, and as files of lines hold it."""
+    return text.replace("\r\n", " ").replace("\n", " ")
+
+
+__all__ = ["EvaluationText", "ReadingOptions", "one_line", "read_evaluation_text"]

@@ -13,7 +13,7 @@ from statistics import median
 from datasets import Dataset
 from rapidfuzz.distance import Indel
 
-from seqloom.hub.generate import progress_bar
+from seqloom.hub.progress_bar import progress_bar
 from seqloom.training.held_out import same_source
 
 MOST_CANDIDATES = 2000

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from seqloom.hub.generate import load_folder
+from seqloom.hub.loading import load_folder
 from seqloom.training.scoring import evaluation as module
-from seqloom.training.scoring.answers import Answers, answer
 from seqloom.training.scoring.evaluation import (
     EvaluationOptions,
     describe_evaluation,
@@ -23,6 +22,7 @@ from seqloom.training.scoring.evaluation import (
 )
 from seqloom.training.scoring.evaluation_text import ReadingOptions, read_evaluation_text
 from seqloom.training.scoring.score_page import render_page
+from seqloom.training.scoring.system_answers import Answers, answer
 from seqloom_cli.verbs import main
 
 WORDS = "abcdefghijklmnop"  # the toy language's source words; it writes them in capitals

@@ -5,20 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
 
-from seqloom.hub.generate import TOO_LONG, generate_lines, load_folder, plan_batches, progress_bar
+from seqloom.hub.decoding.answers import Answer
+from seqloom.hub.decoding.answers import answer as answer_rows
+from seqloom.hub.decoding.engines import Search, TorchEngine
+from seqloom.hub.decoding.rows import Row
+from seqloom.hub.lines import plan_batches
+from seqloom.hub.progress_bar import progress_bar
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
 from seqloom.training.metrics import SentenceSums
 from seqloom.training.scoring.evaluation_text import EvaluationText
-from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.trainer import forced_sums
 
 TOKENS_PER_PASS = 2048
 """Padded target tokens of a forced pass; each has a row of logits as wide as the vocabulary."""
+
+LINES_AT_ONCE = 256
+"""Lines between two movements of the bar; their batches are made by the engine."""
 
 TOP = 5
 """A next token is "nearly foreseen" among so many."""
@@ -58,23 +64,32 @@ def answer(
         max_new_tokens: None: the same.
         is_continuation: count bits and characters too.
     """
-    model, tokenizer = load_folder(folder)
-    started = perf_counter()
-    groups = generate_lines(model, tokenizer, text.sources, num_beams=num_beams, max_new_tokens=max_new_tokens)
-    best = [group[0] for group in groups]
+    engine, started = TorchEngine(folder, Search(num_beams=num_beams, max_new_tokens=max_new_tokens)), perf_counter()
+    found = _write(engine, text.sources)
     return Answers(
         name=str(folder),
-        outputs=[each.text for each in best],
-        is_cut=np.array([each.is_cut for each in best]),
-        num_too_long=sum(each is TOO_LONG for each in best),
+        outputs=[each.text for each in found],
+        is_cut=np.array([each.is_cut for each in found]),
+        num_too_long=sum(each.fault is not None for each in found),
         seconds=perf_counter() - started,
-        forced=forced_scores(model, SeqloomTokenizers.load(folder), text, is_continuation=is_continuation),
+        forced=forced_scores(engine, text, is_continuation=is_continuation),
     )
 
 
-def forced_scores(
-    model: Any, tokenizers: SeqloomTokenizers, text: EvaluationText, *, is_continuation: bool
-) -> dict[str, SentenceSums]:
+def _write(engine: TorchEngine, sources: Sequence[str]) -> list[Answer]:
+    """Return the best output of each source; like lengths are written together, the longest first."""
+    order = sorted(range(len(sources)), key=lambda row: -len(sources[row]))
+    found: dict[int, Answer] = {}
+    with progress_bar("Writing", len(sources), "line") as bar:
+        for start in range(0, len(order), LINES_AT_ONCE):
+            rows = order[start : start + LINES_AT_ONCE]
+            groups = answer_rows(engine, [Row(row + 1, sources[row]) for row in rows])
+            found |= {row: group[0] for row, group in zip(rows, groups, strict=True)}
+            bar.update(len(rows))
+    return [found[row] for row in range(len(sources))]
+
+
+def forced_scores(engine: TorchEngine, text: EvaluationText, *, is_continuation: bool) -> dict[str, SentenceSums]:
     """Return what forced passes over the references say, as sums a sentence.
 
     Bits per character are those of the whole reference and its end, over its characters and one for the end, as of a
@@ -82,15 +97,14 @@ def forced_scores(
     ways too, and the bits are an upper bound.
 
     Args:
-        model: a trained model.
-        tokenizers: its own.
+        engine: a trained model with its tokenizers.
         text: the test set.
         is_continuation: count bits, and characters where tokens are such.
     """
     targets = text.first_references
-    sums = _forced_pass(model, tokenizers, text.sources, targets)  # nll, tokens, first, among the first five
+    sums = _forced_pass(engine, text.sources, targets)  # nll, tokens, first, among the first five
     nll, tokens, first, top = sums.T
-    is_characters = tokenizers.target.init_kwargs.get("seqloom_tokenizer", {}).get("kind") == "char"
+    is_characters = engine.target_tokenizer.init_kwargs.get("seqloom_tokenizer", {}).get("kind") == "char"
     scores = {"perplexity": SentenceSums(_columns(nll, tokens), lambda s: math.exp(min(s[0] / max(1, s[1]), 700.0)))}
     unit = "character" if is_continuation and is_characters else "token"
     names = {"character": ("next_character", "next_character_top5"), "token": ("token_accuracy", "token_top5")}[unit]
@@ -110,14 +124,13 @@ def _columns(*columns: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _forced_pass(
-    model: Any, tokenizers: SeqloomTokenizers, sources: Sequence[str], targets: Sequence[str]
-) -> np.ndarray:
+def _forced_pass(engine: TorchEngine, sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
     """Return (sentences, 4) sums; zeros where a side has more tokens than there are learned positions."""
+    model = engine.model
     examples = [
         {"input_ids": source, "labels": target}
         for source, target in zip(
-            tokenizers.source(list(sources)).input_ids, tokenizers.target(list(targets)).input_ids, strict=True
+            engine.tokenizer(list(sources)).input_ids, engine.target_tokenizer(list(targets)).input_ids, strict=True
         )
     ]
     config = model.config
