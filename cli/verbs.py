@@ -60,6 +60,7 @@ def build_parser() -> CommandParser:
     _add_train(verbs)
     _add_check(verbs)
     _add_generate(verbs)
+    _add_evaluate(verbs)
     _add_verify(verbs)
     _add_upgrade(verbs)
     _add_serve(verbs)
@@ -259,6 +260,56 @@ def _run_generate(namespace: argparse.Namespace) -> None:
             **{name: given[name] for name in same},
         )
     )
+
+
+def _add_evaluate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "score a folder on a test set, write what it wrote, and a page that shows where it is right and wrong"
+    parser = _add_verb(verbs, "evaluate", _run_evaluate, text)
+    files = "a .tsv, .jsonl, .csv or .parquet file, or line-aligned files: sources, and references, one or more"
+    parser.add_argument("--test", metavar="FILE", nargs="+", required=True, help=files)
+    parser.add_argument("-o", "--output", metavar="DIR", help="the folder to write [NAME-evaluation, here]")
+    compared = "another folder, or a file of another system's outputs (.txt, .tsv, .jsonl), on the same test set"
+    parser.add_argument("--compare", metavar="OTHER", help=compared)
+    parser.add_argument("--metrics", metavar="NAME", nargs="+", help="scores [those of the run that made the folder]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
+    parser.add_argument("--columns", metavar="NAME", nargs="+", help="columns of the source and of the reference")
+    parser.add_argument("--references", metavar="NAME", nargs="+", help="further columns with references")
+    _add_flag(parser, "--any_reference", "rows of one source are one example, and each of their targets is right")
+    parser.add_argument("--by", metavar="NAME", nargs="+", help="columns by whose values to group the scores")
+    trained = "the training text, for the nearest training lines and rare words [the files of the run, if still here]"
+    parser.add_argument("--train", metavar="FILE", nargs="+", help=trained)
+    parser.add_argument("--task", choices=["pairs", "continuation"], help="what the model does [as it was trained]")
+
+
+def _run_evaluate(namespace: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from seqloom.training.scoring.evaluation import (
+        EvaluationOptions,
+        describe_evaluation,
+        evaluate_folder,
+        write_evaluation,
+    )
+    from seqloom.training.scoring.score_page import write_page
+
+    options = EvaluationOptions(
+        columns=tuple(namespace.columns) if namespace.columns else None,
+        references=tuple(namespace.references or ()),
+        by=tuple(namespace.by or ()),
+        merge=namespace.any_reference,
+        task=namespace.task,
+        metrics=tuple(namespace.metrics or ()),
+        training=tuple(namespace.train or ()),
+        num_beams=namespace.beams,
+        max_new_tokens=namespace.max_new_tokens,
+        compare=namespace.compare,
+    )
+    output = namespace.output or f"{Path(namespace.folder).resolve().name}-evaluation"
+    evaluation = evaluate_folder(namespace.folder, namespace.test, options)
+    write_evaluation(evaluation, output)
+    write_page(evaluation, output)
+    print(visible(describe_evaluation(evaluation, output)))
 
 
 def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

@@ -44,14 +44,26 @@ SCORES = {
     "bleu": "BLEU",
     "tokenized_bleu": "BLEU (tokenised text)",
     "chrf": "chrF",
-    "exact_match": "Exact match (%)",
-    "cer": "Character error rate (%)",
+    "chrf++": "chrF++",
+    "ter": "Translation edit rate (edits per 100 words)",
+    "exact_match": "Exact match (% of outputs)",
+    "cer": "Character error rate (edits per 100 characters)",
+    "per": "Phone error rate (edits per 100 phones)",
     "wer": "Word error rate (%)",
+    "bits_per_character": "Bits per character",
     "perplexity": "Perplexity per token",
     "token_accuracy": "Next token right (%)",
+    "token_top5": "Next token among the first five (%)",
+    "next_character": "Next character right (%)",
+    "next_character_top5": "Next character among the first five (%)",
 }
 """Scores that a card shows, in this order, with the names it gives them."""
-HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
+WER_COUNTS = {
+    "counts:outputs with any wrong phone": "% of outputs with any wrong phone",
+    "counts:edits of words": "edits per 100 words",
+}
+"""What a word error rate counts, by its signature: the references decide."""
+HUB_METRICS = frozenset(name for name in SCORES if not name.startswith(("token_a", "token_t", "next_")))
 """Those that are metrics on the Hub, and so go into the `model-index`."""
 
 MOST_ENTRIES = 100_000
@@ -109,7 +121,12 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What the card calls it."""
+        """What the card calls it.
+
+        Folders of a release before 0.1 hold under `wer`, without a signature, what is called `per` now.
+        """
+        if self.metric == "wer":
+            return f"Word error rate ({WER_COUNTS.get(self.signature or '', 'edits per 100 space-separated units')})"
         return SCORES[self.metric]
 
 

@@ -9,13 +9,12 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.training.metrics import METRICS
 from seqloom.training.quality.selection import selection_settings
+from seqloom.training.target_kind import SENTENCES, TargetKind
 from seqloom.training.tokenizer import SeqloomTokenizers
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_METRICS = {"pairs": ("bleu", "chrf", "exact_match", "cer"), "continuation": ()}
-"""What is scored on decoded text when the recipe names nothing, by task."""
 
 
 def seed_of(recipe: Recipe) -> int:
@@ -25,8 +24,20 @@ def seed_of(recipe: Recipe) -> int:
 
 
 def metrics_of(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of the scores that are computed from decoded text."""
-    return tuple(recipe.metrics or DEFAULT_METRICS[recipe.task])
+    """Return the names of the scores that are computed from decoded text; none for continuation unless named."""
+    return tuple(recipe.metrics or metrics_for(recipe, SENTENCES))
+
+
+def metrics_for(recipe: Recipe, kind: TargetKind) -> tuple[str, ...]:
+    """Return what is scored where the recipe names no metrics, and what is to choose the best checkpoint with it.
+
+    Args:
+        recipe: with its task.
+        kind: of the training targets.
+    """
+    usual = () if recipe.task == "continuation" else kind.metrics
+    chooser = str(recipe.training_arguments.get("metric_for_best_model") or "").removeprefix("eval_")
+    return (*usual, chooser) if chooser in METRICS and chooser not in usual else usual
 
 
 def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:

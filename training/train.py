@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from seqloom.training.finish import (
     training_facts,
     try_together,
 )
+from seqloom.training.held_out import found_in
 from seqloom.training.languages import settle_languages
 from seqloom.training.metrics import get_metrics
 from seqloom.training.monitoring.console import SampleOutputs, library_bars, say, say_how_to_use, score_lines
@@ -60,6 +62,7 @@ from seqloom.training.preparation import (
     leave_out_long,
     read_corpus,
     read_or_train_tokenizers,
+    settle,
 )
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
@@ -156,7 +159,7 @@ def train_in(
     outputs: list[str] = []
     try_together(results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
     if trainer.is_world_process_zero():
-        show_the_end(trainer, folder, recipe, results, prompts, outputs)
+        show_the_end(trainer, folder, recipe, data, results, prompts, outputs)
     refuse_unfinished(folder, results)
     if trainer.args.push_to_hub:
         trainer.push_as_saved("End of training")
@@ -172,6 +175,7 @@ def prepare(
         corpus, facts = read_corpus(recipe)
         facts["train"]["num_examples"] = len(corpus["train"])
         recipe, choice = fit_recipe(recipe, len(corpus["train"]))
+        recipe, settled = settle(recipe, corpus, facts)
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
@@ -181,10 +185,10 @@ def prepare(
         folder.write_data_facts(facts)
         if not recipe.is_demo:
             say(f"check     {note_glance(corpus, recipe.task, folder.prepared / 'check.json')}")
-    if choice:
-        arguments = training_arguments(recipe)
-        if arguments.process_index == 0:
-            say(f"auto      {choice}")
+    arguments = training_arguments(recipe)
+    if arguments.process_index == 0:
+        for subject, line in (({"auto": choice} if choice else {}) | settled).items():
+            say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
@@ -260,7 +264,8 @@ def build_trainer(
     )
     add_quality_tools(trainer, recipe, folder)
     if recipe.num_sample_outputs and "validation" in data:
-        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts))
+        learned = partial(found_in, data["train"])
+        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts, learned))
     trainer.add_callback(History(folder.records, report_facts(trainer, data, folder)))  # last: it sees what others log
     return trainer
 
@@ -361,6 +366,7 @@ def show_the_end(
     trainer: SeqloomTrainer,
     folder: RunFolder,
     recipe: Recipe,
+    data: DatasetDict,
     results: dict[str, Any],
     prompts: Sequence[str],
     outputs: Sequence[str],
@@ -375,7 +381,8 @@ def show_the_end(
     if "save_total_limit" not in recipe.named and trainer.args.save_total_limit and is_whole(results):
         rotate(folder.path, max(1, recipe.average_checkpoints), trainer.state.best_model_checkpoint)
     trainer.create_model_card()
-    say_how_to_use(recipe.output, results, prompts, outputs, describe_share(folder.path))
+    learned = found_in(data["train"], prompts)
+    say_how_to_use(recipe.output, results, prompts, outputs, describe_share(folder.path), learned)
 
 
 def example_prompts(data: DatasetDict) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.hub.generate import no_loading_bar
+from seqloom.hub.loading import no_loading_bar
 from seqloom.hub.quoting import shell
 from seqloom_cli.command import visible
 
@@ -28,6 +28,10 @@ Give it away ({sizes})
     seqloom copy {folder} {copy}
     seqloom push {folder} {repo}
 """
+
+
+LEARNED = "  (a training line)"
+"""Stands behind an example that proves nothing, for its source was learned."""
 
 
 def say(text: str) -> None:
@@ -52,7 +56,12 @@ def library_bars(*, wanted: bool) -> Iterator[None]:
 
 
 def say_how_to_use(
-    folder: str, results: dict[str, Any], prompts: Sequence[str], outputs: Sequence[str], sizes: str
+    folder: str,
+    results: dict[str, Any],
+    prompts: Sequence[str],
+    outputs: Sequence[str],
+    sizes: str,
+    learned: Collection[str] = (),
 ) -> None:
     """Print scores, three outputs, and the exact lines that use the folder and send it.
 
@@ -62,13 +71,14 @@ def say_how_to_use(
         prompts: three sources.
         outputs: what the model made of them; none, where writing failed.
         sizes: what of the folder is sent, and what stays.
+        learned: sources that the training text holds; they are marked.
     """
     say(f"\n{folder}: {results['updates']:,} updates in {results['seconds']:.0f} s")
     for split, line in score_lines(results).items():
         say(f"{split:12}{line}")
     say("")
     for prompt, output in zip(prompts, outputs, strict=False):
-        say(f"  {prompt}  ->  {output}")
+        say(f"  {prompt}  ->  {output}{LEARNED * (prompt in learned)}")
     name = Path(folder).absolute().name
     known = {"folder": shell(as_argument(folder)), "folder_text": folder, "prompt": prompts[0], "sizes": sizes}
     known |= {"copy": shell(as_argument(f"{folder.rstrip('/')}-to-go")), "repo": shell(f"OWNER/{as_repo(name)}")}
@@ -102,23 +112,32 @@ def as_repo(name: str) -> str:
 
 def is_score(name: str, value: Any) -> bool:
     """Return whether a result of an evaluation is a score, and not a duration, a speed or a signature."""
-    return isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "preparation_time", "epoch"))
+    others = ("runtime", "per_second", "preparation_time", "epoch", "in_training")
+    return isinstance(value, (int, float)) and not name.endswith(others)
 
 
 class SampleOutputs(TrainerCallback):
     """Prints a few validation examples at each evaluation, so that a person sees the model learn."""
 
-    def __init__(self, validation: Dataset, count: int, write: Callable[[Sequence[str]], list[str]]) -> None:
+    def __init__(
+        self,
+        validation: Dataset,
+        count: int,
+        write: Callable[[Sequence[str]], list[str]],
+        learned: Callable[[Sequence[str]], set[str]] = lambda _: set(),
+    ) -> None:
         """Pick what to show.
 
         Args:
             validation: rows with texts.
             count: how many of them, evenly picked.
             write: returns the model's output for each source.
+            learned: returns those of some sources that are training sources.
         """
         picked = np.linspace(0, len(validation) - 1, min(count, len(validation)), dtype=int)
         self.examples = validation.select(picked)
         self.write = write
+        self.learned = learned(self.examples["source"][:])
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print source, output and reference of each example, and keep them in the log, for checkpoint and report."""
@@ -131,5 +150,9 @@ class SampleOutputs(TrainerCallback):
         lines = [f"samples at update {state.global_step:,}"]
         for sample in samples:
             mark = "=" if sample["output"] == sample["reference"] else "x"
-            lines += [f"  {mark if name == 'output' else ' '} {name:9}  {text}" for name, text in sample.items()]
+            learned = LEARNED * (sample["source"] in self.learned)
+            lines += [
+                f"  {mark if name == 'output' else ' '} {name:9}  {text}{learned * (name == 'source')}"
+                for name, text in sample.items()
+            ]
         say("\n".join(lines))
