@@ -66,6 +66,7 @@ def build_parser() -> CommandParser:
     _add_serve(verbs)
     _add_push(verbs)
     _add_copy(verbs)
+    _add_walk(verbs)
     _add_space(verbs)
     _add_export(verbs)
     return parser
@@ -449,6 +450,30 @@ def _run_copy(namespace: argparse.Namespace) -> None:
     files = copy_folder(namespace.folder, namespace.output, with_run=namespace.with_run)
     print(visible(describe_plan(files)))
     print(visible(f"Copied to {namespace.output}.", one_line=True))
+
+
+def _add_walk(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "walk through a model with a sentence: every number on its way, in one HTML file"
+    parser = _add_verb(verbs, "walk", _run_walk, text)
+    parser.add_argument("text", metavar="TEXT", help="the sentence to read")
+    parser.add_argument("-o", "--output", metavar="FILE", default="walk.html", help="the page to write [walk.html]")
+    parser.add_argument("--target", metavar="TEXT", help="walk through this output [what the model writes]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_flag(parser, "--every_layer", "keep queries, keys and values of all layers, however large the file")
+
+
+def _run_walk(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.page.walk_file import write_walk
+
+    said = write_walk(
+        namespace.folder,
+        namespace.text,
+        namespace.output,
+        target=namespace.target,
+        num_beams=namespace.beams,
+        every_layer=namespace.every_layer,
+    )
+    print(visible(said))
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
