@@ -23,6 +23,7 @@ from seqloom.hub.export.ctranslate2_loader import build_spec, positions_in_table
 from seqloom.hub.export.ctranslate2_options import greedy, translate_options
 from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, Sentence, compare, decode, write
 from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
+from seqloom.hub.files import sha256_of
 from seqloom.hub.generate import load_folder, read_lines
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.quoting import Quoted
@@ -116,7 +117,7 @@ def export_ctranslate2(
         longest = positions_in_table(model.config)
         export = Export(quantization, *sizes, longest, options, compared_on, parity, tuple(scores))
         write_export_card(staged, output.resolve().name, export, facts)
-        seal_export(staged, manifest_of(export, facts))
+        seal_export(staged, {**manifest_of(export, facts), "made_from": files_made_from(folder)})
     return export
 
 
@@ -143,6 +144,13 @@ def refuse_missing_engine() -> None:
         raise ImportError(
             f"seqloom export --to ctranslate2 needs ctranslate2 ({error}); pip install 'seqloom[export]'."
         ) from error
+
+
+def files_made_from(folder: Path) -> dict[str, str]:
+    """Return file -> SHA-256 of all in a folder that decides what it answers."""
+    patterns = ("config.json", "generation_config.json", "tokenizer*.json", "target/tokenizer*.json", "*.safetensors")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
 def texts_of(folder: Path, files: Sequence[str] | None, facts: CardFacts) -> tuple[list[Text], str]:
