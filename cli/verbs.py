@@ -387,18 +387,31 @@ def _run_upgrade(namespace: argparse.Namespace) -> None:
 
 
 def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
-    text = "answer the OpenAI client, on transformers' own server"
+    text = "answer the OpenAI client, many requests at a time, and a page to type into"
     more, folder = f"{_begin(text)}, until Ctrl-C.", "a trained model; requests call it by this name"
     parser = _add_verb(verbs, "serve", _run_serve, text, more, folder=folder)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine alone]")
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
     _add_count(parser, "--max_tokens", "longest source and longest answer [the folder's max_position_embeddings]")
+    _add_count(parser, "--max_waiting", "requests that may wait; the next gets 429 [256]", default=256)
+    engines = "what writes: torch, or CTranslate2 with an export that is made beside FOLDER, once [torch]"
+    parser.add_argument("--engine", choices=["torch", "ctranslate2"], default="torch", help=engines)
+    formats = "of CTranslate2's weights: float32, int8, ... [float32]"
+    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=formats)
 
 
 def _run_serve(namespace: argparse.Namespace) -> None:
     from seqloom.hub.serving.serve import serve_folder
 
-    serve_folder(namespace.folder, host=namespace.host, port=namespace.port, max_tokens=namespace.max_tokens)
+    serve_folder(
+        namespace.folder,
+        host=namespace.host,
+        port=namespace.port,
+        max_tokens=namespace.max_tokens,
+        engine=namespace.engine,
+        quantization=namespace.quantization,
+        max_waiting=namespace.max_waiting,
+    )
 
 
 def _port(text: str) -> int:
@@ -529,8 +542,8 @@ def _spellings(flag: str) -> list[str]:
     return list(dict.fromkeys([flag, flag[:2] + flag[2:].replace("_", "-")]))
 
 
-def _add_count(parser: CommandParser, flag: str, text: str) -> None:
-    parser.add_argument(*_spellings(flag), metavar="N", type=_count, help=text)
+def _add_count(parser: CommandParser, flag: str, text: str, default: int | None = None) -> None:
+    parser.add_argument(*_spellings(flag), metavar="N", type=_count, default=default, help=text)
 
 
 def _count(text: str) -> int:

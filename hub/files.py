@@ -48,6 +48,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_made_from(folder: Path) -> dict[str, str]:
+    """Return file -> SHA-256 of all in a model's folder that decides what it answers."""
+    patterns = ("config.json", "generation_config.json", "tokenizer*.json", "target/tokenizer*.json", "*.safetensors")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+
+
 def entries_below(folder: str | PathLike[str]) -> list[str]:
     """Return whatever is no folder below one, and links to folders: relative to it, with forward slashes, in order.
 
@@ -77,6 +84,7 @@ __all__ = [
     "RUN_FOLDERS",
     "SEAL_NAME",
     "entries_below",
+    "files_made_from",
     "models_in",
     "names_below",
     "read_object",

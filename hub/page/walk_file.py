@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from seqloom.hub.generate import explained_loading, load_folder
+from seqloom.hub.loading import explained_loading, load_folder
 from seqloom.hub.page.walk import render_walk, walk
 from seqloom.hub.quoting import shown
 
