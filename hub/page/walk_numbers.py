@@ -185,7 +185,9 @@ def attention_numbers(record: Record, name: str, config: Any, side: str, *, with
     if with_vectors:
         turns = record.get(f"model.{side}.rotary_emb") if name.endswith("self_attn") else None
         for part in ("query", "key", "value"):
-            vectors = record[f"{name}.{part[0]}_proj"].wrote.unflatten(-1, (-1, width)).transpose(0, 1)  # (N or G, L, H)
+            vectors = (
+                record[f"{name}.{part[0]}_proj"].wrote.unflatten(-1, (-1, width)).transpose(0, 1)
+            )  # (N or G, L, H)
             if turns is not None and part != "value":
                 vectors = _turn(vectors, turns)
             numbers[part] = pack(vectors[:, :MOST_TOKENS])
@@ -213,7 +215,9 @@ def feed_forward_numbers(record: Record, layer: str) -> dict[str, Any]:
     }
 
 
-def choose_layers(config: Any, num_source: int, num_target: int, most: int | None = MOST_NUMBERS) -> set[tuple[str, int]]:
+def choose_layers(
+    config: Any, num_source: int, num_target: int, most: int | None = MOST_NUMBERS
+) -> set[tuple[str, int]]:
     """Return the (kind, layer) whose queries, keys and values go into the page; None as `most`: all.
 
     First come the first layers, then the last, then the others, until `most` numbers are there; the first of each kind
