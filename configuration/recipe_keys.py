@@ -194,7 +194,10 @@ def read_value(name: str, value: Any, where: str) -> Any:
 
 _EXAMPLES = {
     **{name: f"{name}.de {name}.en" for name in ("train", "valid", "test")},
-    "columns": "german english", "where": "domain=news", "languages": "de en", "metrics": "bleu chrf",
+    "columns": "german english",
+    "where": "domain=news",
+    "languages": "de en",
+    "metrics": "bleu chrf",
 }
 """For keys with several values: what may stand behind their flag."""
 
