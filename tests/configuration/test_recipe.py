@@ -140,7 +140,7 @@ VALUES = st.fixed_dictionaries(
         "preset": st.sampled_from(sorted(PRESETS)),
         "dropout": st.floats(0, 0.99),
         "use_gated_ffn": st.booleans(),
-        "output": WORD,
+        "output": WORD.filter(str.strip),
         "max_source_length": st.none() | COUNT,
         "tokens_per_update": COUNT,
         "learning_rate": st.floats(0, 1),
