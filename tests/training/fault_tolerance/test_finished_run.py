@@ -134,7 +134,7 @@ def test_what_the_data_had_decided_is_no_change(finished, tmp_path, asked, settl
     folder.begin()
     write_json(folder.records / "results.json", {"updates": 30, "epochs": 3.0})
     again = resolve_recipe(None, {**plain, **now})
-    if isinstance(outcome, str):
+    if not isinstance(outcome, Asked):
         with pytest.raises(TrainingError, match=outcome):
             asked_of_finished(folder, again)
     else:
