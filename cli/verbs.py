@@ -185,8 +185,10 @@ def _run_generate(namespace: argparse.Namespace) -> None:
 
     given = vars(namespace)
     search = ("n_best", "max_new_tokens", "sample", "temperature", "top_k", "top_p", "length_penalty", "seed")
-    same = ("folder", "engine", "quantization", "processes", "input_format", "output_format", "column", "prefix_column")
-    same += ("prefix", "long_lines", "max_source_tokens", "alignment_units", "overwrite")
+    same = (
+        *("folder", "engine", "quantization", "processes", "input_format", "output_format", "column", "prefix_column"),
+        *("prefix", "long_lines", "max_source_tokens", "alignment_units", "overwrite"),
+    )
     generate_file(
         Job(
             input_file=namespace.input,

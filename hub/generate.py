@@ -204,7 +204,7 @@ def _progress(job: Job, done: int, header: int) -> Iterator[Callable[[int], None
             bar.update(lines)
             if not at_terminal and time.monotonic() - said >= LOG_SECONDS:
                 said = time.monotonic()
-                meter = tqdm.format_meter(finished, total, said - started, unit="line", initial=done, ncols=0)
+                meter = tqdm.format_meter(finished, total or 0, said - started, unit="line", initial=done, ncols=0)
                 print(meter.strip(), file=sys.stderr)
 
         yield tell

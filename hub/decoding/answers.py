@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from seqloom.hub.alignment import UNITS, Units, origins, pharaoh, source_spans, target_spans
 from seqloom.hub.decoding.engines import Engine, Written
 from seqloom.hub.decoding.rows import Row
+from seqloom.hub.word_alignment import UNITS, Units, origins, pharaoh, source_spans, target_spans
 
 MOST_CHARACTERS = 1_000_000
 """Characters of a source that a tokenizer gets to see; it takes seconds for each million."""
@@ -181,7 +181,9 @@ def _detail_of(engine: Engine, source: str, text: str, ids: Sequence[int], writt
     assert engine.place is not None
     sources = origins(written.attention, len(written.tokens), is_end, engine.place)
     names = engine.tokenizer.convert_ids_to_tokens(list(ids))
-    spans = ([], []) if units == "tokens" else _spans_of(engine, source, written.tokens)
+    counts_tokens = units == "tokens"
+    here = [] if counts_tokens else source_spans(engine.tokenizer, source)
+    there = [] if counts_tokens else target_spans(engine.tokenizer, written.tokens)
     grams = list(zip(*(written.tokens[shift:] for shift in range(REPEATED))))
     again = sum(count - 1 for count in Counter(grams).values())
     return Detail(
@@ -189,13 +191,9 @@ def _detail_of(engine: Engine, source: str, text: str, ids: Sequence[int], writt
         probabilities=[round(math.exp(value), 4) for value in written.log_probs],
         repeated=round(again / len(grams), 4) if grams else 0.0,
         uncovered=[name for place, name in enumerate(names) if place not in sources and not is_end[place]],
-        pairs=pharaoh(sources, *spans, (source, text), units),
-        counts=(len(ids), len(written.tokens)) if units == "tokens" else _counts_of((source, text), units),
+        pairs=pharaoh(sources, here, there, (source, text), units),
+        counts=(len(ids), len(written.tokens)) if counts_tokens else _counts_of((source, text), units),
     )
-
-
-def _spans_of(engine: Engine, source: str, tokens: Sequence[int]) -> Any:
-    return source_spans(engine.tokenizer, source), target_spans(engine.tokenizer, tokens)
 
 
 def _joined(pieces: Sequence[Answer]) -> Answer:

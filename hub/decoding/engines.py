@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from seqloom.hub.alignment import Place, eager_attention, find_place
 from seqloom.hub.export.ctranslate2_loader import vocabulary_of
 from seqloom.hub.export.ctranslate2_options import translate_options
 from seqloom.hub.export.output_folder import EXPORT_NAME
@@ -27,6 +26,7 @@ from seqloom.hub.files import read_object
 from seqloom.hub.lines import plan_batches
 from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder, target_tokenizer
 from seqloom.hub.verify import check_folder
+from seqloom.hub.word_alignment import Place, eager_attention, find_place
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 TOKENS_PER_BATCH = 4096
@@ -149,7 +149,7 @@ class Engine(ABC):
         Args:
             sources: ids, the end of sequence included.
             prefixes: ids that each output has to begin with; None: none has to.
-            seed: for sampling; None: another one each time. CTranslate2 draws on from `Search.seed`, whatever stands here.
+            seed: for sampling; None: another one each time. CTranslate2 goes by `Search.seed` alone.
             in_detail: with attention. Log-probabilities are there if it is so, or if several outputs are asked for.
         """
 
@@ -249,7 +249,7 @@ class TorchEngine(Engine):
                 logits = output.logits.float()
                 chosen = logits.gather(-1, written[:, 1:, None]).squeeze(-1)
                 log_probs.append(chosen - logits.logsumexp(-1))
-                if in_detail:
+                if in_detail and self.place is not None:
                     attention.append(output.cross_attentions[self.place.layer].float().mean(dim=1))
         return torch.cat(log_probs), torch.cat(attention) if attention else torch.empty(0)
 

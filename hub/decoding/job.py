@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from seqloom.hub.alignment import Units
 from seqloom.hub.decoding.answers import LongLines
 from seqloom.hub.decoding.engines import Search
 from seqloom.hub.decoding.rows import FORMATS, Layout
 from seqloom.hub.export.engine_folder import digests_of
+from seqloom.hub.word_alignment import Units
 
 
 class GenerateError(ValueError):

@@ -18,7 +18,6 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from seqloom.configuration.suggestion import did_you_mean
-from seqloom.hub.alignment import MOST_SENTENCES, MOST_TOKENS, find_place
 from seqloom.hub.export.ctranslate2_loader import build_spec, positions_in_table, vocabulary_of
 from seqloom.hub.export.ctranslate2_options import greedy, translate_options
 from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, Sentence, compare, decode, ends_of, write
@@ -27,6 +26,7 @@ from seqloom.hub.lines import read_lines
 from seqloom.hub.loading import load_folder, target_tokenizer
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.quoting import Quoted
+from seqloom.hub.word_alignment import MOST_SENTENCES, MOST_TOKENS, find_place
 from seqloom.modeling.canary import CANARY_NAME, read_canary, sources_for
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from seqloom.hub.alignment import Place, find_place, origins, pharaoh
 from seqloom.hub.decoding.answers import Answer, answer, split
 from seqloom.hub.decoding.engines import CTranslate2Engine, Engine, Search, SearchError, TorchEngine
 from seqloom.hub.decoding.rows import Row
+from seqloom.hub.word_alignment import Place, find_place, origins, pharaoh
 
 WORDS = "abcdefghijklmnop"
 LINES = ["abc", "p", "", "bacd", "fedcba", "mn"]
