@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, print_what_goes, run_command, visible
+from seqloom_cli.command import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandParser,
+    UsageError,
+    print_what_goes,
+    run_command,
+    visible,
+)
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
 
@@ -50,12 +58,15 @@ def build_parser() -> CommandParser:
     _add_debug(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
+    _add_check(verbs)
     _add_generate(verbs)
     _add_evaluate(verbs)
     _add_verify(verbs)
     _add_upgrade(verbs)
     _add_serve(verbs)
     _add_push(verbs)
+    _add_copy(verbs)
+    _add_walk(verbs)
     _add_space(verbs)
     _add_export(verbs)
     return parser
@@ -126,10 +137,61 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
 
     print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
+    from seqloom.training.languages import settle_languages
+    from seqloom.training.reading.asking import settle_columns
     from seqloom.training.train import train
 
-    result = train(recipe)
+    result = train(settle_languages(settle_columns(recipe)), dry_run=namespace.dry_run)
     return result if isinstance(result, int) else 0
+
+
+def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "tell what is wrong with training, validation and test text, worst first"
+    more = f"{_begin(text)}; nothing is changed. Ends with {EXIT_FAILED} when something is as bad as --fail_on says."
+    parser = verbs.add_parser("check", help=text, description=more)
+    parser.add_argument("files", metavar="FILE", nargs="*", help="the same as --train")
+    for split in ("train", "valid", "test"):
+        parser.add_argument(f"--{split}", metavar="FILE", nargs="+", help=f"{split} text, as `seqloom train` takes it")
+    parser.add_argument("--recipe", metavar="FILE", help="a recipe that names them")
+    parser.add_argument("--columns", metavar="NAME", nargs="+", help="names or numbers of the columns")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help="read only these rows")
+    parser.add_argument("--task", choices=["pairs", "continuation"], help="what the text is for [pairs]")
+    parser.add_argument(*_spellings("--num_proc"), metavar="N", type=_count, help="processes [all cores]")
+    parser.add_argument("--json", metavar="FILE", help="write the report with every line's number, - for stdout")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page")
+    worst = ["refused", "harmful", "doubtful", "note", "never"]
+    parser.add_argument(
+        *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
+    )
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: parser.refuse(unknown) or _run_check(namespace))
+
+
+def _run_check(namespace: argparse.Namespace) -> int:
+    from seqloom.configuration.recipe_layers import resolve_recipe
+
+    keys = ("train", "valid", "test", "columns", "where", "task", "num_proc")
+    named = {key: value for key in keys if (value := getattr(namespace, key)) is not None}
+    if namespace.files:
+        named["train"] = namespace.files
+    recipe = resolve_recipe(namespace.recipe, named)
+    if recipe.is_demo:
+        raise UsageError("check needs a text: seqloom check FILE [FILE], or --train, or a --recipe that names one.")
+    from seqloom.training.checking.check import check_corpora
+    from seqloom.training.checking.fault_rules import Harm
+    from seqloom.training.reading.asking import settle_columns
+
+    report = check_corpora(settle_columns(recipe), num_proc=namespace.num_proc)
+    if namespace.html:
+        report.write(namespace.html, report.to_html())
+    if namespace.json == "-":
+        print(report.to_json(), end="")
+    else:
+        if namespace.json:
+            report.write(namespace.json, report.to_json())
+        print(visible(report.to_text()))
+    fails = namespace.fail_on != "never" and report.worst is not None and report.worst >= Harm[namespace.fail_on]
+    return EXIT_FAILED if fails else 0
 
 
 def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -325,18 +387,31 @@ def _run_upgrade(namespace: argparse.Namespace) -> None:
 
 
 def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
-    text = "answer the OpenAI client, on transformers' own server"
+    text = "answer the OpenAI client, many requests at a time, and a page to type into"
     more, folder = f"{_begin(text)}, until Ctrl-C.", "a trained model; requests call it by this name"
     parser = _add_verb(verbs, "serve", _run_serve, text, more, folder=folder)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine alone]")
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
     _add_count(parser, "--max_tokens", "longest source and longest answer [the folder's max_position_embeddings]")
+    _add_count(parser, "--max_waiting", "requests that may wait; the next gets 429 [256]", default=256)
+    engines = "what writes: torch, or CTranslate2 with an export that is made beside FOLDER, once [torch]"
+    parser.add_argument("--engine", choices=["torch", "ctranslate2"], default="torch", help=engines)
+    formats = "of CTranslate2's weights: float32, int8, ... [float32]"
+    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=formats)
 
 
 def _run_serve(namespace: argparse.Namespace) -> None:
     from seqloom.hub.serving.serve import serve_folder
 
-    serve_folder(namespace.folder, host=namespace.host, port=namespace.port, max_tokens=namespace.max_tokens)
+    serve_folder(
+        namespace.folder,
+        host=namespace.host,
+        port=namespace.port,
+        max_tokens=namespace.max_tokens,
+        engine=namespace.engine,
+        quantization=namespace.quantization,
+        max_waiting=namespace.max_waiting,
+    )
 
 
 def _port(text: str) -> int:
@@ -372,6 +447,46 @@ def _run_push(namespace: argparse.Namespace) -> None:
         message=namespace.message,
     )
     print(visible(describe_push(report, asked_for_public=namespace.public)))
+
+
+def _add_copy(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "copy of a folder what others need: the model, its code and its card"
+    more = f"{_begin(text)}, as a push would send it; checkpoints and run/, whose records quote the data, stay."
+    parser = _add_verb(verbs, "copy", _run_copy, text, more)
+    parser.add_argument("output", metavar="DEST", help="the folder to write; it does not exist, or is empty")
+    _add_flag(parser, "--with_run", "copy run/ too: recipe, data facts, scores, test outputs; they quote the data")
+
+
+def _run_copy(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.push import copy_folder, describe_plan
+
+    files = copy_folder(namespace.folder, namespace.output, with_run=namespace.with_run)
+    print(visible(describe_plan(files)))
+    print(visible(f"Copied to {namespace.output}.", one_line=True))
+
+
+def _add_walk(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "walk through a model with a sentence: every number on its way, in one HTML file"
+    parser = _add_verb(verbs, "walk", _run_walk, text)
+    parser.add_argument("text", metavar="TEXT", help="the sentence to read")
+    parser.add_argument("-o", "--output", metavar="FILE", default="walk.html", help="the page to write [walk.html]")
+    parser.add_argument("--target", metavar="TEXT", help="walk through this output [what the model writes]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_flag(parser, "--every_layer", "keep queries, keys and values of all layers, however large the file")
+
+
+def _run_walk(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.page.walk_file import write_walk
+
+    said = write_walk(
+        namespace.folder,
+        namespace.text,
+        namespace.output,
+        target=namespace.target,
+        num_beams=namespace.beams,
+        every_layer=namespace.every_layer,
+    )
+    print(visible(said))
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -427,8 +542,8 @@ def _spellings(flag: str) -> list[str]:
     return list(dict.fromkeys([flag, flag[:2] + flag[2:].replace("_", "-")]))
 
 
-def _add_count(parser: CommandParser, flag: str, text: str) -> None:
-    parser.add_argument(*_spellings(flag), metavar="N", type=_count, help=text)
+def _add_count(parser: CommandParser, flag: str, text: str, default: int | None = None) -> None:
+    parser.add_argument(*_spellings(flag), metavar="N", type=_count, default=default, help=text)
 
 
 def _count(text: str) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqloom.configuration.configuration_seqloom import MOST_BEAMS, MOST_TOKENS, SeqloomConfig
+from seqloom.configuration.data_names import can_follow, is_aligned
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
@@ -59,7 +60,8 @@ class Recipe:
     task: Literal["pairs", "continuation"] = field(default="pairs", metadata=DATA)
     """pairs: source -> target; continuation: raw text, cut at a random point into prompt and continuation."""
     train: list[str] = field(default_factory=list, metadata=DATA)
-    """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; []: the demo."""
+    """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; several files with
+    columns are read one after the other; []: the demo."""
     valid: list[str] = field(default_factory=lambda: [HOLD_OUT], metadata=DATA)
     """Validation text, decoded and scored during training: files as in train, or how much to hold out of train, in
     examples (1000) or as a share (0.05), whole sources; auto: a twentieth of it, 50 to 1,000; none: no validation."""
@@ -70,6 +72,9 @@ class Recipe:
     where: list[str] = field(default_factory=list, metadata=DATA)
     """Read only rows that have these values, each written COLUMN=VALUE; where a column is named more than once, a row
     needs one of its values; []: every row."""
+    clean: Literal["none", "default", "strict"] = field(default="none", metadata=DATA)
+    """Which training rows are left out by the rules of `seqloom check`, each counted; none: blank ones alone; default:
+    broken, misplaced, repeated and leaked ones too; strict: also doubtful ones. Validation and test text stay whole."""
     max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
     """Most source tokens of a training example; long_examples says what becomes of longer ones; null: no limit."""
     max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))
@@ -132,7 +137,7 @@ class Recipe:
     early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
     """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
     log_gradient_flow: bool = field(default=False, metadata=TRAINING)
-    """Log the norm of the gradient in each layer and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
+    """Log the norm of the gradient in each layer, for OUTPUT/run/history.jsonl, report.html and gradient_flow.png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
     """Scores to report, e.g. bleu chrf exact_match; [] or auto: those that are usual for the kind of target text."""
@@ -236,10 +241,11 @@ class Recipe:
             raise RecipeError("test=auto is not chosen for you; name files, or how much to hold out: --test 500.")
         for split in ("train", "valid", "test"):
             names = getattr(self, split)
-            if len(names) > 2:
+            if len(names) > 2 and not can_follow(names):
                 raise RecipeError(
                     f"{split} names {len(names)} files ({', '.join(names)}); give two line-aligned files, source and "
-                    f"target, or one file with both. Join several files into one first."
+                    f"target, or one file with both, or several such files, which are read one after the other "
+                    f"(.tsv, .jsonl, .csv, .parquet). Join several text files into one first: cat."
                 )
             if names and names != [HOLD_OUT] and self.is_demo:
                 raise RecipeError(
@@ -256,7 +262,7 @@ class Recipe:
             column, equals, _ = condition.partition("=")
             if not (column and equals):
                 raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
-        if not (self.is_demo or len(self.train) == 2):
+        if not (self.is_demo or is_aligned(self.train)):
             return
         data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
         if self.columns is not None:
@@ -283,7 +289,7 @@ class Recipe:
         if self.is_demo:
             raise RecipeError("task=continuation needs a text and train names none; add --train FILE.")
         for split in ("train", "valid", "test"):
-            if len(getattr(self, split)) == 2:
+            if is_aligned(getattr(self, split)):
                 raise RecipeError(
                     f"{split}={' '.join(getattr(self, split))}: task=continuation reads one raw text, not two aligned "
                     f"files; name one file, or use task=pairs."

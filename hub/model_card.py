@@ -29,7 +29,7 @@ from yaml import YAMLError
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.costs import MOST_RECIPE, read_header
-from seqloom.hub.files import read_text, sha256_of
+from seqloom.hub.files import CURVE_NAME, read_text, sha256_of
 from seqloom.hub.quoting import Quoted, code, fenced, markdown, python_string, shown
 from seqloom.modeling.canary import write_whole
 
@@ -159,6 +159,8 @@ class CardFacts:
     scores: tuple[Score, ...] = ()
     step: int | None = None
     """For a running checkpoint: the update it was saved at."""
+    curve: str | None = None
+    """The picture of loss and scores, if the folder has one."""
 
     @property
     def name(self) -> str:
@@ -322,7 +324,7 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
     """Return the rows of the card's table on training: only what the run recorded."""
     rows = [("Updates", _count(facts.results.get("updates")))]
     rows += _token_rows(facts)
-    rows += [(label, _plain(facts.recipe.get(key))) for key, label in _RECIPE_ROWS.items()]
+    rows += [(label, _recipe_text(key, facts.recipe.get(key))) for key, label in _RECIPE_ROWS.items()]
     rows += [("Time", _describe_time(facts)), ("Hardware", _describe_hardware(facts))]
     versions = facts.environment.get("packages", {})
     rows += [("Software", ", ".join(f"{name} {number}" for name, number in versions.items()))]
@@ -408,6 +410,7 @@ def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str |
         data=data,
         scores=tuple(_scores(results, {each.split for each in data})),
         step=step,
+        curve=CURVE_NAME if results and (records.parent / CURVE_NAME).is_file() else None,
     )
 
 
@@ -536,6 +539,12 @@ def _rounded(number: float) -> int:
 
 def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
+
+
+def _recipe_text(key: str, value: Any) -> str:
+    """Return a value of the recipe; a warm-up below 1 is a share of the run."""
+    is_share = key == "warmup_steps" and isinstance(value, float) and 0 < value < 1
+    return f"{100 * value:g} % of the run" if is_share else _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.training.batching import BatchSettings
+from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
@@ -42,11 +43,12 @@ def read_corpus(
     if recipe.is_demo:
         demo = build_demo()
         return demo, {split: {"name": "date demo", "num_rows": len(rows)} for split, rows in demo.items()}
-    texts, facts = {}, {}
+    loaded = {}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
         files = getattr(recipe, name)
-        if files and recipe.share_of(name) is None and split in splits:
-            loaded = load_corpus(
+        is_wanted = split in splits or recipe.clean != "none"  # what leaks into train is found in all of them
+        if files and recipe.share_of(name) is None and is_wanted:
+            loaded[split] = load_corpus(
                 files,
                 columns=recipe.columns,
                 task=recipe.task,
@@ -54,7 +56,9 @@ def read_corpus(
                 where=recipe.selection(),
                 num_proc=recipe.num_proc,
             )
-            texts[split], facts[split] = loaded.dataset, asdict(loaded.facts)
+    loaded["train"] = clean_corpus(loaded, recipe.clean, recipe.num_proc)
+    texts = {split: corpus.dataset for split, corpus in loaded.items()}
+    facts = {split: asdict(corpus.facts) for split, corpus in loaded.items()}
     shares = shares_of(recipe, len(texts["train"]))
     if shares.counts:
         parts = hold_out(texts["train"], shares, seed=seed_of(recipe))
@@ -134,6 +138,7 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             min_frequency=recipe.min_frequency,
             character_coverage=recipe.character_coverage,
             split_digits=recipe.split_digits,
+            show_progress=not recipe.training_arguments.get("disable_tqdm"),
         )
         with folder.staged(home) as staged:
             tokenizers.save(staged)

@@ -1,11 +1,14 @@
 """What the recipe says in the words of others: transformers' training arguments and generation config."""
 
 import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
-from seqloom.configuration.recipe import Recipe
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.suggestion import did_you_mean
 from seqloom.training.metrics import METRICS
 from seqloom.training.quality.selection import selection_settings
 from seqloom.training.target_kind import SENTENCES, TargetKind
@@ -55,6 +58,40 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     if chosen.pop("enable_jit_checkpoint", False):
         logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
     return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
+
+
+TRACKERS = {
+    **{name: name for name in ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "neptune")},
+    **{name: name for name in ("swanlab", "tensorboard", "trackio", "wandb")},
+    "azure_ml": "azureml-mlflow",
+    "flyte": "flytekit",
+    "kubeflow": "kubeflow",
+}
+"""What `report_to` may name -> what to install for it."""
+
+_MODULES = {"azure_ml": ("azureml",), "flyte": ("flytekit",), "tensorboard": ("tensorboard", "tensorboardX")}
+
+
+def refuse_missing_trackers(names: str | Sequence[str] | None) -> None:
+    """Refuse a tracker that is not installed, before anything is read.
+
+    Args:
+        names: `report_to` of a recipe.
+
+    Raises:
+        RecipeError: naming what to install.
+    """
+    for name in [names] if isinstance(names, str) else names or ():
+        if name in ("none", "all"):
+            continue
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS)
+            raise RecipeError(f"report_to={name} is unknown; {hint}it may be none, all, {', '.join(sorted(TRACKERS))}.")
+        if not any(find_spec(module) for module in _MODULES.get(name, (name,))):
+            raise RecipeError(
+                f"report_to={name} needs a package that is not installed: pip install {TRACKERS[name]}. Without "
+                f"report_to the same numbers stand in run/history.jsonl and run/report.html."
+            )
 
 
 def generation_config(recipe: Recipe, tokenizers: SeqloomTokenizers) -> GenerationConfig:

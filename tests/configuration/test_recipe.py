@@ -264,7 +264,18 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
         ("--learning_rate fast", "learning_rate=fast must be a number; for example learning_rate=0.001."),
         ("--vocab_size 10,000", "vocab_size=10,000 must be a whole number; for example vocab_size=10000."),
         ("--bf16 maybe", "bf16=maybe must be true or false; for example bf16=false."),
-        ("--seed", "seed without a value must be a whole number; for example seed=42."),
+        (
+            "--test",
+            "test stands without a value; write the names of one or two files behind it, for example --test test.de",
+        ),
+        (
+            "--columns",
+            "columns stands without a value; write one or more words behind it, for example --columns german",
+        ),
+        (
+            "--seed",
+            "seed stands without a value; write a whole number behind it, for example --seed 42, or leave it out.",
+        ),
         ("--output a b", "output=a b must be text; for example output=seqloom-model."),
         ("--vocab_size 2", "vocab_size=2 is too small; it must be at least 5."),
         ("--learning_rate -1", "learning_rate=-1 is too small; it must be at least 0."),
