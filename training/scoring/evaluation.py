@@ -133,11 +133,11 @@ def evaluate_folder(
     text = read_evaluation_text(test, _reading(recipe, task, options))
     other_outputs = _other_outputs(options.compare, text)
     is_continuation = task == "continuation"
-    decoding = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
-    answers = answer(folder, text, is_continuation=is_continuation, **decoding)  # type: ignore[arg-type]
+    decoding: dict[str, Any] = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
+    answers = answer(folder, text, is_continuation=is_continuation, **decoding)
     other = other_outputs
     if options.compare and other is None:
-        other = answer(options.compare, text, is_continuation=is_continuation, **decoding)  # type: ignore[arg-type]
+        other = answer(options.compare, text, is_continuation=is_continuation, **decoding)
     names = options.metrics or _usual_metrics(recipe, task, text)
     references = [[one_line(each) for each in several] for several in text.references]
     text = replace(text, references=references)
