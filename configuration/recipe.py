@@ -7,6 +7,7 @@ import ast
 import inspect
 import itertools
 import re
+import shlex
 import textwrap
 from dataclasses import Field, dataclass, field, fields
 from os import PathLike
@@ -230,7 +231,7 @@ class Recipe:
 
     def to_file(self, name: str = "recipe.yaml") -> str:
         """The resolved recipe as a file of this name holds it."""
-        return f"{RECIPE_HEADER}: seqloom train --recipe {name}\n{self.to_yaml()}"
+        return f"{RECIPE_HEADER}: seqloom train --recipe {shlex.quote(name)}\n{self.to_yaml()}"
 
     def _check_files(self) -> None:
         if self.test == [HOLD_OUT]:

@@ -107,6 +107,7 @@ def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[
         if recipe.share_of(name) is None:
             continue
         held = facts["train"]["num_dropped"].get(f"held out for {split}", 0)
+        facts["train"].setdefault("asked", {})[name] = recipe.share_of(name)
         if held:
             whole = "sources" if recipe.task == "pairs" else "documents"
             lines[name] = f"{held:,} examples held out of the training text, whole {whole}; --{name} none for none"
