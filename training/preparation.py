@@ -111,7 +111,8 @@ def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[
         if held:
             whole = "sources" if recipe.task == "pairs" else "documents"
             lines[name] = f"{held:,} examples held out of the training text, whole {whole}; --{name} none for none"
-            recipe = replace(recipe, **{name: [str(held)]})
+            changed: dict[str, Any] = {name: [str(held)]}
+            recipe = replace(recipe, **changed)
         else:
             lines[name] = (
                 f"none, for {len(corpus['train']):,} training examples are too few to hold some out unasked: nothing "

@@ -15,6 +15,7 @@ from seqloom.hub.model_card import (
     DEMO_EXAMPLE,
     SCORES,
     CardFacts,
+    Score,
     count_parameters,
     current_card,
     is_generated,
@@ -359,3 +360,15 @@ def test_the_usage_code_runs_as_it_stands(finished):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert len(run.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("signature", "name"),
+    [
+        (None, "Word error rate (edits per 100 space-separated units)"),  # of a folder from before `per`
+        ("counts:edits of words", "Word error rate (edits per 100 words)"),
+        ("counts:outputs with any wrong phone", "Word error rate (% of outputs with any wrong phone)"),
+    ],
+)
+def test_a_word_error_rate_says_what_it_counts(signature, name):
+    assert Score("test", "wer", 12.5, signature=signature).name == name
