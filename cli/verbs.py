@@ -192,24 +192,70 @@ def _run_check(namespace: argparse.Namespace) -> int:
 
 def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "read one source per line, write one output per line"
-    parser = _add_verb(verbs, "generate", _run_generate, text, f"{_begin(text)}, in the same order.")
-    parser.add_argument("-i", "--input", metavar="FILE", help="text to read, plain or .gz [stdin]")
-    parser.add_argument("-o", "--output", metavar="FILE", help="where to write, plain or .gz [stdout]")
+    more = (
+        f"{_begin(text)}, in the same order. At a terminal, answer what is typed. A command with -i and -o that was "
+        f"killed goes on behind the last lines that it has written."
+    )
+    parser = _add_verb(verbs, "generate", _run_generate, text, more)
+    parser.add_argument("-i", "--input", metavar="FILE", help="lines to read, plain or .gz; .tsv, .jsonl [stdin]")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to write, plain or .gz; .tsv, .jsonl [stdout]")
+    for name in ("input", "output"):
+        parser.add_argument(
+            *_spellings(f"--{name}_format"), choices=("text", "tsv", "jsonl"), help="[by the name of the file]"
+        )
+    text = "the source's column: name, number from 1, or key of JSON lines (a.b: b in a) [source, else the first]"
+    parser.add_argument("--column", metavar="NAME", help=text)
+    parser.add_argument("--engine", choices=("torch", "ctranslate2"), default="torch", help="what computes [torch]")
+    text = "number format of ctranslate2's weights, e.g. int8 [float32]"
+    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=text)
+    _add_count(parser, "--processes", "processes that share the work [the GPUs, else 1]")
     _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
     _add_count(parser, "--n_best", "write N lines per input, best first: score, tab, text")
     _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
+    text = "exponent of the length by which scores are divided [the folder's generation_config.json]"
+    parser.add_argument(*_spellings("--length_penalty"), type=float, metavar="X", help=text)
+    parser.add_argument("--sample", action="store_true", help="draw each word instead of searching for the likeliest")
+    parser.add_argument("--temperature", type=float, metavar="X", help="with --sample: below 1 safer, above 1 wilder")
+    _add_count(parser, "--top_k", "with --sample: among the N likeliest words")
+    parser.add_argument(
+        *_spellings("--top_p"), type=float, metavar="X", help="with --sample: among the likeliest of this sum"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="with --sample: the same words each time")
+    parser.add_argument("--prefix", metavar="TEXT", default="", help="what each output begins with")
+    parser.add_argument(
+        *_spellings("--prefix_column"), metavar="NAME", help="the column, or key, that says it for each line"
+    )
+    text = "a source that is too long: refuse it, or split it at ends of sentences [refuse]"
+    parser.add_argument(*_spellings("--long_lines"), choices=("refuse", "split"), default="refuse", help=text)
+    _add_count(parser, "--max_source_tokens", "tokens from which a source is too long [what the model can read]")
+    text = "write JSON lines: score, length ratio, cut, repetition, uncovered source tokens, confidence of each token"
+    parser.add_argument("--report", metavar="FILE", help=text)
+    parser.add_argument("--alignments", metavar="FILE", help="write pairs source-output, counted from 0 (Pharaoh)")
+    units = ("words", "characters", "tokens")
+    parser.add_argument(
+        *_spellings("--alignment_units"), choices=units, default="words", help="what is counted [words]"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where a killed command has left a part")
 
 
 def _run_generate(namespace: argparse.Namespace) -> None:
-    from seqloom.hub.generate import generate_file
+    from seqloom.hub.generate import Job, Search, generate_file
 
+    given = vars(namespace)
+    search = ("n_best", "max_new_tokens", "sample", "temperature", "top_k", "top_p", "length_penalty", "seed")
+    same = (
+        *("folder", "engine", "quantization", "processes", "input_format", "output_format", "column", "prefix_column"),
+        *("prefix", "long_lines", "max_source_tokens", "alignment_units", "overwrite"),
+    )
     generate_file(
-        namespace.folder,
-        input_file=namespace.input,
-        output_file=namespace.output,
-        num_beams=namespace.beams,
-        n_best=namespace.n_best,
-        max_new_tokens=namespace.max_new_tokens,
+        Job(
+            input_file=namespace.input,
+            output_file=namespace.output,
+            report_file=namespace.report,
+            alignments_file=namespace.alignments,
+            search=Search(num_beams=namespace.beams, **{name: given[name] for name in search}),
+            **{name: given[name] for name in same},
+        )
     )
 
 

@@ -25,7 +25,7 @@ from transformers.utils.import_utils import is_serve_available
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.files import read_object
-from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, explained_loading, no_loading_bar
+from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, no_loading_bar
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.verify import check_folder
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
