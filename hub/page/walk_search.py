@@ -135,9 +135,7 @@ def source_pieces(text: str, most: int = MOST_PIECES) -> tuple[list[tuple[int, i
 
 
 @torch.inference_mode()
-def leave_one_out(
-    model: Any, tokenizer: Any, text: str, written: Tensor, steps: int, **options: Any
-) -> dict[str, Any]:
+def leave_one_out(model: Any, tokenizer: Any, text: str, written: Tensor, steps: int, **options: Any) -> dict[str, Any]:
     """Let the model write once more without each word of the source, and read its output again without it.
 
     Args:

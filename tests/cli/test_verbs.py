@@ -115,6 +115,7 @@ def test_the_verbs_are_those_that_work() -> None:
         "upgrade",
         "serve",
         "push",
+        "walk",
         "space",
         "export",
     ]
