@@ -34,7 +34,7 @@ def attention_figure(explanation: Explanation, *, layer: int | None = None, head
     axes.set_xticks(range(len(explanation.source_tokens)), _shown(explanation.source_tokens), rotation=60, ha="right")
     axes.set_yticks(range(len(explanation.steps)), _shown(step.token for step in explanation.steps))
     figure.colorbar(image, ax=axes, label="attention weight")
-    return figure
+    return _readable(figure)
 
 
 def alignment_figure(explanation: Explanation, *, layer: int | None = None, shift: bool = True) -> Any:
@@ -57,7 +57,7 @@ def alignment_figure(explanation: Explanation, *, layer: int | None = None, shif
     axes.set_ylim(longest - 0.5, -0.5)
     axes.set_title(f"{'Shift-Att' if shift else 'naive'}, layer {used + 1}", fontsize=10)
     axes.set_axis_off()
-    return figure
+    return _readable(figure)
 
 
 def next_word_figure(explanation: Explanation, step: int = 0) -> Any:
@@ -77,20 +77,29 @@ def next_word_figure(explanation: Explanation, step: int = 0) -> Any:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"probability at step {step + 1}")
-    return figure
+    return _readable(figure)
 
 
 def _empty(width: float, height: float) -> tuple[Any, Any]:
     """Return a figure and its axes, in inches; no pyplot, which keeps state and looks for a screen."""
     try:
-        from matplotlib import font_manager, rcParams
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the picture needs matplotlib; pip install 'seqloom[plots]'.") from error
-    installed = set(font_manager.get_font_names())
-    rcParams["font.family"] = [name for name in FONTS if name in installed] or rcParams["font.family"]
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _readable(figure: Any) -> Any:
+    """Let every text of a figure take fonts in which its characters are."""
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
+
+    installed = set(get_font_names())
+    if fonts := [name for name in FONTS if name in installed]:
+        for text in figure.findobj(Text):
+            text.set_fontfamily(fonts)
+    return figure
 
 
 def _shown(tokens: Any) -> Sequence[str]:
