@@ -34,7 +34,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.modeling.canary import adopt_canary, check_once, write_canary
+from seqloom.modeling.canary import adopt_canary, check_once, share, write_canary
 from seqloom.modeling.fast_dropout import dropout
 from seqloom.modeling.fused_loss import linear_cross_entropy
 from seqloom.modeling.library import (
@@ -497,6 +497,8 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         if is_main_process and not Path(save_directory).is_file():
             write_canary(self, save_directory, foreign_weights=self._are_others(state_dict))
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        for weights in Path(save_directory).glob("*.safetensors") if is_main_process else ():
+            share(weights)
 
     def _are_others(self, state_dict: dict[str, Tensor] | None) -> bool:
         """Whether a state_dict holds other tensors than this model."""

@@ -10,7 +10,6 @@ The folder needs Gradio, torch and transformers, and no Seqloom; it runs on any 
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from os import PathLike
@@ -19,7 +18,7 @@ from pathlib import Path
 from seqloom.hub.files import names_below, read_text
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.page import explain, walk, walk_numbers, walk_search
-from seqloom.hub.push import PushFile, plan_push
+from seqloom.hub.push import plan_push, write_files
 from seqloom.hub.quoting import markdown, shell, shown, yaml_head
 
 GRADIO_VERSION = "6.31.0"
@@ -63,7 +62,7 @@ def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, rep
     for name, text in space_files(read_facts(folder, repo), repo, examples).items():
         (output / name).write_text(text, encoding="utf-8", newline="\n")
     if repo is None:
-        _copy(files, output / "model")
+        write_files(files, output / "model")
     return names_below(output)
 
 
@@ -126,16 +125,6 @@ def _copy_of(module: str, path: str | None) -> str:
 
 def _stem(module: str) -> str:
     return module.rpartition(".")[2]
-
-
-def _copy(files: Iterable[PushFile], folder: Path) -> None:
-    for file in files:
-        target = folder / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(file.content, bytes):
-            target.write_bytes(file.content)
-        else:
-            shutil.copyfile(file.content, target)
 
 
 __all__ = ["describe_space", "space_files", "write_space"]

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from safetensors.torch import load_file, save_file
 
 from seqloom import __version__
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.costs import OUR_TEMPLATES
-from seqloom.hub.generate import load_folder
+from seqloom.hub.loading import load_folder
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.verify import (
     EARLIER,
@@ -620,6 +621,15 @@ def test_weights_that_were_cut(folder: Path) -> None:
         f"no whole safetensors file: it has {size - 1:,} bytes, and its header says {size:,}; get it anew, or save the "
         f"model again."
     )
+
+
+def test_weights_that_a_terminal_would_obey(folder: Path) -> None:
+    """transformers' own report prints the names of unknown weights as they are."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "\x1b[2Jok": next(iter(weights.values())).clone()}, path, metadata={"format": "pt"})
+    assert problems(folder) == [(Kind.BROKEN, "model.safetensors")]
+    assert "a tensor is called '\\x1b[2Jok', which a terminal would obey" in refusal(folder)
 
 
 @pytest.mark.parametrize(

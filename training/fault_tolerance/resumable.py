@@ -31,7 +31,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.hub.generate import no_loading_bar
+from seqloom.hub.loading import no_loading_bar
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoint_path,
