@@ -294,7 +294,7 @@ def answer_to_both_names(output: Any) -> Any:
     """Let what `generate` returns as an object give its cache by either name; ids are returned as they are."""
     if isinstance(output, ModelOutput):
         for name in CACHE_NAMES:
-            if not hasattr(output, name):
+            if not (hasattr(type(output), name) or hasattr(output, name)):  # asking an old name of the object warns
                 setattr(output, name, getattr(output, CACHE, None))
     return output
 

@@ -53,7 +53,7 @@ def walk(
         tokenizer: of the same folder.
         text: the source.
         target: walk through this output instead of the one that the model writes.
-        target_tokenizer: of the target side, where the two sides have vocabularies of their own.
+        target_tokenizer: for `target`, where the two sides have vocabularies of their own; None: `tokenizer`.
         name: what the page calls the model.
         every_layer: keep queries, keys and values of all layers, however large the page.
         generate_options: for `generate`, e.g. `num_beams`. Nothing is drawn at random.
@@ -75,12 +75,12 @@ def walk(
     inputs = read_source(model, tokenizer, text)
     written = write_target(model, inputs, target, names, **options)  # (1, 1 + T)
     data, words = _pass_numbers(model, inputs, written, every_layer)
-    tree = beam_tree(model, inputs, max(beams, 2) if beams > 1 else BEAMS, **options)
+    tree = beam_tree(model, inputs, **{**options, "num_beams": beams if beams > 1 else BEAMS})
     words |= {node["id"] for node in tree["nodes"]}
     without = leave_one_out(model, tokenizer, text, written, MOST_TOKENS, **options)
     ids = inputs["input_ids"][0].tolist()
     return {
-        "model": _describe(model, tokenizer is not names, name),
+        "model": _describe(model, tokenizer, name),
         "text": text,
         "output": names.decode(written[0], skip_special_tokens=True),
         "forced": target is not None,
@@ -126,7 +126,7 @@ def _pass_numbers(
     return data, scores.words | lens.words | set(written[0].tolist())
 
 
-def _describe(model: Any, separate: bool, name: str) -> dict[str, Any]:
+def _describe(model: Any, tokenizer: Any, name: str) -> dict[str, Any]:
     """Return the switches of the network that the page speaks of."""
     config = model.config
     same = ("d_model", "vocab_size", "encoder_layers", "decoder_layers", "encoder_attention_heads", "norm_position")
@@ -136,13 +136,13 @@ def _describe(model: Any, separate: bool, name: str) -> dict[str, Any]:
         "name": name or "Seqloom",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "scale": float(model.model.encoder.embed_scale),
-        "separate": separate,
+        "separate": not tokenizer.init_kwargs.get("seqloom_tokenizer", {}).get("joint", True),
         "transformers": transformers.__version__,
     }
 
 
 def render_walk(data: dict[str, Any], template: str) -> str:
-    """Return the page: the template with the JSON in it, so written that no text in it can end the script or begin HTML.
+    """Return the page: the template with the JSON in it, in which no text can end the script or begin HTML.
 
     Args:
         data: of `walk`.

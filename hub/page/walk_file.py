@@ -3,9 +3,7 @@
 from os import PathLike
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
-from seqloom.hub.loading import explained_loading, load_folder
+from seqloom.hub.loading import load_folder, target_tokenizer
 from seqloom.hub.page.walk import render_walk, walk
 from seqloom.hub.quoting import shown
 
@@ -47,7 +45,7 @@ def write_walk(
         tokenizer,
         text,
         target=target,
-        target_tokenizer=_target_tokenizer(Path(folder)),
+        target_tokenizer=target_tokenizer(folder, tokenizer),
         name=Path(folder).resolve().name,
         every_layer=every_layer,
         **({} if num_beams is None else {"num_beams": num_beams}),
@@ -56,16 +54,6 @@ def write_walk(
     output.write_text(page, encoding="utf-8", newline="\n")
     size = len(page.encode()) / 1e6
     return f"{shown(data['output'])}\n{shown(output)}: {size:.1f} MB, no network needed; open it in a browser."
-
-
-def _target_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """Return the tokenizer of the target side, where the sides have vocabularies of their own."""
-    place = folder / "target"
-    if not (place / "tokenizer.json").is_file():
-        return None
-    with explained_loading(folder, "target tokenizer"):
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(place)
-    return tokenizer
 
 
 __all__ = ["write_walk"]

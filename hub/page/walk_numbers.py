@@ -41,7 +41,7 @@ Record = dict[str, "Passed"]
 
 @dataclass(frozen=True)
 class Passed:
-    """What went into a module, what came out, and attention weights where it has some; without the batch's dimension."""
+    """What went into a module and what came out, without the batch's dimension."""
 
     read: Tensor
     wrote: Tensor
@@ -149,7 +149,7 @@ def _sublayers(
 ) -> list[dict[str, Any]]:
     """Return for each sublayer what it added to the stream and what the stream is behind it, (L, d), with norms (L).
 
-    Pre-norm adds and no more. Post-norm normalises the sum, so what stands behind a sublayer is what the next one reads.
+    Pre-norm adds and no more. Post-norm normalises the sum: what stands behind a sublayer is what the next one reads.
     """
     stream = record[layer].read
     rows = []
@@ -277,7 +277,7 @@ def score_numbers(record: Record, model: Any, written: Tensor) -> Scores:
 
 
 def _tail(logits: Tensor, best: Tensor) -> Tensor:
-    """Return (TAIL_GROUPS, 2): of the words that are not among the best, groups of like logits: how many, and their level.
+    """Return (TAIL_GROUPS, 2): the words that are not among the best, in groups of like logits, as count and level.
 
     The level is the log of the mean of exp(logit), so that the groups' sum is exact.
     """
@@ -297,7 +297,7 @@ def _tail(logits: Tensor, best: Tensor) -> Tensor:
 def lens_numbers(record: Record, model: Any, written: Tensor) -> Scores:
     """Return what each decoder layer would have said, had it been the last: final norm and LM head on its states.
 
-    That is the logit lens of nostalgebraist (2020): (layers, T) best words, their probabilities, and the written word's.
+    That is the logit lens (nostalgebraist 2020): (layers, T) best words, their probabilities, and the written word's.
     """
     decoder, ids, best, own, ranks = model.model.decoder, [], [], [], []
     written = written[:MOST_TOKENS].to(model.device)

@@ -123,6 +123,7 @@ def test_the_verbs_are_those_that_work() -> None:
         "serve",
         "push",
         "copy",
+        "walk",
         "space",
         "export",
     ]
