@@ -2,8 +2,8 @@
 
 A decoder looks at the source twice: for what it has just read, and for what it writes next. Where a token came from
 stands in the step that *reads* it (Shift-Att, Chen et al. 2020, https://arxiv.org/abs/2004.14837) or in the step that
-chose it, in one layer or another, and that differs from model to model (LOG: word alignment). So each model is asked: which layer and which
-step agree best with what happens to a token's probability when a source token is left out?
+chose it, in one layer or another, and that differs from model to model (LOG: word alignment). So each model is asked:
+which layer and which step agree best with what happens to a token's probability when a source token is left out?
 
     S source length    T target length    L decoder layers    N heads
 """

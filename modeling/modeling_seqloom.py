@@ -49,6 +49,7 @@ from seqloom.modeling.library import (
     known_keywords,
     naming_unknown_keywords,
     refuse_other_weights,
+    tell_peft,
 )
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH, check_generation, shorten
 
@@ -450,6 +451,10 @@ class SeqloomPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
+
+    def __init__(self, config: SeqloomConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        tell_peft(config.model_type)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -875,6 +880,13 @@ def per_item(total: Tensor, labels: Tensor, num_items: Tensor | int | None) -> T
     return total / num_items.to(total.device).clamp(min=1)  # no targets, no loss: 0, not NaN
 
 
+NO_TARGET = (
+    "labels, decoder_input_ids and decoder_inputs_embeds are all missing; give one of them. Trainer takes the labels out "
+    "when label_smoothing_factor is set: set model.config.label_smoothing instead, or collate with "
+    "DataCollatorForSeq2Seq(tokenizer, model=model)."
+)
+
+
 class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
     """The whole Transformer: source in, a score for every word of the vocabulary out."""
 
@@ -955,8 +967,13 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached.
 
         What a given cache holds already, as a trained prefix does, stands before them and is seen.
+
+        Raises:
+            ValueError: where nothing says what the decoder reads; the source in its place would train nonsense.
         """
         if labels is None:
+            if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:
+                raise ValueError(NO_TARGET)
             return target
         target["use_cache"] = False
         if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:
