@@ -142,18 +142,16 @@ def draw_curve(log_history: Iterable[Mapping[str, Any]], path: Path, metric: str
         return False
     from matplotlib.figure import Figure
 
-    panels = [[label for label in ("training", "validation") if label in curves], [m for m in (metric,) if m in curves]]
-    panels = [panel for panel in panels if panel]
+    score = [metric] if metric and metric in curves else []
+    panels = [panel for panel in ([label for label in ("training", "validation") if label in curves], score) if panel]
     figure = Figure(figsize=(5.5 * len(panels), 3.6), layout="constrained")
     for axes, labels in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label in labels:
             axes.plot(*zip(*curves[label], strict=True), label=label, marker="o" if len(curves[label]) < 30 else None)
-        axes.set_title(
-            "loss" if "training" in labels or "validation" in labels else f"{labels[0]} on the validation set"
-        )
+        axes.set_title(f"{metric} on the validation set" if labels == score else "loss")
         axes.set_xlabel("update")
         axes.grid(visible=True, alpha=0.25)
-        if labels == [metric]:
+        if labels == score:
             axes.set_ylim(bottom=0)
         if len(labels) > 1:
             axes.legend()
