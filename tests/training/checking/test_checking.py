@@ -202,7 +202,7 @@ class TestRefused:
         assert "1,202" in found[2].message
 
     def test_a_truncated_file_and_what_the_other_has(self, clean, tmp_path):
-        source, target = write(tmp_path, "train", clean)
+        _, target = write(tmp_path, "train", clean)
         whole = gzip.compress((tmp_path / "train.xx").read_bytes())
         (tmp_path / "cut.xx.gz").write_bytes(whole[: len(whole) // 2])
         (tmp_path / "train.yy").write_bytes((tmp_path / "train.yy").read_bytes().replace(b"the", b"\xff", 1))
