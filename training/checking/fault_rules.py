@@ -113,16 +113,16 @@ def has_markup(batch: Batch, _: ColumnFacts) -> np.ndarray:
     """Find tags, entities, addresses and marks of wikis, without what is a special token or a gap."""
     found = np.zeros(len(batch), bool)
     for side in batch.sides:
-        for row in np.flatnonzero(side.matches(MARKUP)):
-            found[row] |= bool(MARKUP.search(PLACEHOLDER.sub("", SPECIAL.sub("", side.texts[row]))))
+        for row, text in side.rows_where(side.matches(MARKUP)):
+            found[row] |= bool(MARKUP.search(PLACEHOLDER.sub("", SPECIAL.sub("", text))))
     return found
 
 
 def is_garbled(side: Side) -> np.ndarray:
     """Find text that was decoded wrongly: UTF-8 read as Windows-1252, replacement and private characters."""
     found = (side.kinds & UNASSIGNED > 0) | side.matches(STACKED)
-    for row in np.flatnonzero(side.matches(MOJIBAKE)):
-        found[row] |= any(_was_utf8(run.group()) for run in MOJIBAKE.finditer(side.texts[row]))
+    for row, text in side.rows_where(side.matches(MOJIBAKE)):
+        found[row] |= any(_was_utf8(run.group()) for run in MOJIBAKE.finditer(text))
     return found
 
 
@@ -143,10 +143,10 @@ def is_repetitive(side: Side) -> np.ndarray:
     runs = runs[side.codes[runs] != 10]  # rows without text
     found = np.zeros(len(side.texts), bool)
     found[np.searchsorted(side.starts, runs, "right") - 1] = True
-    for row in np.flatnonzero(side.num_spaces >= 5):
-        words = side.texts[row].split(" ")
+    for row, text in side.rows_where(side.num_spaces >= 5):
+        words = text.split(" ")
         if len(set(words)) * 1.5 < len(words):
-            found[row] |= bool(REPEATED.search(side.texts[row]))
+            found[row] |= bool(REPEATED.search(text))
     return found
 
 
@@ -154,8 +154,8 @@ def has_blank_side(batch: Batch, _: ColumnFacts) -> np.ndarray:
     """Find rows with a blank side."""
     found = np.zeros(len(batch), bool)
     for side in batch.sides:
-        for row in np.flatnonzero(side.num_letters == 0):
-            found[row] |= is_blank(side.texts[row])
+        for row, text in side.rows_where(side.num_letters == 0):
+            found[row] |= is_blank(text)
     return found
 
 
