@@ -73,7 +73,8 @@ def declared() -> list[Requirement]:
     """Return what the package depends on, with the extras that its tests use."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(each) for each in (*project["dependencies"], *extras["serving"], *extras["plots"])]
+    client = [each for each in extras["test"] if each.startswith("openai")]
+    return [Requirement(each) for each in (*project["dependencies"], *extras["serving"], *extras["plots"], *client)]
 
 
 def released(name: str) -> list[Version]:

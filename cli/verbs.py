@@ -60,10 +60,13 @@ def build_parser() -> CommandParser:
     _add_train(verbs)
     _add_check(verbs)
     _add_generate(verbs)
+    _add_evaluate(verbs)
     _add_verify(verbs)
     _add_upgrade(verbs)
     _add_serve(verbs)
     _add_push(verbs)
+    _add_copy(verbs)
+    _add_walk(verbs)
     _add_space(verbs)
     _add_export(verbs)
     return parser
@@ -134,10 +137,11 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
 
     print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
+    from seqloom.training.languages import settle_languages
     from seqloom.training.reading.asking import settle_columns
     from seqloom.training.train import train
 
-    result = train(settle_columns(recipe))
+    result = train(settle_languages(settle_columns(recipe)), dry_run=namespace.dry_run)
     return result if isinstance(result, int) else 0
 
 
@@ -160,7 +164,12 @@ def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
         *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
     )
     _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: parser.refuse(unknown) or _run_check(namespace))
+
+    def run_alone(namespace: argparse.Namespace, unknown: list[str]) -> int:
+        parser.refuse(unknown)
+        return _run_check(namespace)
+
+    parser.set_defaults(run=run_alone)
 
 
 def _run_check(namespace: argparse.Namespace) -> int:
@@ -259,6 +268,55 @@ def _run_generate(namespace: argparse.Namespace) -> None:
     )
 
 
+def _add_evaluate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "score a folder on a test set, write what it wrote, and a page that shows where it is right and wrong"
+    parser = _add_verb(verbs, "evaluate", _run_evaluate, text)
+    files = "a .tsv, .jsonl, .csv or .parquet file, or line-aligned files: sources, and references, one or more"
+    parser.add_argument("--test", metavar="FILE", nargs="+", required=True, help=files)
+    parser.add_argument("-o", "--output", metavar="DIR", help="the folder to write [NAME-evaluation, here]")
+    compared = "another folder, or a file of another system's outputs (.txt, .tsv, .jsonl), on the same test set"
+    parser.add_argument("--compare", metavar="OTHER", help=compared)
+    parser.add_argument("--metrics", metavar="NAME", nargs="+", help="scores [those of the run that made the folder]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
+    parser.add_argument("--columns", metavar="NAME", nargs="+", help="columns of the source and of the reference")
+    parser.add_argument("--references", metavar="NAME", nargs="+", help="further columns with references")
+    _add_flag(parser, "--any_reference", "rows of one source are one example, and each of their targets is right")
+    parser.add_argument("--by", metavar="NAME", nargs="+", help="columns by whose values to group the scores")
+    chosen = "read only rows with COLUMN=VALUE, or none: all rows [what the run selected]"
+    parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help=chosen)
+    trained = "the training text, for the nearest training lines and rare words [the files of the run, if still here]"
+    parser.add_argument("--train", metavar="FILE", nargs="+", help=trained)
+    parser.add_argument("--task", choices=["pairs", "continuation"], help="what the model does [as it was trained]")
+
+
+def _run_evaluate(namespace: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
+    from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
+    from seqloom.training.scoring.score_page import write_page
+
+    options = EvaluationOptions(
+        columns=tuple(namespace.columns) if namespace.columns else None,
+        references=tuple(namespace.references or ()),
+        by=tuple(namespace.by or ()),
+        where=None if namespace.where is None else () if namespace.where == ["none"] else tuple(namespace.where),
+        merge=namespace.any_reference,
+        task=namespace.task,
+        metrics=tuple(namespace.metrics or ()),
+        training=tuple(namespace.train or ()),
+        num_beams=namespace.beams,
+        max_new_tokens=namespace.max_new_tokens,
+        compare=namespace.compare,
+    )
+    output = namespace.output or f"{Path(namespace.folder).resolve().name}-evaluation"
+    evaluation = evaluate_folder(namespace.folder, namespace.test, options)
+    write_evaluation(evaluation, output)
+    write_page(evaluation, output)
+    print(visible(describe_evaluation(evaluation, output)))
+
+
 def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "tell whether the code in a folder is the released code, and with --run whether it answers rightly here"
     more = (
@@ -333,18 +391,31 @@ def _run_upgrade(namespace: argparse.Namespace) -> None:
 
 
 def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
-    text = "answer the OpenAI client, on transformers' own server"
+    text = "answer the OpenAI client, many requests at a time, and a page to type into"
     more, folder = f"{_begin(text)}, until Ctrl-C.", "a trained model; requests call it by this name"
     parser = _add_verb(verbs, "serve", _run_serve, text, more, folder=folder)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine alone]")
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
     _add_count(parser, "--max_tokens", "longest source and longest answer [the folder's max_position_embeddings]")
+    _add_count(parser, "--max_waiting", "requests that may wait; the next gets 429 [256]", default=256)
+    engines = "what writes: torch, or CTranslate2 with an export that is made beside FOLDER, once [torch]"
+    parser.add_argument("--engine", choices=["torch", "ctranslate2"], default="torch", help=engines)
+    formats = "of CTranslate2's weights: float32, int8, ... [float32]"
+    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=formats)
 
 
 def _run_serve(namespace: argparse.Namespace) -> None:
     from seqloom.hub.serving.serve import serve_folder
 
-    serve_folder(namespace.folder, host=namespace.host, port=namespace.port, max_tokens=namespace.max_tokens)
+    serve_folder(
+        namespace.folder,
+        host=namespace.host,
+        port=namespace.port,
+        max_tokens=namespace.max_tokens,
+        engine=namespace.engine,
+        quantization=namespace.quantization,
+        max_waiting=namespace.max_waiting,
+    )
 
 
 def _port(text: str) -> int:
@@ -380,6 +451,46 @@ def _run_push(namespace: argparse.Namespace) -> None:
         message=namespace.message,
     )
     print(visible(describe_push(report, asked_for_public=namespace.public)))
+
+
+def _add_copy(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "copy of a folder what others need: the model, its code and its card"
+    more = f"{_begin(text)}, as a push would send it; checkpoints and run/, whose records quote the data, stay."
+    parser = _add_verb(verbs, "copy", _run_copy, text, more)
+    parser.add_argument("output", metavar="DEST", help="the folder to write; it does not exist, or is empty")
+    _add_flag(parser, "--with_run", "copy run/ too: recipe, data facts, scores, test outputs; they quote the data")
+
+
+def _run_copy(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.push import copy_folder, describe_plan
+
+    files = copy_folder(namespace.folder, namespace.output, with_run=namespace.with_run)
+    print(visible(describe_plan(files)))
+    print(visible(f"Copied to {namespace.output}.", one_line=True))
+
+
+def _add_walk(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "walk through a model with a sentence: every number on its way, in one HTML file"
+    parser = _add_verb(verbs, "walk", _run_walk, text)
+    parser.add_argument("text", metavar="TEXT", help="the sentence to read")
+    parser.add_argument("-o", "--output", metavar="FILE", default="walk.html", help="the page to write [walk.html]")
+    parser.add_argument("--target", metavar="TEXT", help="walk through this output [what the model writes]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_flag(parser, "--every_layer", "keep queries, keys and values of all layers, however large the file")
+
+
+def _run_walk(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.page.walk_file import write_walk
+
+    said = write_walk(
+        namespace.folder,
+        namespace.text,
+        namespace.output,
+        target=namespace.target,
+        num_beams=namespace.beams,
+        every_layer=namespace.every_layer,
+    )
+    print(visible(said))
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -435,8 +546,8 @@ def _spellings(flag: str) -> list[str]:
     return list(dict.fromkeys([flag, flag[:2] + flag[2:].replace("_", "-")]))
 
 
-def _add_count(parser: CommandParser, flag: str, text: str) -> None:
-    parser.add_argument(*_spellings(flag), metavar="N", type=_count, help=text)
+def _add_count(parser: CommandParser, flag: str, text: str, default: int | None = None) -> None:
+    parser.add_argument(*_spellings(flag), metavar="N", type=_count, default=default, help=text)
 
 
 def _count(text: str) -> int:

@@ -13,7 +13,6 @@ canary takes them as they are.
 import json
 import logging
 import os
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -333,25 +332,15 @@ def _post(folder: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _serving(folder: str) -> Iterator[str]:
-    import uvicorn
+    from seqloom.hub.serving.chat_server import build_app
 
-    from seqloom.hub.serving.chat_server import OneThread, build_app
-
-    with serve.open_socket(serve.HOST, 0) as listener:
-        manager, state = (
-            serve.load_manager(folder, serve.limits_of(serve.read_config(folder), folder, None)),
-            OneThread(),
-        )
-        manager.model.float()
-        server = uvicorn.Server(uvicorn.Config(build_app(manager, state), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
+    service = serve.load_service(folder, serve.limits_of(serve.read_config(folder), folder, None))
+    service.queue.engine.model.float()
+    with serve.open_socket(serve.HOST, 0) as listener, serve.listening(listener, build_app(service)):
         try:
             yield f"http://{serve.HOST}:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
-            thread.join(SERVER_SECONDS)
-            state.wait(SERVER_SECONDS)
+            service.close()
 
 
 # Comparing ------------------------------------------------------------------------------------------------------------

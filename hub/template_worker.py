@@ -11,9 +11,10 @@ import signal
 import sys
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_ERROR = 1000
@@ -44,16 +45,22 @@ def render(environment: ImmutableSandboxedEnvironment, asked: dict[str, Any]) ->
         CostlyError: if that is too long.
         TemplateError: if it cannot be done.
     """
-    # transformers marks the assistant's part for training; here the mark means nothing
-    template = re.sub(r"(\{%-?\s*)generation(\s*-?%\})", r"\1if true\2", asked["template"])
-    template = re.sub(r"(\{%-?\s*)endgeneration(\s*-?%\})", r"\1endif\2", template)
     pieces, room = [], asked["max_characters"]
-    for piece in environment.from_string(template).generate(asked["variables"]):
+    for piece in compiled(environment, asked["template"]).generate(asked["variables"]):
         pieces.append(piece)
         room -= len(piece)
         if room < 0:
             raise CostlyError(f"it writes more than {asked['max_characters']:,} characters")
     return "".join(pieces)
+
+
+@lru_cache
+def compiled(environment: ImmutableSandboxedEnvironment, template: str) -> Template:
+    """Return a template ready to run; the next request brings the same one."""
+    # transformers marks the assistant's part for training; here the mark means nothing
+    template = re.sub(r"(\{%-?\s*)generation(\s*-?%\})", r"\1if true\2", template)
+    template = re.sub(r"(\{%-?\s*)endgeneration(\s*-?%\})", r"\1endif\2", template)
+    return environment.from_string(template)
 
 
 def _raise_exception(message: str) -> None:

@@ -22,9 +22,6 @@ from tests.layout import FOLDERS, ROOT, code_files, package_of
 
 CODE = code_files(*FOLDERS)
 
-UNDOCUMENTED = "transformers.cli.serving"
-"""Of these modules every name is a seam, private or not."""
-
 SET_BY_PYTHON = {"_abc_impl", "_is_protocol", "_is_runtime_protocol", "_backward_cls"}
 """What metaclasses write into every class."""
 
@@ -147,7 +144,7 @@ def overrides() -> Iterator[tuple[type, str, type]]:
             theirs = next((base for base in others if name in vars(base)), None)
             if theirs is None or re.fullmatch(r"__\w+__|_\w+_", name) or name in SET_BY_PYTHON:
                 continue
-            if name.startswith("_") or theirs.__module__.startswith(UNDOCUMENTED):
+            if name.startswith("_"):
                 yield kind, name, theirs
 
 

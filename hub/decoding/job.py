@@ -7,7 +7,7 @@ from typing import Any, Literal
 from seqloom.hub.decoding.answers import LongLines
 from seqloom.hub.decoding.engines import Search
 from seqloom.hub.decoding.rows import FORMATS, Layout
-from seqloom.hub.export.engine_folder import digests_of
+from seqloom.hub.files import files_made_from
 from seqloom.hub.word_alignment import Units
 
 
@@ -90,7 +90,7 @@ def work_of(job: Job, layout: Layout) -> dict[str, Any]:
         "alignment_units": job.alignment_units if job.files else None,
         "report": job.report_file,
         "alignments": job.alignments_file,
-        **{f"{job.folder}/{name}": digest[:16] for name, digest in digests_of(Path(job.folder)).items()},
+        **{f"{job.folder}/{name}": digest[:16] for name, digest in files_made_from(Path(job.folder)).items()},
     }
 
 

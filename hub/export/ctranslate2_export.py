@@ -22,6 +22,7 @@ from seqloom.hub.export.ctranslate2_loader import build_spec, positions_in_table
 from seqloom.hub.export.ctranslate2_options import greedy, translate_options
 from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, Sentence, compare, decode, ends_of, write
 from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
+from seqloom.hub.files import files_made_from
 from seqloom.hub.lines import read_lines
 from seqloom.hub.loading import load_folder, target_tokenizer
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
@@ -77,7 +78,6 @@ def export_ctranslate2(
     quantization: str = "float32",
     text: Sequence[str] | None = None,
     scorer: Scorer | None = None,
-    made_of: dict[str, str] | None = None,
 ) -> Export:
     """Convert a folder, compare the two, and only then put the result in its place.
 
@@ -88,7 +88,6 @@ def export_ctranslate2(
         text: a file of sources, or two line-aligned files of sources and references; None: the run's test outputs, or
             where there are none the canary's rows.
         scorer: scores both on references; None: nothing is scored.
-        made_of: SHA-256 of the folder's files, for the manifest; None: nobody will ask.
 
     Raises:
         ExportError: if the export does not answer as the folder does, or `output` holds something that is not ours.
@@ -121,7 +120,8 @@ def export_ctranslate2(
         longest = positions_in_table(model.config)
         export = Export(quantization, *sizes, longest, options, compared_on, parity, tuple(scores))
         write_export_card(staged, output.resolve().name, export, facts)
-        seal_export(staged, {**manifest_of(export, facts), "alignment": asdict(place), "made_of": made_of})
+        made_from = files_made_from(folder)
+        seal_export(staged, {**manifest_of(export, facts), "alignment": asdict(place), "made_from": made_from})
     return export
 
 

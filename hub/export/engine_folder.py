@@ -1,69 +1,66 @@
-"""An export that makes itself: beside the folder, on first use, and anew when the folder has changed.
+"""The export of a folder that a command makes for itself, once: beside the folder, or in the cache if that is read-only.
 
-FOLDER
-FOLDER.ctranslate2-int8       where FOLDER's parent can be written
-$HF_HOME/seqloom/...          elsewhere
+It is made again when the folder's files or the engine are no longer those it was made of.
 """
 
-import os
-import sys
+import errno
+import hashlib
+import logging
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub import constants
 
-from seqloom.hub.export.ctranslate2_export import export_ctranslate2
+from seqloom.hub.export.ctranslate2_export import export_ctranslate2, refuse_missing_engine
 from seqloom.hub.export.output_folder import EXPORT_NAME, ExportError, refuse_foreign
-from seqloom.hub.files import read_object, sha256_of
+from seqloom.hub.files import files_made_from, read_object
 
-SOURCES = ("config.json", "generation_config.json", "tokenizer.json", "target/tokenizer.json")
-"""Files, beside the weights, that an export is made of."""
+logger = logging.getLogger(__name__)
 
 
 def engine_folder(folder: str | PathLike[str], quantization: str = "float32") -> Path:
-    """Return the export of a folder; it is made, and compared with torch, if there is none of this folder as it is.
+    """Return an export of a folder for CTranslate2 that is whole, and of the folder as it is; make it if there is none.
+
+    Args:
+        folder: a trained model.
+        quantization: number format of the weights, one of `QUANTIZATIONS`.
 
     Raises:
-        ExportError: if it cannot be made, or if something else lies in its place.
+        ExportError: if it cannot be made, or something else lies in its place.
+        ConversionError: for a network that the engine cannot compute.
         ImportError: if CTranslate2 is not installed.
     """
+    refuse_missing_engine()
     folder = Path(folder).resolve()
-    made_of = digests_of(folder)
-    places = _places(folder, quantization, made_of)
-    for place in places:
-        if (read_object(place / EXPORT_NAME) or {}).get("made_of") == made_of and _is_whole(place):
+    made_from = files_made_from(folder)
+    for place in places_for(folder, quantization):
+        manifest = read_object(place / EXPORT_NAME) or {}
+        is_ours = manifest.get("made_from") == made_from and manifest.get("ctranslate2_version") == version(
+            "ctranslate2"
+        )
+        if is_ours:
+            refuse_foreign(place)  # every file is as it was written
             return place
-    place = next(place for place in places if _is_writable(place.parent))
-    print(f"Making {place}, once, and comparing it with torch ...", file=sys.stderr)
-    export_ctranslate2(folder, place, quantization=quantization, made_of=made_of)
-    return place
+    for place in places_for(folder, quantization):
+        try:
+            logger.warning("Exporting %s to %s, once; a minute or so.", folder.name, place)
+            export_ctranslate2(folder, place, quantization=quantization)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+        else:
+            return place
+    raise ExportError(
+        f"neither {place.parent} nor the folder of {folder.name} can be written; name another cache with HF_HOME."
+    )
 
 
-def digests_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that decides on answers."""
-    weights = sorted(path.name for path in folder.glob("model*.safetensors"))
-    return {name: sha256_of(folder / name) for name in (*SOURCES, *weights) if (folder / name).is_file()}
+def places_for(folder: Path, quantization: str) -> list[Path]:
+    """Return where an export may lie, the first choice first."""
+    name = f"{folder.name}-ctranslate2-{quantization}"
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return [folder.with_name(name), Path(constants.HF_HOME) / "seqloom" / f"{name}-{digest}"]
 
 
-def _places(folder: Path, quantization: str, made_of: dict[str, str]) -> list[Path]:
-    name = f"{folder.name}.ctranslate2-{quantization}"
-    of_weights = next((digest[:16] for file, digest in made_of.items() if file.endswith(".safetensors")), "none")
-    return [folder.with_name(name), Path(HF_HOME) / "seqloom" / of_weights / name]
-
-
-def _is_whole(place: Path) -> bool:
-    try:
-        refuse_foreign(place)
-    except ExportError:
-        return False
-    return True
-
-
-def _is_writable(place: Path) -> bool:
-    """Whether files can be made in a folder, or in the one that would hold it."""
-    existing: Any = next(parent for parent in (place, *place.parents) if parent.exists())
-    return os.access(existing, os.W_OK | os.X_OK)
-
-
-__all__ = ["digests_of", "engine_folder"]
+__all__ = ["engine_folder"]

@@ -1,8 +1,6 @@
 """What a request to the server may ask, and what it means for `generate`: pure functions over its bytes.
 
-transformers' server answers a bad request with an error 500, ignores what it cannot do (`n`, `response_format`, a
-temperature for a model that searches), drops what it cannot read (images) and replaces the folder's length limit by
-1,024. Here everything is looked at before a model sees it; what changes the answer is obeyed or refused, never ignored.
+Everything is looked at before a model sees it; what changes the answer is obeyed or refused, never ignored.
 
     bytes --parse_object--> body --source_of--> the text that goes to the encoder
                                  --settings_of--> fields of a GenerationConfig that differ from the folder's
@@ -13,6 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from seqloom.configuration.suggestion import did_you_mean
 
 CHAT, COMPLETION, RESPONSE = "chat", "completion", "response"
 """The doors: /v1/chat/completions, /v1/completions, /v1/responses."""
@@ -42,9 +42,33 @@ MAX_SHOWN = 80
 class RequestError(ValueError):
     """A request that is answered with an HTTP error; the text is for whoever wrote the request."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after: int | None = None,
+    ) -> None:
+        """Say what is wrong.
+
+        Args:
+            message: a sentence, with what helps.
+            param: field of the request.
+            code: a word of OpenAI's for programs.
+            status: of HTTP.
+            retry_after: seconds after which it may be asked again.
+        """
         super().__init__(message)
-        self.param, self.code, self.status = param, code, status
+        self.param, self.code, self.status, self.retry_after = param, code, status, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's servers write it, which is where the client looks for its text."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 @dataclass(frozen=True)
@@ -57,12 +81,6 @@ class Limits:
     """Token ids lie below it."""
     remedy: str = "shorten it"
     """What helps when a source is too long."""
-
-
-def error_body(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> dict[str, Any]:
-    """Return an error as OpenAI's servers write it, which is where the client looks for its text."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 # The body ------------------------------------------------------------------------------------------------------------
@@ -129,6 +147,19 @@ def _is_flat(value: Any) -> bool:
         holders = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, list | dict)]
         level = [each for holder in holders for each in holder]
     return not level
+
+
+def check_fields(door: str, body: Mapping[str, Any]) -> None:
+    """Refuse fields that OpenAI's API does not know.
+
+    Raises:
+        RequestError: naming them.
+    """
+    known = {"model", "stream", "generation_config", SOURCE_FIELD[door], *OPENAI_FIELDS, *NOT_DONE, *WITHOUT_EFFECT}
+    if unknown := [name for name in body if name not in known]:
+        names = ", ".join(_show(name) for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
+        hint = did_you_mean(unknown[0][:MAX_SHOWN], sorted(known), "did you mean {}?")
+        raise RequestError(f"Unexpected fields in the request: {names}; {hint or 'leave them out.'}", status=422)
 
 
 # The source ----------------------------------------------------------------------------------------------------------
@@ -244,8 +275,8 @@ def settings_of(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """
     _refuse_what_is_not_done(body)
     asked = _read_generation_config(body.get("generation_config"), limits)
-    given = {name: body[name] for name in _OPENAI_FIELDS if body.get(name) not in (None, [], {})}
-    asked |= {_OPENAI_FIELDS[name]: _check(name, value, limits) for name, value in given.items()}
+    given = {name: body[name] for name in OPENAI_FIELDS if body.get(name) not in (None, [], {})}
+    asked |= {OPENAI_FIELDS[name]: _check(name, value, limits) for name, value in given.items()}
     return _decide_on_sampling(asked)
 
 
@@ -288,7 +319,7 @@ def _read_generation_config(text: Any, limits: Limits) -> dict[str, Any]:
 
 def _check(name: str, value: Any, limits: Limits) -> Any:
     """Return a setting's value in the type that `generate` wants."""
-    if _OPENAI_FIELDS.get(name, name) == "max_new_tokens":
+    if OPENAI_FIELDS.get(name, name) == "max_new_tokens":
         return _number(name, value, 1, limits.max_tokens)
     if name == "frequency_penalty":
         return 1.0 + _number(name, value, -0.99, 2.0)
@@ -303,7 +334,7 @@ def _check(name: str, value: Any, limits: Limits) -> Any:
     return _biases(value, limits.vocab_size)
 
 
-_OPENAI_FIELDS = {
+OPENAI_FIELDS = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",  # the newer name wins
     "max_output_tokens": "max_new_tokens",
@@ -394,8 +425,18 @@ NOT_DONE: dict[str, tuple[Sequence[Any], str]] = {
     "previous_response_id": ([], "nothing is kept between requests; the model reads one text"),
     "conversation": ([], "nothing is kept between requests; the model reads one text"),
     "background": ([False], "wait for the answer"),
+    "image": ([], "the model reads text only"),
+    "moderation": ([], "nothing is moderated"),
+    "web_search_options": ([], "the model searches nothing"),
 }
 """Field -> values that ask for nothing, and advice for all others."""
+
+WITHOUT_EFFECT = frozenset(
+    """access_programs background_options context_management function_call include instructions max_tool_calls metadata
+    parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
+    reasoning_effort safety_identifier service_tier store stream_options tool_choice truncation user verbosity""".split()
+)
+"""Fields about bills, caches, tools and thoughts: a model that reads one text answers the same with and without them."""
 
 
 def _wrong(name: str, value: Any, rule: str) -> RequestError:
@@ -415,8 +456,8 @@ __all__ = [
     "Limits",
     "RequestError",
     "check_characters",
+    "check_fields",
     "check_length",
-    "error_body",
     "is_stream",
     "parse_object",
     "settings_of",

@@ -1,8 +1,7 @@
-"""`seqloom serve FOLDER`: a trained folder behind the OpenAI client, on transformers' own server.
+"""`seqloom serve FOLDER`: a trained folder behind the OpenAI client.
 
 What can go wrong before the server stands is said here, in this order: the extra, the folder, the limit, the address,
-the weights. What a request may ask stands in hub/serving/chat_request.py, what is made of transformers' server in
-hub/serving/chat_server.py.
+the weights. While they are loaded /health says so.
 """
 
 import errno
@@ -14,55 +13,76 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from ipaddress import ip_address
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoTokenizer, GenerationConfig
-from transformers.utils.import_utils import is_serve_available
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.hub.export.ctranslate2_loader import vocabulary_of
+from seqloom.hub.export.engine_folder import engine_folder
 from seqloom.hub.files import read_object
-from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, no_loading_bar
+from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder
 from seqloom.hub.serving.chat_request import Limits
+from seqloom.hub.serving.job_queue import MAX_WAITING
 from seqloom.hub.verify import check_folder
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 from seqloom_cli.command import visible
 
 if TYPE_CHECKING:
-    from seqloom.hub.serving.chat_server import FolderManager
+    from seqloom.hub.serving.chat_server import Service
 
 HOST, PORT = "127.0.0.1", 8000
 """This machine alone; the port of `transformers serve`."""
 
-SECONDS_TO_FINISH = 5.0
-"""What an answer that is being written gets after Ctrl-C."""
+ENGINES = ("torch", "ctranslate2")
+
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
+"""What the extra `serving` brings."""
+
+SECONDS_TO_SEND = 10
+"""What readers get at the end to fetch what was written for them."""
 
 
 def serve_folder(
-    folder: str | PathLike[str], *, host: str = HOST, port: int = PORT, max_tokens: int | None = None
+    folder: str | PathLike[str],
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    max_tokens: int | None = None,
+    engine: str = ENGINES[0],
+    quantization: str = "float32",
+    max_waiting: int = MAX_WAITING,
 ) -> None:
-    """Answer requests until Ctrl-C or SIGTERM.
+    """Answer requests until Ctrl-C or SIGTERM, and then those that were accepted.
 
     Args:
         folder: a trained model.
         host: address to listen on.
         port: 0 takes a free one.
         max_tokens: longest source and longest answer in tokens; None: what `limits_of` says.
+        engine: one of `ENGINES`.
+        quantization: number format of the weights for CTranslate2; torch takes the folder's own.
+        max_waiting: requests that may wait; others are told to come again.
 
     Raises:
-        ImportError: if the extra `serving` is missing.
+        ImportError: if an extra is missing.
         ValueError: for a folder, limit or address that cannot be used, with the remedy.
     """
     require_serving()
-    config = read_config(folder)
-    limits = limits_of(config, folder, max_tokens)
-    with open_socket(host, port) as listener:
-        manager = load_manager(folder, limits)
-        _announce(manager.names[0], listener)
-        _run(manager, listener)
+    from seqloom.hub.serving.chat_server import build_app
+
+    limits, app = limits_of(read_config(folder), folder, max_tokens), build_app()
+    with open_socket(host, port) as listener, listening(listener, app):
+        service = load_service(folder, limits, engine=engine, quantization=quantization, max_waiting=max_waiting)
+        app.state.service = service
+        _set_up_log()
+        _announce(service.names[0], listener)
+        _wait_for_the_end(service)
 
 
 def require_serving() -> None:
@@ -71,10 +91,8 @@ def require_serving() -> None:
     Raises:
         ImportError: naming it.
     """
-    if not is_serve_available():
-        raise ImportError(
-            'seqloom serve needs fastapi, uvicorn, pydantic and openai; pip install "seqloom[serving]" brings them.'
-        )
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ImportError(f'seqloom serve needs {" and ".join(missing)}; pip install "seqloom[serving]" brings it all.')
 
 
 def read_config(folder: str | PathLike[str]) -> SeqloomConfig:
@@ -111,12 +129,17 @@ def limits_of(config: SeqloomConfig, folder: str | PathLike[str], max_tokens: in
             f"--max_tokens {max_tokens} is more than the {known} positions that {folder} has learned; use {known}."
         )
     if max_tokens is None:
-        says_length = (Path(folder) / "generation_config.json").is_file()
-        with explained_loading(folder, "generation_config.json"):
-            own = answer_length(GenerationConfig.from_pretrained(folder)) if says_length else FALLBACK_MAX_NEW_TOKENS
-        max_tokens = known if is_learned else max(known, own)
+        max_tokens = known if is_learned else max(known, answer_length(own_generation_config(folder)))
     remedy = "shorten it" if is_learned else "shorten it, or start the server with a larger --max_tokens"
     return Limits(max_tokens, config.vocab_size, remedy)
+
+
+def own_generation_config(folder: str | PathLike[str]) -> GenerationConfig:
+    """Return the settings of a folder; the defaults, if it says nothing."""
+    if not (Path(folder) / "generation_config.json").is_file():
+        return GenerationConfig()
+    with explained_loading(folder, "generation_config.json"):
+        return GenerationConfig.from_pretrained(folder)
 
 
 def answer_length(generation_config: GenerationConfig) -> int:
@@ -156,25 +179,44 @@ def names_of(folder: str | PathLike[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def load_manager(folder: str | PathLike[str], limits: Limits) -> "FolderManager":
-    """Load model and tokenizer of a folder that `read_config` has accepted, on the GPU if there is one.
+def load_service(
+    folder: str | PathLike[str], limits: Limits, *, engine: str = "torch", quantization: str = "float32", **options: Any
+) -> "Service":
+    """Load what serves a folder that `read_config` has accepted, on the GPU if there is one.
+
+    Args:
+        folder: a trained model.
+        limits: what it can take.
+        engine: one of `ENGINES`.
+        quantization: number format of the weights, if the engine is not torch.
+        **options: of `Service`.
 
     Raises:
-        ValueError: if the weights are missing or broken.
+        ValueError: if something in the folder is missing or broken, or the engine cannot do it.
+        ImportError: if the engine is not installed.
     """
     from seqloom.hub.chat_template import TemplateFault
-    from seqloom.hub.serving.chat_server import FolderManager, ServedModel
+    from seqloom.hub.serving.chat_server import Service
+    from seqloom.hub.serving.serving_engines import CTranslate2Engine, TorchEngine
 
-    with no_loading_bar(), explained_loading(folder, "weights"):
-        model = ServedModel.from_pretrained(folder, use_safetensors=True)
-    model.generation_config.max_new_tokens = min(answer_length(model.generation_config), limits.max_tokens)
-    model.generation_config.max_length = None
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    writer: Any
+    if engine == "torch":
+        model, tokenizer = load_folder(folder)
+        generation, writer = model.generation_config, TorchEngine(model)
+    else:
+        config = SeqloomConfig.from_pretrained(folder)
+        generation = own_generation_config(folder)
+        if generation.eos_token_id is None:
+            generation.eos_token_id = config.eos_token_id
+        with explained_loading(folder, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        writer = CTranslate2Engine(engine_folder(folder, quantization), vocabulary_of(tokenizer, config.vocab_size))
+        limits = replace(limits, max_tokens=min(limits.max_tokens, writer.longest or limits.max_tokens))
+    generation.max_new_tokens = min(answer_length(generation), limits.max_tokens)
+    generation.max_length = None
     created = int((Path(folder) / "config.json").stat().st_mtime)
-    with explained_loading(folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     try:
-        return FolderManager(model, tokenizer, names=names_of(folder), created=created, limits=limits)
+        return Service(writer, tokenizer, generation, names_of(folder), created, limits, **options)
     except TemplateFault as fault:
         raise ValueError(
             f"The chat template of {folder} cannot be used: {fault}; mend chat_template.jinja, or delete it: then the "
@@ -190,31 +232,48 @@ def _announce(name: str, listener: socket.socket) -> None:
         print(f"Whoever reaches {shown} can use the model: the server asks for no password.", file=sys.stderr)
 
 
-def _run(manager: "FolderManager", listener: socket.socket) -> None:
-    """Serve until a signal comes; answers in work get `SECONDS_TO_FINISH`, then they are refused with 503."""
+@contextmanager
+def listening(listener: socket.socket, app: Any) -> Iterator[None]:
+    """Let an application answer on a thread of its own, where uvicorn leaves signals alone."""
     import uvicorn
 
-    from seqloom.hub.serving.chat_server import OneThread, build_app
-
-    _set_up_log()
-    state = OneThread()
     config = uvicorn.Config(
-        build_app(manager, state),
+        app,
         http="h11",  # comes with uvicorn, and refuses bytes in a path that are no ASCII
         ws="none",
         log_config=None,
-        timeout_graceful_shutdown=int(2 * SECONDS_TO_FINISH),
+        timeout_graceful_shutdown=SECONDS_TO_SEND,
     )
     server = uvicorn.Server(config)
-    with _clean_end(server, manager.model.stopping):
-        server.run(sockets=[listener])
-    state.wait(SECONDS_TO_FINISH)
-    manager.close()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _wait_for_the_end(service: "Service") -> None:
+    """Wait for Ctrl-C or SIGTERM, then for all answers; a second signal refuses what is left."""
+    is_asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        if is_asked.is_set():
+            service.queue.abort()
+        is_asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        is_asked.wait()
+        service.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _set_up_log() -> None:
     """Print what the server says of itself and of each request, as a line that no request can forge."""
-    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # it repeats uvicorn's line on each request
     printer = logging.StreamHandler()
     printer.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
     for name in ("uvicorn", "seqloom"):
@@ -235,35 +294,11 @@ class LineFormatter(logging.Formatter):
         return visible(super().formatException(ei))
 
 
-@contextmanager
-def _clean_end(server: Any, stopping: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the server, and with it the command, as done: uvicorn would raise them once more."""
-    end_server = server.handle_exit
-
-    def end(number: int, frame: Any) -> None:
-        timer = threading.Timer(SECONDS_TO_FINISH, stopping.set)
-        timer.daemon = True
-        timer.start()
-        end_server(number, frame)
-
-    def after(number: int, frame: Any) -> None:
-        if not server.should_exit:
-            raise KeyboardInterrupt
-
-    server.handle_exit = end
-    before = {number: signal.signal(number, after) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        stopping.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 __all__ = [
     "answer_length",
     "limits_of",
-    "load_manager",
+    "listening",
+    "load_service",
     "names_of",
     "open_socket",
     "read_config",

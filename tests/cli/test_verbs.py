@@ -18,7 +18,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     from seqloom.training import train as module
 
     recipes: list[Recipe] = []
-    monkeypatch.setattr(module, "train", recipes.append)
+    monkeypatch.setattr(module, "train", lambda recipe, dry_run: recipes.append(recipe))
     return recipes
 
 
@@ -118,10 +118,13 @@ def test_the_verbs_are_those_that_work() -> None:
         "train",
         "check",
         "generate",
+        "evaluate",
         "verify",
         "upgrade",
         "serve",
         "push",
+        "copy",
+        "walk",
         "space",
         "export",
     ]

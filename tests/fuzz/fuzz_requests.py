@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import seqloom
 from seqloom.hub.serving import chat_request, chat_server
-from seqloom.hub.serving.serve import limits_of, load_manager, read_config
+from seqloom.hub.serving.serve import limits_of, load_service, read_config
 from seqloom.training.tokenizer import train_tokenizer
 from tests.toy import TINY
 
@@ -31,7 +31,7 @@ MAX_TOKENS = 8
 
 STATUSES = {200, 400, 404, 405, 408, 413, 415, 422}
 
-ERROR_EVENTS = ('data: {"error"', '"type":"error"', '"response.failed"')
+ERROR_EVENTS = ('data: {"error"', '"type": "error"', '"response.failed"')
 """How the doors write an error into a stream that has begun."""
 
 BATCH = 500
@@ -39,13 +39,10 @@ BATCH = 500
 
 # Requests as text: JSON's own writer knows neither a name twice nor 1e400 ---------------------------------------------
 
-HANDLERS = {
-    "/v1/chat/completions": chat_server.ChatHandler,
-    "/v1/completions": chat_server.PromptHandler,
-    "/v1/responses": chat_server.InputHandler,
-}
-ROUTES = [*HANDLERS, "/load_model"]
-SOURCES = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/responses": "input"}
+KINDS = {"/v1/chat/completions": "chat", "/v1/completions": "completion", "/v1/responses": "response"}
+FIELDS = sorted({"model", "stream", *chat_request.OPENAI_FIELDS, *chat_request.NOT_DONE, *chat_request.WITHOUT_EFFECT})
+ROUTES = [*KINDS, "/load_model"]
+SOURCES = {route: chat_request.SOURCE_FIELD[kind] for route, kind in KINDS.items()}
 
 NUMBERS = (
     st.sampled_from(
@@ -121,9 +118,9 @@ def bodies(draw: Any, route: str) -> bytes:
         return draw(st.binary(max_size=40) | st.sampled_from([b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b" " * 5000]))
     if kind == "any":
         return draw(VALUES | DEEP).encode("utf-8", "surrogatepass")
-    known = set(HANDLERS[route]._valid_params_class.__mutable_keys__) if route in HANDLERS else {"model"}
+    known = {*FIELDS, SOURCES[route], "generation_config"} if route in KINDS else {"model"}
     fields = {name: json.dumps(value) for name, value in draw(_allowed(known)).items()}
-    if route in HANDLERS:
+    if route in KINDS:
         text = draw(st.sampled_from(["abc", "the cat", "天气🙂", "a" * 300, "\0\x1b", " a\u2028b "]))
         good = [{"role": "user", "content": text}] if route == "/v1/chat/completions" else text
         fields[SOURCES[route]] = json.dumps(good)
@@ -158,14 +155,14 @@ HEADERS = st.fixed_dictionaries(
 def make_client(folder: Path) -> TestClient:
     """Write a tiny model with random weights and serve it."""
     disable_progress_bar()
-    set_verbosity_error()  # transformers prints a line for each request
+    set_verbosity_error()
     tokenizer = train_tokenizer(["the cat sat on the mat 今天的天气很好"] * 20, kind="bpe", vocab_size=300).source
     torch.manual_seed(0)
     fields = {**TINY, "vocab_size": len(tokenizer)}
     seqloom.SeqloomForConditionalGeneration(seqloom.SeqloomConfig(**fields)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    manager = load_manager(folder, limits_of(read_config(folder), folder, MAX_TOKENS))
-    return TestClient(chat_server.build_app(manager, chat_server.OneThread()), raise_server_exceptions=False)
+    service = load_service(folder, limits_of(read_config(folder), folder, MAX_TOKENS))
+    return TestClient(chat_server.build_app(service), raise_server_exceptions=False)
 
 
 def check(response: Any) -> None:

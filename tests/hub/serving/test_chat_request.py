@@ -1,6 +1,8 @@
 """What a request may ask: every wrong value gets a sentence, every setting its meaning."""
 
 import json
+import pkgutil
+from typing import get_type_hints
 
 import pytest
 
@@ -13,8 +15,8 @@ from seqloom.hub.serving.chat_request import (
     Limits,
     RequestError,
     check_characters,
+    check_fields,
     check_length,
-    error_body,
     is_stream,
     parse_object,
     settings_of,
@@ -304,7 +306,31 @@ def test_stream_is_a_boolean():
 
 
 def test_errors_look_like_openais():
-    assert error_body("No.", param="n", code="c", status=400) == {
+    assert RequestError("No.", param="n", code="c").body == {
         "error": {"message": "No.", "type": "invalid_request_error", "param": "n", "code": "c"}
     }
-    assert error_body("Oh.", status=500)["error"]["type"] == "server_error"
+    assert RequestError("Oh.", status=500).body["error"]["type"] == "server_error"
+
+
+TYPES = {
+    CHAT: "chat.completion_create_params.CompletionCreateParamsStreaming",
+    COMPLETION: "completion_create_params.CompletionCreateParamsStreaming",
+    RESPONSE: "responses.response_create_params.ResponseCreateParamsStreaming",
+}
+
+
+@pytest.mark.parametrize("door", TYPES)
+def test_every_field_of_the_installed_client_is_known(door):
+    fields = get_type_hints(pkgutil.resolve_name(f"openai.types.{TYPES[door]}"))
+    fields = fields.keys() - (
+        {"prompt"} if door == RESPONSE else set()
+    )  # a prompt that OpenAI keeps; none is kept here
+    check_fields(door, dict.fromkeys(fields))
+
+
+def test_a_misspelt_field_is_refused_with_a_guess():
+    with pytest.raises(RequestError) as raised:
+        check_fields(CHAT, {"temprature": 1, "prompt": "a"})
+    assert str(raised.value) == ('Unexpected fields in the request: "temprature", "prompt"; did you mean temperature?')
+    assert raised.value.status == 422
+    check_fields(CHAT, {"temperature": 1})

@@ -5,20 +5,24 @@ The real process and the real client are in tests/system/test_server.py.
 
 import asyncio
 import json
+import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 import seqloom
-from seqloom.hub.serving import chat_server
-from seqloom.hub.serving.serve import limits_of, load_manager, read_config
+from seqloom.hub.generate import generate_lines
+from seqloom.hub.loading import load_folder
+from seqloom.hub.serving import chat_request, chat_server, job_queue
+from seqloom.hub.serving.serve import limits_of, load_service, read_config
 from seqloom.training.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 CHARACTERS = "abcdefghijklmnop今天气很ABCDEFGHIJKLMNOP"
@@ -27,15 +31,12 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 BEAMS = {"greedy": 1, "束 beams": 4}
 
 
-def serve(folder, max_tokens=None):
-    """Return a served folder: its client, manager and thread, and the model and tokenizer as users load them."""
-    manager = load_manager(folder, limits_of(read_config(folder), folder, max_tokens))
-    state = chat_server.OneThread()
-    app = chat_server.build_app(manager, state)
+def serve(folder, max_tokens=None, **options):
+    """Return a served folder: its client and service, and the model and tokenizer as users load them."""
+    service = load_service(folder, limits_of(read_config(folder), folder, max_tokens), **options)
     return SimpleNamespace(
-        client=TestClient(app, raise_server_exceptions=False),
-        manager=manager,
-        state=state,
+        client=TestClient(chat_server.build_app(service), raise_server_exceptions=False),
+        service=service,
         model=seqloom.SeqloomForConditionalGeneration.from_pretrained(folder).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder),
     )
@@ -94,7 +95,10 @@ def events(server, route, body):
     response = server.client.post(route, json={**body, "stream": True})
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
-    return [json.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n") if event]
+    found = [event.removeprefix("data: ") for event in response.text.split("\n\n") if event]
+    if route != RESPONSES:
+        assert found.pop() == "[DONE]"
+    return [json.loads(event) for event in found]
 
 
 def pieces(server, source, **options):
@@ -157,21 +161,18 @@ def test_blanks_and_characters_of_several_tokens_stream_whole(kind, tmp_path, ti
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     server = serve(tmp_path)
-    new = tokenizer(answer, return_tensors="pt").input_ids
+    new = tokenizer(answer).input_ids
 
-    def dictate(*, input_ids, streamer=None, **kwargs):
-        for tokens in [input_ids, *new[0].split(1)] if streamer else []:
-            streamer.put(tokens)
-        if streamer:
-            streamer.end()
-        return torch.cat([input_ids, new], dim=1)
+    def dictate(jobs):
+        for job in jobs:
+            job.take_all(new)
 
-    monkeypatch.setattr(server.manager.model, "generate", dictate)
+    monkeypatch.setattr(server.service.queue.engine, "write", dictate)
     assert text_of(ask(server, "the cat 天气")) == answer
     found, chunks = pieces(server, "the cat 天气")
     assert "".join(found) == answer
     assert "\ufffd" not in found
-    assert chunks[-1]["usage"]["completion_tokens"] == new.shape[1]
+    assert chunks[-1]["usage"]["completion_tokens"] == len(new)
     assert "".join(pieces(server, "the cat 天气", stop=["🙂 c"])[0]) == "the mat 天气"
 
 
@@ -240,7 +241,7 @@ def test_the_folders_chat_template_is_obeyed_by_chat_and_responses_alone(tmp_pat
     assert answer["output"][0]["content"][0]["text"] == expected
     answer = server.client.post(COMPLETIONS, json={"prompt": "cde"}).json()
     assert answer["choices"][0]["text"] == written(server, "cde", max_new_tokens=20) != expected
-    server.manager.close()
+    server.service.close()
 
 
 def test_a_chat_template_that_fails_with_a_text_is_a_sentence_and_the_advice_helps(
@@ -256,7 +257,7 @@ def test_a_chat_template_that_fails_with_a_text_is_a_sentence_and_the_advice_hel
     assert server.client.post(COMPLETIONS, json={"prompt": "mm"}).status_code == 200
     response = server.client.post(CHAT, json={"messages": messages("a")})
     assert response.json()["error"]["message"].startswith("The source text has 301 tokens, and this server takes 256; ")
-    server.manager.close()
+    server.service.close()
 
 
 # Wrong requests ------------------------------------------------------------------------------------------------------
@@ -280,7 +281,12 @@ BODIES = {
     "setting": (400, CHAT, {"messages": messages("a"), "temperature": "x"}, 'temperature="x" must be a number'),
     "streamed": (400, CHAT, {"messages": messages("a"), "n": 2, "stream": True}, "n=2 is not something this server do"),
     "stream": (400, CHAT, {"messages": messages("a"), "stream": 1}, "stream=1 must be true or false."),
-    "field": (422, CHAT, {"messages": messages("a"), "colour": 1}, "Unexpected fields in the request: {'colour'}."),
+    "field": (
+        422,
+        CHAT,
+        {"messages": messages("a"), "colour": 1},
+        'Unexpected fields in the request: "colour"; leave them out.',
+    ),
     "list": (400, CHAT, [1], "The request is no JSON object: it is [1]."),
     "long": (
         400,
@@ -294,7 +300,7 @@ BODIES = {
         422,
         CHAT,
         {f"colour{number}": 1 for number in range(9999)},
-        "Unexpected fields in the request: {",
+        "Unexpected fields in the request: ",
     ),
     "prompt": (400, COMPLETIONS, {"prompt": ["a"]}, 'prompt holds "a"; this model reads text'),
     "input": (400, RESPONSES, {"input": {}}, "input holds {} where the source text is expected"),
@@ -374,13 +380,15 @@ def test_what_is_not_said_to_be_json_is_refused_as_a_web_page_could_send_it(gree
         assert greedy.client.post(CHAT, content=content, headers={"content-type": good}).status_code == 200
 
 
-async def send(server, path, events):
-    """Send a request as events of ASGI; return status and body. Without events it is a GET."""
+async def send(server, path, events, go_on=None):
+    """Send a request as events of ASGI, the last when told to; return status and body. Without events it is a GET."""
     sent, waiting = [], list(events)
 
     async def receive():
         if not waiting:
             await asyncio.sleep(3600)
+        if go_on and len(waiting) == 1:
+            await go_on.wait()
         return waiting.pop(0)
 
     async def take(message):
@@ -415,14 +423,14 @@ def test_a_requests_name_comes_back_if_it_can_be_printed(greedy):
 def test_health_is_quick_while_a_text_is_cut_into_tokens(greedy, monkeypatch):
     """The tokenizer waits here until /health has been answered: on the event loop it would wait for ever."""
     started, go_on = threading.Event(), threading.Event()
-    cut = greedy.manager.inputs_of
+    cut = greedy.service.ids_of
 
-    def slow(door, source):
+    def slow(kind, source):
         started.set()
         assert go_on.wait(60)
-        return cut(door, source)
+        return cut(kind, source)
 
-    monkeypatch.setattr(greedy.manager, "inputs_of", slow)
+    monkeypatch.setattr(greedy.service, "ids_of", slow)
 
     async def talk():
         body = json.dumps({"messages": messages("abc")}).encode()
@@ -437,7 +445,7 @@ def test_health_is_quick_while_a_text_is_cut_into_tokens(greedy, monkeypatch):
 
 
 def test_a_text_without_end_never_reaches_the_tokenizer(greedy, monkeypatch):
-    monkeypatch.setattr(greedy.manager, "tokenizer", pytest.fail)
+    monkeypatch.setattr(greedy.service, "tokenizer", pytest.fail)
     response = greedy.client.post(COMPLETIONS, json={"prompt": "a" * 4_000_000})
     assert response.json()["error"]["message"].startswith("The source text has 4,000,000 characters, and this server t")
 
@@ -445,8 +453,8 @@ def test_a_text_without_end_never_reaches_the_tokenizer(greedy, monkeypatch):
 def test_an_answer_that_takes_too_long_is_refused_and_the_advice_helps(server, monkeypatch):
     body = {"messages": messages("abc"), "logit_bias": {str(server.tokenizer.eos_token_id): -100}}
     clock = iter(range(10_000))
-    monkeypatch.setattr(chat_server, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # a second a token
-    monkeypatch.setattr(server.manager.model, "answer_seconds", 20)
+    monkeypatch.setattr(job_queue, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # a second a token
+    monkeypatch.setattr(job_queue, "ANSWER_SECONDS", 20)
     response = server.client.post(CHAT, json={**body, "max_tokens": 40})
     assert response.status_code == 400
     error = response.json()["error"]
@@ -455,7 +463,7 @@ def test_an_answer_that_takes_too_long_is_refused_and_the_advice_helps(server, m
         "beams, or send a shorter text."
     )
     assert error["code"] == "timeout"
-    assert events(server, CHAT, {**body, "max_tokens": 40})[-1] == {"error": error["message"]}
+    assert events(server, CHAT, {**body, "max_tokens": 40})[-1] == {"error": error}
     assert server.client.post(CHAT, json={**body, "max_tokens": 10}).status_code == 200
 
 
@@ -484,16 +492,16 @@ def test_models_lists_the_folder_and_every_name_of_it_works(beams, folders):
 
 
 def test_an_error_of_the_model_is_a_500_and_a_readable_event(greedy, monkeypatch, caplog):
-    def fail(**kwargs):
+    def fail(jobs):
         raise RuntimeError('no "memory"\nleft')
 
     with monkeypatch.context() as patch:
-        patch.setattr(greedy.manager.model, "generate", fail)
+        patch.setattr(greedy.service.queue.engine, "write", fail)
         response = greedy.client.post(CHAT, json={"messages": messages("abc")})
         assert response.status_code == 500
         assert response.json()["error"]["message"] == "RuntimeError while answering; the server's own output says more."
-        last = events(greedy, CHAT, {"messages": messages("abc")})[-1]
-        assert last == {"error": 'no "memory"\nleft'}
+        last = events(greedy, CHAT, {"messages": messages("abc")})[-1]["error"]
+        assert (last["message"], last["type"]) == ('no "memory"\nleft', "server_error")
     assert "An answer could not be streamed to its end." in caplog.text
     assert text_of(ask(greedy, "abc")) == written(greedy, "abc")
 
@@ -505,24 +513,263 @@ def test_a_stop_string_that_no_token_spells_stops_nothing(greedy, stop):
     assert "".join(pieces(greedy, "abc", stop=stop)[0]) == expected
 
 
-def test_an_answer_in_work_ends_when_the_server_does(server):
-    server.manager.model.stopping.set()
-    try:
-        response = server.client.post(CHAT, json={"messages": messages("abc")})
-        assert response.status_code == 503
-        assert response.json()["error"]["message"] == "The server is shutting down; ask again when it is back."
-        last = events(server, CHAT, {"messages": messages("abc")})[-1]
-        assert last == {"error": "The server is shutting down; ask again when it is back."}
-        server.state.wait(60)
-    finally:
-        server.manager.model.stopping.clear()
-    assert text_of(ask(server, "abc")) == written(server, "abc")
+# Together ------------------------------------------------------------------------------------------------------------
 
 
-def test_generate_of_the_served_model_is_that_of_the_causal_lm(beams):
-    ids = beams.tokenizer(SOURCES[0], return_tensors="pt")
-    expected = beams.model.generate(**ids)[0, 1:]
-    assert torch.equal(beams.manager.model.generate(**ids)[0, ids.input_ids.shape[1] :], expected)
+class Gate:
+    """Keeps an engine from writing until it is opened, so that what comes meanwhile waits."""
+
+    def __init__(self, service, monkeypatch):
+        self.sizes, self.is_open, self.began = [], threading.Event(), threading.Event()
+        write = service.queue.engine.write
+
+        def wait(jobs):
+            self.began.set()
+            assert self.is_open.wait(60)
+            self.sizes.append(len(jobs))
+            write(jobs)
+
+        monkeypatch.setattr(service.queue.engine, "write", wait)
+
+
+def wait_until(condition):
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come to that")
+
+
+def ask_together(server, monkeypatch, bodies, ask):
+    """Return the answers to requests that waited together, and the sizes of the batches they were written in."""
+    with monkeypatch.context() as patch, ThreadPoolExecutor(len(bodies) + 1) as pool:
+        gate = Gate(server.service, patch)
+        first = pool.submit(ask, bodies[0])
+        assert gate.began.wait(60)
+        others = [pool.submit(ask, body) for body in bodies[1:]]
+        wait_until(lambda: len(server.service.queue.waiting) == len(others))
+        gate.is_open.set()
+        return [future.result() for future in (first, *others)], gate.sizes
+
+
+LONG = ["abc", "ponmlkjihgfedcba" * 3, "今天", "h", "gfedcbaabcdefg", "a b c", "mm" * 20, "ab", "dcba", "气气气"]
+
+
+@pytest.mark.parametrize("name", BEAMS)
+def test_a_batch_of_mixed_lengths_writes_what_seqloom_generate_writes(name, folders, greedy, beams, monkeypatch):
+    server = {"greedy": greedy, "束 beams": beams}[name]
+    model, tokenizer = load_folder(folders / name)
+    expected = [best.text for (best,) in generate_lines(model, tokenizer, LONG)]
+    found, sizes = ask_together(server, monkeypatch, LONG, lambda source: text_of(ask(server, source)))
+    assert found == expected
+    assert sizes == [1, len(LONG) - 1]
+    streamed, sizes = ask_together(server, monkeypatch, LONG, lambda source: "".join(pieces(server, source)[0]))
+    assert streamed == expected
+    assert sizes == [1, len(LONG) - 1]
+
+
+def test_each_row_of_a_batch_has_its_own_length_stops_seed_and_reader(greedy, monkeypatch):
+    """What `generate` says to each alone, with torch's seed set."""
+
+    def alone(**options):
+        if "seed" in options:
+            torch.manual_seed(options.pop("seed"))
+            options |= {"do_sample": True, "top_k": 0}
+        return written(greedy, "ponmlkjihgfedcba", **options)
+
+    asked = [{}, {"max_tokens": 2}, {"max_tokens": 30}, {"seed": 5, "temperature": 1.5, "max_tokens": 20}]
+    asked += [{"seed": 6, "temperature": 0.7, "top_p": 0.8, "max_tokens": 25}, {"seed": 5, "temperature": 1.5}]
+    names = {"max_tokens": "max_new_tokens"}
+    expected = [alone(**{names.get(name, name): value for name, value in options.items()}) for options in asked]
+    assert len(set(expected)) == len(asked)
+    stop = expected[2][3:5]
+    asked += [{"max_tokens": 30, "stop": stop}]
+    expected += [expected[2].partition(stop)[0]]
+    found, sizes = ask_together(
+        greedy, monkeypatch, asked, lambda options: text_of(ask(greedy, "ponmlkjihgfedcba", **options))
+    )
+    assert found == expected
+    assert sizes == [1, len(asked) - 1]
+
+
+def test_what_does_not_go_together_is_written_apart(greedy, monkeypatch):
+    settings = [{"num_beams": 4}, {"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}, {}]
+    asked = [{"generation_config": json.dumps(each)} for each in [{}, *settings]]
+    alone = [text_of(ask(greedy, "hgfedcba", **options)) for options in asked]
+    found, sizes = ask_together(greedy, monkeypatch, asked, lambda options: text_of(ask(greedy, "hgfedcba", **options)))
+    assert found == alone
+    assert sorted(sizes) == [1, 1, 1, 2]
+
+
+def test_one_bad_row_fails_alone(greedy, monkeypatch):
+    write = greedy.service.queue.engine.write
+
+    def write_or_fail(jobs):
+        if any(len(job.source) == 3 for job in jobs):
+            raise RuntimeError("no")
+        write(jobs)
+
+    monkeypatch.setattr(greedy.service.queue.engine, "write", write_or_fail)
+    found, _ = ask_together(
+        greedy,
+        monkeypatch,
+        ["a", "ab", "abc", "abcd"],
+        lambda source: greedy.client.post(CHAT, json={"messages": messages(source)}),
+    )
+    assert [response.status_code for response in found] == [200, 500, 200, 200]
+    assert [text_of(found[place].json()) for place in (2, 3)] == [written(greedy, source) for source in ("abc", "abcd")]
+
+
+def test_a_full_queue_says_when_to_come_again_and_a_reader_who_leaves_makes_room(folders, monkeypatch):
+    server = serve(folders / "greedy", max_waiting=2)
+    gate, queue = Gate(server.service, monkeypatch), server.service.queue
+
+    async def talk():
+        body = json.dumps({"messages": messages("abc")}).encode()
+        request = {"type": "http.request", "body": body}
+        tasks = [asyncio.create_task(send(server, CHAT, [request]))]
+        await asyncio.to_thread(gate.began.wait, 60)
+        gone = {"type": "http.disconnect"}
+        leaving = asyncio.Event()
+        tasks += [asyncio.create_task(send(server, CHAT, [request])) for _ in range(2)]
+        await asyncio.to_thread(wait_until, lambda: len(queue.waiting) == 2)
+        refused = await asyncio.to_thread(server.client.post, CHAT, json={"messages": messages("abc"), "stream": True})
+        tasks.pop().cancel()
+        await asyncio.to_thread(wait_until, lambda: len(queue.waiting) == 1)
+        left = asyncio.create_task(send(server, CHAT, [request, gone], leaving))
+        await asyncio.to_thread(wait_until, lambda: len(queue.waiting) == 2)
+        leaving.set()
+        await left
+        seen = len(queue.waiting)
+        gate.is_open.set()
+        return refused, seen, [text_of((await task)[1]) for task in tasks]
+
+    refused, seen, answers = asyncio.run(talk())
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"] == {
+        "message": "2 requests wait already, and no more may; ask again later.",
+        "type": "rate_limit_error",
+        "param": None,
+        "code": "rate_limit_exceeded",
+    }
+    assert seen == 1
+    assert answers == [written(server, "abc")] * 2
+    server.service.close()
+
+
+def test_what_was_accepted_is_answered_and_what_comes_later_is_told_so(folders, monkeypatch):
+    server = serve(folders / "greedy")
+    gate, queue = Gate(server.service, monkeypatch), server.service.queue
+    with ThreadPoolExecutor(8) as pool:
+        accepted = [pool.submit(lambda source: text_of(ask(server, source)), source) for source in SOURCES[:3]]
+        wait_until(lambda: len(queue.waiting) + len(queue.running) == 3)
+        end = pool.submit(server.service.close)
+        wait_until(lambda: queue.is_stopping)
+        health = server.client.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "stopping"})
+        for stream in (False, True):
+            late = server.client.post(CHAT, json={"messages": messages("abc"), "stream": stream})
+            assert (late.status_code, late.headers["retry-after"]) == (503, "5")
+            assert late.json()["error"]["message"] == "The server is shutting down; ask again when it is back."
+        gate.is_open.set()
+        assert [future.result() for future in accepted] == [written(server, source) for source in SOURCES[:3]]
+        end.result()
+
+
+@pytest.mark.parametrize("name", BEAMS)
+def test_a_second_signal_refuses_what_is_not_answered(name, folders, monkeypatch):
+    server = serve(folders / name)
+    gate, queue = Gate(server.service, monkeypatch), server.service.queue
+    with ThreadPoolExecutor(8) as pool:
+        whole = pool.submit(server.client.post, CHAT, json={"messages": messages("abc")})
+        streamed = pool.submit(events, server, CHAT, {"messages": messages("abc")})
+        wait_until(lambda: len(queue.waiting) + len(queue.running) == 2)
+        queue.abort()
+        gate.is_open.set()
+        server.service.close()
+        assert whole.result().status_code == 503
+        sentence = "The server is shutting down; ask again when it is back."
+        assert whole.result().json()["error"]["message"] == streamed.result()[-1]["error"]["message"] == sentence
+
+
+def test_before_the_model_is_there_the_server_says_so(folders):
+    client = TestClient(chat_server.build_app())
+    assert (client.get("/health").status_code, client.get("/health").json()) == (503, {"status": "loading"})
+    response = client.post(CHAT, json={"messages": messages("abc")})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    assert response.json()["error"]["message"] == "The model is being loaded; ask again in a moment."
+
+
+def test_metrics_count_what_was_asked(folders):
+    server = serve(folders / "greedy")
+    answer = ask(server, "abc")
+    events(server, CHAT, {"messages": messages("abc")})
+    server.client.post(CHAT, json={})
+    server.client.get("/nowhere/7")
+    text = server.client.get("/metrics").text
+    usage = {name: 2 * number for name, number in answer["usage"].items()}
+    for line in (
+        f'seqloom_requests_total{{route="{CHAT}",status="200"}} 2.0',
+        f'seqloom_requests_total{{route="{CHAT}",status="400"}} 1.0',
+        'seqloom_requests_total{route="other",status="404"} 1.0',
+        f'seqloom_request_seconds_count{{route="{CHAT}"}} 3.0',
+        f'seqloom_tokens_total{{kind="read"}} {usage["prompt_tokens"]}.0',
+        f'seqloom_tokens_total{{kind="written"}} {usage["completion_tokens"]}.0',
+        "seqloom_batch_size_count 2.0",
+        "seqloom_waiting 0.0",
+        "seqloom_running 0.0",
+    ):
+        assert line in text.splitlines()
+
+
+def test_the_page_needs_nothing_from_elsewhere(greedy):
+    page = greedy.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "//" not in re.sub(r"<!doctype.*?>", "", page.text)
+
+
+# The other engine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engines(folders):
+    pytest.importorskip("ctranslate2")
+    return {name: serve(folders / name, engine="ctranslate2") for name in BEAMS}
+
+
+@pytest.mark.parametrize("name", BEAMS)
+def test_ctranslate2_writes_what_torch_writes_alone_and_together(name, engines, monkeypatch):
+    server = engines[name]
+    expected = [written(server, source) for source in LONG]
+    assert [text_of(ask(server, source)) for source in LONG] == expected
+    found, _ = ask_together(server, monkeypatch, LONG, lambda source: "".join(pieces(server, source)[0]))
+    assert found == expected
+
+
+def test_ctranslate2_obeys_or_refuses(engines):
+    server = engines["greedy"]
+    source = "ponmlkjihgfedcba"
+    whole = text_of(ask(server, source, max_tokens=30))
+    assert whole == written(server, source, max_new_tokens=30)
+    cut = ask(server, source, max_tokens=2)
+    assert (text_of(cut), cut["choices"][0]["finish_reason"]) == (whole[:2], "length")
+    assert text_of(ask(server, source, max_tokens=30, stop=whole[3])) == whole.partition(whole[3])[0]
+    config = {"generation_config": json.dumps({"num_beams": 4, "repetition_penalty": 1.2})}
+    expected = written(server, source, num_beams=4, repetition_penalty=1.2)
+    assert text_of(ask(server, source, **config)) == expected
+    assert len({text_of(ask(server, source, temperature=2)) for _ in range(8)}) > 2
+    assert text_of(ask(server, source, temperature=1e-6)) == whole[:6]
+    assert text_of(ask(server, source, seed=3)) == whole[:6]
+    for options in (
+        {"temperature": 1, "seed": 3},
+        {"logit_bias": {"4": 1}},
+        {"generation_config": '{"num_beams": 2, "do_sample": true}'},
+    ):
+        response = server.client.post(CHAT, json={"messages": messages("abc"), **options})
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].endswith("leave it out, or start the server with --engine torch.")
 
 
 # Anything at all -----------------------------------------------------------------------------------------------------
@@ -539,18 +786,13 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 GOOD = {CHAT: {"messages": messages("abc")}, COMPLETIONS: {"prompt": "abc"}, RESPONSES: {"input": "abc"}}
-HANDLERS = {
-    CHAT: chat_server.ChatHandler,
-    COMPLETIONS: chat_server.PromptHandler,
-    RESPONSES: chat_server.InputHandler,
-}
 
 
-@pytest.mark.parametrize("route", HANDLERS)
+@pytest.mark.parametrize("route", GOOD)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_whatever_comes_is_answered_or_refused(greedy, route, data):
-    fields = sorted(HANDLERS[route]._valid_params_class.__mutable_keys__)  # all that OpenAI's API knows
+    fields = sorted({*chat_request.OPENAI_FIELDS, *chat_request.NOT_DONE, *chat_request.WITHOUT_EFFECT, *GOOD[route]})
     changed = data.draw(st.dictionaries(st.sampled_from(fields), VALUES, min_size=1, max_size=3))
     response = greedy.client.post(route, json={**GOOD[route], **changed})
     assert response.status_code in (200, 400, 404, 422), response.text

@@ -13,7 +13,7 @@ from seqloom.hub.serving import serve
 from seqloom.hub.serving.serve import (
     answer_length,
     limits_of,
-    load_manager,
+    load_service,
     names_of,
     open_socket,
     read_config,
@@ -38,8 +38,8 @@ def copy(folder, tmp_path):
 @pytest.fixture
 def unloaded(monkeypatch):
     """Fail if weights are read or a server starts."""
-    monkeypatch.setattr(serve, "load_manager", pytest.fail)
-    monkeypatch.setattr(serve, "_run", pytest.fail)
+    monkeypatch.setattr(serve, "load_service", pytest.fail)
+    monkeypatch.setattr(serve, "listening", pytest.fail)
 
 
 def raise_(error):
@@ -60,14 +60,20 @@ def fails(line, capsys):
     return captured.err
 
 
+DEFAULTS = {"engine": "torch", "quantization": "float32", "max_waiting": 256}
+
+
 def test_the_command_hands_over_its_flags(monkeypatch):
     calls = []
     monkeypatch.setattr(serve, "serve_folder", lambda folder, **options: calls.append((folder, options)))
     assert verbs.main(["serve", "dir/"]) == 0
     assert verbs.main("serve dir --host ::1 --port 0 --max-tokens 9".split()) == 0
+    other = {"engine": "ctranslate2", "quantization": "int8", "max_waiting": 7}
+    assert verbs.main("serve dir --engine ctranslate2 --quantization int8 --max-waiting 7".split()) == 0
     assert calls == [
-        ("dir/", {"host": "127.0.0.1", "port": 8000, "max_tokens": None}),
-        ("dir", {"host": "::1", "port": 0, "max_tokens": 9}),
+        ("dir/", {**DEFAULTS, "host": "127.0.0.1", "port": 8000, "max_tokens": None}),
+        ("dir", {**DEFAULTS, "host": "::1", "port": 0, "max_tokens": 9}),
+        ("dir", {"host": "127.0.0.1", "port": 8000, "max_tokens": None, **other}),
     ]
 
 
@@ -87,10 +93,8 @@ def test_a_wrong_command_is_one_line(line, sentence, capsys, unloaded):
 
 
 def test_the_missing_extra_is_named(folder, monkeypatch, capsys, unloaded):
-    monkeypatch.setattr(serve, "is_serve_available", lambda: False)
-    expected = (
-        'seqloom serve needs fastapi, uvicorn, pydantic and openai; pip install "seqloom[serving]" brings them.\n'
-    )
+    monkeypatch.setattr(serve, "NEEDED", ("uvicorn", "no_such_package"))
+    expected = 'seqloom serve needs no_such_package; pip install "seqloom[serving]" brings it all.\n'
     assert fails(["serve", str(folder)], capsys) == expected
 
 
@@ -114,8 +118,7 @@ def test_a_dangerous_folder_is_refused(copy, capsys, unloaded):
     assert "pytorch_model.bin" in fails(["serve", str(copy)], capsys)
 
 
-def test_missing_or_broken_weights_are_an_error_before_the_server_starts(copy, capsys, monkeypatch):
-    monkeypatch.setattr(serve, "_run", pytest.fail)
+def test_missing_or_broken_weights_end_the_command(copy, capsys):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     assert fails(["serve", str(copy), "--port", "0"], capsys) == (
@@ -123,7 +126,7 @@ def test_missing_or_broken_weights_are_an_error_before_the_server_starts(copy, c
         "model again.\n"
     )
     weights.unlink()
-    expected = re.escape(f"The weights in {copy} cannot be read (") + r".+\); copy the folder again\.\n"
+    expected = re.escape(f"The model in {copy} cannot be read (") + r".+\); copy the folder again\.\n"
     assert re.fullmatch(expected, fails(["serve", str(copy), "--port", "0"], capsys))
 
 
@@ -199,11 +202,11 @@ def test_answers_are_as_long_as_the_folder_says(fields, expected):
 def test_the_folders_settings_stay_and_its_length_fits_the_limit(copy):
     GenerationConfig(max_length=40, num_beams=3, suppress_tokens=[3]).save_pretrained(copy)
     config = read_config(copy)
-    manager = load_manager(copy, limits_of(config, copy, None))
-    generation = manager.model.generation_config
+    service = load_service(copy, limits_of(config, copy, None))
+    generation = service.generation_config
     assert (generation.max_new_tokens, generation.max_length) == (39, None)
     assert (generation.num_beams, generation.suppress_tokens) == (3, [3])
-    assert load_manager(copy, limits_of(config, copy, 20)).model.generation_config.max_new_tokens == 20
+    assert load_service(copy, limits_of(config, copy, 20)).generation_config.max_new_tokens == 20
 
 
 def test_serve_folder_raises_for_python_callers_too(tmp_path):
@@ -212,7 +215,8 @@ def test_serve_folder_raises_for_python_callers_too(tmp_path):
 
 
 def test_a_chat_template_that_cannot_be_rendered_is_refused_and_the_advice_helps(copy, capsys, monkeypatch):
-    monkeypatch.setattr(serve, "_run", lambda manager, listener: manager.close())
+    monkeypatch.setattr(serve, "_wait_for_the_end", lambda service: service.close())
+    monkeypatch.setattr(serve, "_set_up_log", lambda: None)
     template = copy / "chat_template.jinja"
     template.write_text("{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}")
     assert fails(["serve", str(copy), "--port", "0"], capsys) == (
