@@ -219,6 +219,12 @@ class TestRefused:
         assert list(found["record", "train"].lines) == [8, 21]
         assert list(found["blank-test", "test"].lines) == [2]
 
+    def test_an_empty_split_and_one_that_is_held_out(self, clean, tmp_path):
+        train, empty = write(tmp_path, "train", clean[:200]), tmp_path / "empty.tsv"
+        empty.touch()
+        assert set(found_in(train=train, valid=[str(empty)])) == {("no-rows", "valid")}
+        assert found_in(train=train, valid=["50"], test=["0.1"]) == {}
+
     def test_nothing_is_reported_where_training_reads(self, tmp_path):
         (tmp_path / "a.tsv").write_bytes(b"a\tb\n\xff\tb\n")
         found_in(train=[str(tmp_path / "a.tsv")])
