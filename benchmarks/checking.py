@@ -147,10 +147,17 @@ def compare_whole_files(folder: Path, manifest: dict[str, Any]) -> None:
 
 Fault = Callable[[str, str, random.Random], tuple[str, str]]
 
+
+def turned(text: str) -> str:
+    """Return a text with its words, or halves, in another order: the same language, no copy."""
+    words = text.split() if " " in text else [text[: len(text) // 2], text[len(text) // 2 :]]
+    return " ".join(words[::-1])
+
+
 FAULTS: dict[str, Fault] = {
     "copy": lambda a, b, r: (a, a),
     "swapped": lambda a, b, r: (b, a),
-    "language": lambda a, b, r: (b.removesuffix(b[-1]) + "!", b) if r.random() < 0.5 else (a, a[::1] + " " + a),
+    "language": lambda a, b, r: (turned(b), b) if r.random() < 0.5 else (a, turned(a)),
     "script": lambda a, b, r: (a, "".join(chr(0x10D0 + ord(c) % 33) if c.isalpha() else c for c in b)),
     "garbled": lambda a, b, r: (f"{a} Ã¤hnlich â€“ cafÃ©", b) if r.random() < 0.7 else (a, b + " \ufffd"),
     "ratio": lambda a, b, r: (a, " ".join([b] * r.randint(5, 9))) if r.random() < 0.5 else (a * 6, b),

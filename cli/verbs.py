@@ -164,7 +164,12 @@ def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
         *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
     )
     _add_debug(parser)
-    parser.set_defaults(run=lambda namespace, unknown: parser.refuse(unknown) or _run_check(namespace))
+
+    def run_alone(namespace: argparse.Namespace, unknown: list[str]) -> int:
+        parser.refuse(unknown)
+        return _run_check(namespace)
+
+    parser.set_defaults(run=run_alone)
 
 
 def _run_check(namespace: argparse.Namespace) -> int:

@@ -151,7 +151,7 @@ def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
         facts = ColumnFacts.of(Batch.of(sample)) if sample else ColumnFacts()
         known = [np.zeros(NUM_CODES, bool) for _ in facts.scripts]
         for split in SPLITS:
-            if not getattr(recipe, split):
+            if not getattr(recipe, split) or recipe.share_of(split):  # held out of the training text, which is read
                 continue
             facts.split = split
             walk = SplitWalk(SplitReader(recipe, split), facts, report, stores.open(split))
@@ -286,7 +286,9 @@ def find_leaks(small: RowStore, train: RowStore) -> dict[str, tuple[np.ndarray, 
             hits.append(values[is_hit])
             train_lines.append(records["number"][is_hit])
         hit = np.unique(np.concatenate(hits))
-        lines = np.concatenate([records["number"][is_among(key_of(records, key), hit)] for records in small.chunks()])
+        lines = np.concatenate(
+            [told[:0], *(records["number"][is_among(key_of(records, key), hit)] for records in small.chunks())]
+        )
         leaks[rule] = np.setdiff1d(lines, told), np.concatenate(train_lines)
         told = np.union1d(told, lines)
     return leaks

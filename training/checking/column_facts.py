@@ -27,7 +27,7 @@ MIN_LETTERS = 8
 TELLS_APART = 0.85
 """The trigrams know a column where they are right for so many of its longer rows."""
 
-FAR_APART = 2.0
+FAR_APART = 0.5
 """And where the medians of `likeness` lie so far apart: 4.9 for German and English, 0.8 for old and modern Chinese."""
 
 SPREADS = 6.0
@@ -90,6 +90,11 @@ class ColumnFacts:
             facts.log_ratio = Spread.of(sample.log_ratio[~is_copy], 0.15)
             facts._learn_trigrams(source, target)
         return facts
+
+    @property
+    def has_own_scripts(self) -> bool:
+        """Whether the two sides are written in different scripts."""
+        return len(self.scripts) == 2 and not (self.scripts[0] & self.scripts[1]).any()
 
     def _learn_trigrams(self, source: Side, target: Side) -> None:
         counts = [np.bincount(side.trigrams, weights=side.folded > 0, minlength=NUM_BINS) for side in (source, target)]

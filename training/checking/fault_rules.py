@@ -61,7 +61,7 @@ ENTITY = r"&(?:[A-Za-z][A-Za-z0-9]{1,9}|#\d{1,6}|#x[0-9A-Fa-f]{1,5});"
 ADDRESS = r"\b(?:https?|ftp)://\S|\bwww\.\w+\.\w"
 WIKI = r"\[\[[^\[\]\n]+\]\]|\{\{[^{}\n]+\}\}|\[/?(?:b|i|u|url|img|quote)(?:=[^\]\n]*)?\]"
 LATEX = r"\\(?:begin|end|textbf|emph|cite)\{"
-MARKUP = regex.compile("|".join((TAG, ENTITY, ADDRESS, WIKI, LATEX)))
+MARKUP = regex.compile(f"{TAG}|{ENTITY}|{ADDRESS}|{WIKI}|{LATEX}")
 
 SPECIAL = regex.compile(
     r"</?(?:s|w|pad|unk|mask|bos|eos|sep|cls|extra_id_\d+|PAD|UNK|MASK|BOS|EOS|SEP|CLS|S|2[a-z]{2,3})>"
@@ -113,16 +113,16 @@ def has_markup(batch: Batch, _: ColumnFacts) -> np.ndarray:
     """Find tags, entities, addresses and marks of wikis, without what is a special token or a gap."""
     found = np.zeros(len(batch), bool)
     for side in batch.sides:
-        for row in np.flatnonzero(side.matches(MARKUP)):
-            found[row] |= bool(MARKUP.search(PLACEHOLDER.sub("", SPECIAL.sub("", side.texts[row]))))
+        for row, text in side.rows_where(side.matches(MARKUP)):
+            found[row] |= bool(MARKUP.search(PLACEHOLDER.sub("", SPECIAL.sub("", text))))
     return found
 
 
 def is_garbled(side: Side) -> np.ndarray:
     """Find text that was decoded wrongly: UTF-8 read as Windows-1252, replacement and private characters."""
     found = (side.kinds & UNASSIGNED > 0) | side.matches(STACKED)
-    for row in np.flatnonzero(side.matches(MOJIBAKE)):
-        found[row] |= any(_was_utf8(run.group()) for run in MOJIBAKE.finditer(side.texts[row]))
+    for row, text in side.rows_where(side.matches(MOJIBAKE)):
+        found[row] |= any(_was_utf8(run.group()) for run in MOJIBAKE.finditer(text))
     return found
 
 
@@ -143,10 +143,10 @@ def is_repetitive(side: Side) -> np.ndarray:
     runs = runs[side.codes[runs] != 10]  # rows without text
     found = np.zeros(len(side.texts), bool)
     found[np.searchsorted(side.starts, runs, "right") - 1] = True
-    for row in np.flatnonzero(side.num_spaces >= 5):
-        words = side.texts[row].split(" ")
+    for row, text in side.rows_where(side.num_spaces >= 5):
+        words = text.split(" ")
         if len(set(words)) * 1.5 < len(words):
-            found[row] |= bool(REPEATED.search(side.texts[row]))
+            found[row] |= bool(REPEATED.search(text))
     return found
 
 
@@ -154,8 +154,8 @@ def has_blank_side(batch: Batch, _: ColumnFacts) -> np.ndarray:
     """Find rows with a blank side."""
     found = np.zeros(len(batch), bool)
     for side in batch.sides:
-        for row in np.flatnonzero(side.num_letters == 0):
-            found[row] |= is_blank(side.texts[row])
+        for row, text in side.rows_where(side.num_letters == 0):
+            found[row] |= is_blank(text)
     return found
 
 
@@ -185,7 +185,9 @@ def is_copy(batch: Batch, facts: ColumnFacts) -> np.ndarray:
 
 
 def is_swapped(batch: Batch, facts: ColumnFacts) -> np.ndarray:
-    """Find pairs whose sides stand in each other's place."""
+    """Find pairs whose sides stand in each other's place: by their scripts, or by their trigrams."""
+    if facts.has_own_scripts:
+        return np.logical_and.reduce(_in_each_others_script(batch, facts))
     if facts.trigrams is None:
         return np.zeros(len(batch), bool)
     source, target = (_leaning(side, facts) for side in batch.sides)
@@ -199,18 +201,30 @@ def _leaning(side: Side, facts: ColumnFacts) -> np.ndarray:
     return np.where(likeness > 0, likeness / facts.usual[0], -likeness / facts.usual[1])
 
 
-LEANS_TOGETHER, LEANS = 0.7, 0.7
+LEANS_TOGETHER, LEANS = 0.7, 0.5
 """How far both sides together, and one alone, must lean to the wrong side; 2 and 1 are usual on the right one."""
 
 
 def is_other_language(batch: Batch, facts: ColumnFacts) -> np.ndarray:
-    """Find rows of which one side is written in the other's language."""
+    """Find rows of which one side is written in the other's language: by its script, or by its trigrams."""
+    if facts.has_own_scripts:
+        return np.logical_or.reduce(_in_each_others_script(batch, facts))
     if facts.trigrams is None:
         return np.zeros(len(batch), bool)
     found = np.zeros(len(batch), bool)
     for side, right in zip(batch.sides, (1, -1)):
         found |= (side.num_letters >= MIN_LETTERS) & (_leaning(side, facts) * right < -LEANS)
     return found
+
+
+def _in_each_others_script(batch: Batch, facts: ColumnFacts) -> list[np.ndarray]:
+    return [_is_written_in(side, usual) for side, usual in zip(batch.sides, reversed(facts.scripts))]
+
+
+def _is_written_in(side: Side, usual: np.ndarray) -> np.ndarray:
+    """Whether nearly all letters of each row belong to some scripts."""
+    scripts, num_letters = scripts_of(side)
+    return (num_letters > 0) & (side.sum(usual[scripts].astype(np.int32)) * 5 > num_letters * 4)
 
 
 def is_other_script(batch: Batch, facts: ColumnFacts) -> np.ndarray:
@@ -296,7 +310,7 @@ RULES = {
             "Swap them back, or train with clean: default.",
             "default",
             is_swapped,
-            ("language",),
+            ("language", "script", "ratio"),
         ),
         Rule(
             "script",
@@ -305,7 +319,7 @@ RULES = {
             _FOREIGN,
             "default",
             is_other_script,
-            ("language", "swapped"),
+            ("ratio",),
         ),
         Rule(
             "copy",
@@ -314,7 +328,7 @@ RULES = {
             _FOREIGN,
             "default",
             is_copy,
-            ("language", "swapped"),
+            ("language", "swapped", "script", "ratio"),
         ),
         Rule(
             "language",
@@ -323,6 +337,7 @@ RULES = {
             _FOREIGN,
             "default",
             is_other_language,
+            ("ratio", "script"),
         ),
         Rule(
             "garbled",

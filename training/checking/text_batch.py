@@ -136,7 +136,7 @@ class Side:
     def near(self) -> np.ndarray:
         """A hash of each row's letters and digits alone, without case; of the row as it is where it has none."""
         ranks = np.cumsum(self.folded > 0)
-        before = ranks[self.starts] - (self.folded[self.starts] > 0)
+        before: np.ndarray = ranks[self.starts] - (self.folded[self.starts] > 0)
         hashed = self._hash(self.folded, ranks - np.repeat(before, self.lengths + 1))
         return np.where(self.num_letters > 0, hashed, self.exact)  # (R,)
 
@@ -158,6 +158,10 @@ class Side:
         before, after = np.roll(self.folded, 1), np.roll(self.folded, -1)
         hashed = before * np.uint32(0x9E3779B1) ^ self.folded * np.uint32(0x85EBCA77) ^ after * np.uint32(0xC2B2AE3D)
         return (hashed ^ hashed >> np.uint32(15)) & np.uint32(NUM_BINS - 1)  # (C,)
+
+    def rows_where(self, mask: np.ndarray) -> list[tuple[int, str]]:
+        """Return place and text of the rows where `mask` is true."""
+        return [(row, self.texts[row]) for row in np.flatnonzero(mask).tolist()]
 
     def matches(self, pattern: regex.Pattern[str]) -> np.ndarray:
         """Whether a pattern that crosses no line end is found in a row."""

@@ -36,21 +36,21 @@ Row = tuple[int, tuple[str | None, ...]]
 HEADER_WORDS = frozenset(
     (
         "source target src tgt trg input output text sentence sentence1 sentence2 translation original label id index "
-        "word words lemma form inflected features tags pronunciation pron phonemes phoneme phones graphemes grapheme ipa "
-        "spelling question answer prompt completion article summary instruction response context language lang split "
-        "reference normalized normalised modern classical simple complex "
-        "english german french spanish italian portuguese dutch russian ukrainian polish czech chinese mandarin japanese "
-        "korean arabic hebrew persian turkish hindi bengali tamil thai vietnamese indonesian swahili latin greek finnish "
-        "hungarian swedish danish norwegian romanian bulgarian"
+        "word words lemma form inflected features tags pronunciation pron phonemes phoneme phones graphemes grapheme "
+        "ipa spelling question answer prompt completion article summary instruction response context language lang "
+        "split reference normalized normalised modern classical simple complex "
+        "english german french spanish italian portuguese dutch russian ukrainian polish czech chinese mandarin "
+        "japanese korean arabic hebrew persian turkish hindi bengali tamil thai vietnamese indonesian swahili latin "
+        "greek finnish hungarian swedish danish norwegian romanian bulgarian"
     ).split()
 )
 """Words that name columns, in English: a first TSV line of which half the fields are such words is a header."""
 
 LANGUAGE_CODES = frozenset(
     (
-        "ar bg bn ca cs da de el en es et eu fa fi fr ga gl he hi hr hu hy id is it ja ka ko la lt lv mk ms mt nl no pl "
-        "pt ro ru sk sl sq sr sv sw ta th tr uk ur vi zh deu eng fra spa ita por nld rus ukr pol ces cmn zho jpn kor ara "
-        "heb fas tur hin ben tam tha vie ind swa lat ell fin hun swe dan nor ron bul lzh"
+        "ar bg bn ca cs da de el en es et eu fa fi fr ga gl he hi hr hu hy id is it ja ka ko la lt lv mk ms mt nl no "
+        "pl pt ro ru sk sl sq sr sv sw ta th tr uk ur vi zh deu eng fra spa ita por nld rus ukr pol ces cmn zho jpn "
+        "kor ara heb fas tur hin ben tam tha vie ind swa lat ell fin hun swe dan nor ron bul lzh"
     ).split()
 )
 """Codes that name columns where all fields of a first line are such."""

@@ -202,7 +202,7 @@ class TestRefused:
         assert "1,202" in found[2].message
 
     def test_a_truncated_file_and_what_the_other_has(self, clean, tmp_path):
-        source, target = write(tmp_path, "train", clean)
+        _, target = write(tmp_path, "train", clean)
         whole = gzip.compress((tmp_path / "train.xx").read_bytes())
         (tmp_path / "cut.xx.gz").write_bytes(whole[: len(whole) // 2])
         (tmp_path / "train.yy").write_bytes((tmp_path / "train.yy").read_bytes().replace(b"the", b"\xff", 1))
@@ -218,6 +218,12 @@ class TestRefused:
         found = found_in(train=[str(tmp_path / "train.tsv")], test=[str(tmp_path / "test.tsv")])
         assert list(found["record", "train"].lines) == [8, 21]
         assert list(found["blank-test", "test"].lines) == [2]
+
+    def test_an_empty_split_and_one_that_is_held_out(self, clean, tmp_path):
+        train, empty = write(tmp_path, "train", clean[:200]), tmp_path / "empty.tsv"
+        empty.touch()
+        assert set(found_in(train=train, valid=[str(empty)])) == {("no-rows", "valid")}
+        assert found_in(train=train, valid=["50"], test=["0.1"]) == {}
 
     def test_nothing_is_reported_where_training_reads(self, tmp_path):
         (tmp_path / "a.tsv").write_bytes(b"a\tb\n\xff\tb\n")

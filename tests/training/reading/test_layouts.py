@@ -144,7 +144,7 @@ class TestSeveral:
 
 def test_nested_keys_as_the_message_names_them(tmp_path):
     (tmp_path / "n.jsonl").write_text(json.dumps({"translation": {"de": "eins", "en": "one"}}), encoding="utf-8")
-    with pytest.raises(CorpusError, match="translation.de") as refused:
+    with pytest.raises(CorpusError, match=r"translation\.de") as refused:
         pairs_in(tmp_path / "n.jsonl")
     columns = shlex.split(re.search(r"--columns (.+)\.$", str(refused.value))[1])
     assert pairs_in(tmp_path / "n.jsonl", columns=columns) == [("eins", "one")]
