@@ -207,8 +207,8 @@ def speed(num_pairs: int) -> None:
         num_bytes = sum(file.stat().st_size for file in files)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
-        f"{num_pairs:,} pairs, {num_bytes / 1e6:,.0f} MB: {seconds:,.0f} s, of CPU {usage.ru_utime + usage.ru_stime:,.0f} s, "
-        f"largest process {usage.ru_maxrss / 1024:,.0f} MiB"
+        f"{num_pairs:,} pairs, {num_bytes / 1e6:,.0f} MB: {seconds:,.0f} s, of CPU "
+        f"{usage.ru_utime + usage.ru_stime:,.0f} s, largest process {usage.ru_maxrss / 1024:,.0f} MiB"
     )
 
 

@@ -278,6 +278,8 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--references", metavar="NAME", nargs="+", help="further columns with references")
     _add_flag(parser, "--any_reference", "rows of one source are one example, and each of their targets is right")
     parser.add_argument("--by", metavar="NAME", nargs="+", help="columns by whose values to group the scores")
+    chosen = "read only rows with COLUMN=VALUE, or none: all rows [what the run selected]"
+    parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help=chosen)
     trained = "the training text, for the nearest training lines and rare words [the files of the run, if still here]"
     parser.add_argument("--train", metavar="FILE", nargs="+", help=trained)
     parser.add_argument("--task", choices=["pairs", "continuation"], help="what the model does [as it was trained]")
@@ -286,18 +288,15 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
 def _run_evaluate(namespace: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from seqloom.training.scoring.evaluation import (
-        EvaluationOptions,
-        describe_evaluation,
-        evaluate_folder,
-        write_evaluation,
-    )
+    from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
+    from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
     from seqloom.training.scoring.score_page import write_page
 
     options = EvaluationOptions(
         columns=tuple(namespace.columns) if namespace.columns else None,
         references=tuple(namespace.references or ()),
         by=tuple(namespace.by or ()),
+        where=None if namespace.where is None else () if namespace.where == ["none"] else tuple(namespace.where),
         merge=namespace.any_reference,
         task=namespace.task,
         metrics=tuple(namespace.metrics or ()),

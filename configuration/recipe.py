@@ -7,6 +7,7 @@ import ast
 import inspect
 import itertools
 import re
+import shlex
 import textwrap
 from dataclasses import Field, dataclass, field, fields
 from os import PathLike
@@ -205,11 +206,7 @@ class Recipe:
 
     def selection(self) -> dict[str, list[str]]:
         """What `where` asks for: column -> accepted values."""
-        selected: dict[str, list[str]] = {}
-        for condition in self.where:
-            column, _, value = condition.partition("=")
-            selected.setdefault(column, []).append(value)
-        return selected
+        return selection_of(self.where)
 
     def chapters(self) -> dict[str, dict[str, Any]]:
         """Every value of the recipe, grouped as in the YAML."""
@@ -234,7 +231,7 @@ class Recipe:
 
     def to_file(self, name: str = "recipe.yaml") -> str:
         """The resolved recipe as a file of this name holds it."""
-        return f"{RECIPE_HEADER}: seqloom train --recipe {name}\n{self.to_yaml()}"
+        return f"{RECIPE_HEADER}: seqloom train --recipe {shlex.quote(name)}\n{self.to_yaml()}"
 
     def _check_files(self) -> None:
         if self.test == [HOLD_OUT]:
@@ -388,6 +385,15 @@ class Recipe:
             )
 
 
+def selection_of(conditions: list[str]) -> dict[str, list[str]]:
+    """Return column -> accepted values of some COLUMN=VALUE."""
+    selected: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, _, value = condition.partition("=")
+        selected.setdefault(column, []).append(value)
+    return selected
+
+
 def means_nothing(names: list[str]) -> bool:
     """Return whether a recipe's `valid` or `test` names no text: [], none or 0."""
     return names in ([], [NOTHING]) or (len(names) == 1 and re.fullmatch(r"[0.]*0[0.]*", names[0]) is not None)
@@ -413,4 +419,4 @@ def field_docs(cls: type) -> dict[str, str]:
     }
 
 
-__all__ = ["CHAPTERS", "HOLD_OUT", "Recipe", "RecipeError", "field_docs", "means_nothing", "own_fields"]
+__all__ = ["CHAPTERS", "HOLD_OUT", "Recipe", "RecipeError", "field_docs", "means_nothing", "own_fields", "selection_of"]

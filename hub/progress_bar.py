@@ -21,7 +21,7 @@ def progress_bar(description: str, total: int, unit: str) -> "tqdm[Any]":
     if sys.stderr.isatty():
         return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2, dynamic_ncols=True)
     form = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {unit}s, {{rate_fmt}}, {{remaining}} to go"
-    timing = {"mininterval": SECONDS, "maxinterval": 2 * SECONDS, "delay": SECONDS}
+    timing: dict[str, Any] = {"mininterval": SECONDS, "maxinterval": 2 * SECONDS, "delay": SECONDS}
     return tqdm(desc=description, total=total, unit=f" {unit}s", file=_Lines(), bar_format=form, **timing)
 
 

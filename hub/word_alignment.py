@@ -2,7 +2,7 @@
 
 A decoder looks at the source twice: for what it has just read, and for what it writes next. Where a token came from
 stands in the step that *reads* it (Shift-Att, Chen et al. 2020, https://arxiv.org/abs/2004.14837) or in the step that
-chose it, in one layer or another, and that differs from model to model. So each model is asked: which layer and which
+chose it, in one layer or another, and that differs from model to model (LOG: word alignment). So each model is asked: which layer and which
 step agree best with what happens to a token's probability when a source token is left out?
 
     S source length    T target length    L decoder layers    N heads
@@ -73,8 +73,8 @@ def find_place(model: Any, sentences: Sequence[tuple[Sequence[int], Sequence[int
     short = [pair for pair in sentences if 2 < len(pair[0]) <= MOST_TOKENS and 1 < len(pair[1]) <= MOST_TOKENS]
     agreed = torch.zeros(layers, 2)
     for source, target in short[:MOST_SENTENCES]:
-        fall = _fall_without(model, source, target)  # (T, S - 1)
-        attention = _attention(model, source, target).mean(dim=1)  # (L, T, S)
+        fall = fall_without(model, source, target)  # (T, S - 1)
+        attention = attention_of(model, source, target).mean(dim=1)  # (L, T, S)
         clear = fall.max(dim=-1).values[:-1] > CLEAR
         wanted = fall.argmax(dim=-1)[:-1]
         for number, rows in enumerate((attention[:, :-1], attention[:, 1:])):
@@ -85,7 +85,7 @@ def find_place(model: Any, sentences: Sequence[tuple[Sequence[int], Sequence[int
     return Place(best // 2, bool(best % 2))
 
 
-def _fall_without(model: Any, source: Sequence[int], target: Sequence[int]) -> Tensor:
+def fall_without(model: Any, source: Sequence[int], target: Sequence[int]) -> Tensor:
     """Return (T, S - 1): by how much a target token's log-probability falls without a source token, the end aside."""
     size = len(source)
     ids = torch.tensor([source], device=model.device).expand(size, -1)
@@ -98,7 +98,7 @@ def _fall_without(model: Any, source: Sequence[int], target: Sequence[int]) -> T
     return (log_probs[-1:] - log_probs[:-1]).T
 
 
-def _attention(model: Any, source: Sequence[int], target: Sequence[int]) -> Tensor:
+def attention_of(model: Any, source: Sequence[int], target: Sequence[int]) -> Tensor:
     """Return (L, N, T, S) of a forced pass."""
     with eager_attention(model):
         output = model(

@@ -11,6 +11,7 @@ one of them is better nearly everywhere. p comes from approximate randomisation 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from sacrebleu.significance import PairedTest
@@ -88,7 +89,8 @@ def paired_test(
     for kind in ("ar", "bs"):
         signatures, scores = PairedTest(systems, {"": one.sacrebleu}, streams, test_type=kind)()
         (name,) = signatures  # sacreBLEU names the metric itself
-        p_values[kind] = float(scores[name][1].p_value)
+        tested: Any = scores[name][1]  # behind the baseline
+        p_values[kind] = float(tested.p_value)
     return replace(found, p_value=p_values["ar"], p_bootstrap=p_values["bs"])
 
 

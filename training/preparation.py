@@ -107,10 +107,12 @@ def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[
         if recipe.share_of(name) is None:
             continue
         held = facts["train"]["num_dropped"].get(f"held out for {split}", 0)
+        facts["train"].setdefault("asked", {})[name] = recipe.share_of(name)
         if held:
             whole = "sources" if recipe.task == "pairs" else "documents"
             lines[name] = f"{held:,} examples held out of the training text, whole {whole}; --{name} none for none"
-            recipe = replace(recipe, **{name: [str(held)]})
+            changed: dict[str, Any] = {name: [str(held)]}
+            recipe = replace(recipe, **changed)
         else:
             lines[name] = (
                 f"none, for {len(corpus['train']):,} training examples are too few to hold some out unasked: nothing "

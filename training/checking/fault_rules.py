@@ -56,10 +56,12 @@ class Rule:
 
 # Rows one by one ------------------------------------------------------------------------------------------------------
 
-TAG = r"</?[A-Za-z][A-Za-z0-9:-]*(?:\s+[^<>\n]{0,200})?/?>|<!--|<!\w|&(?:[A-Za-z][A-Za-z0-9]{1,9}|#\d{1,6}|#x[0-9A-Fa-f]{1,5});"
+TAG = r"</?[A-Za-z][A-Za-z0-9:-]*(?:\s+[^<>\n]{0,200})?/?>|<!--|<!\w"
+ENTITY = r"&(?:[A-Za-z][A-Za-z0-9]{1,9}|#\d{1,6}|#x[0-9A-Fa-f]{1,5});"
 ADDRESS = r"\b(?:https?|ftp)://\S|\bwww\.\w+\.\w"
-WIKI = r"\[\[[^\[\]\n]+\]\]|\{\{[^{}\n]+\}\}|\[/?(?:b|i|u|url|img|quote)(?:=[^\]\n]*)?\]|\\(?:begin|end|textbf|emph|cite)\{"
-MARKUP = regex.compile(f"{TAG}|{ADDRESS}|{WIKI}")
+WIKI = r"\[\[[^\[\]\n]+\]\]|\{\{[^{}\n]+\}\}|\[/?(?:b|i|u|url|img|quote)(?:=[^\]\n]*)?\]"
+LATEX = r"\\(?:begin|end|textbf|emph|cite)\{"
+MARKUP = regex.compile("|".join((TAG, ENTITY, ADDRESS, WIKI, LATEX)))
 
 SPECIAL = regex.compile(
     r"</?(?:s|w|pad|unk|mask|bos|eos|sep|cls|extra_id_\d+|PAD|UNK|MASK|BOS|EOS|SEP|CLS|S|2[a-z]{2,3})>"
@@ -247,7 +249,7 @@ LEAST_LONG = 200
 """Characters; a shorter row is never too long."""
 
 
-# The table, worst first ------------------------------------------------------------------------------------------------
+# The table, worst first -----------------------------------------------------------------------------------------------
 
 _FOREIGN = "Remove these rows, or train with clean: default."
 RULES = {

@@ -8,11 +8,12 @@ better; inside the blocks where it changes, the row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from seqloom.training.checking.row_store import RowStore
+from seqloom.training.checking.row_store import RECORD, RowStore
 
 FARTHEST = 8
 """Lines by which one side may have run ahead of the other."""
@@ -171,7 +172,7 @@ def _mark_odds(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, floa
     return odds, float((there * odds).sum() / max(1, there.sum()))
 
 
-def _first_chunks(store: RowStore, num_rows: int):
+def _first_chunks(store: RowStore, num_rows: int) -> Iterator[np.ndarray]:
     for records in store.chunks():
         yield records[:num_rows]
         num_rows -= len(records)
@@ -180,7 +181,5 @@ def _first_chunks(store: RowStore, num_rows: int):
 
 
 def _rows_between(store: RowStore, first: int, end: int) -> np.ndarray:
-    from seqloom.training.checking.row_store import RECORD
-
     first = max(0, first)
     return np.fromfile(store.path, RECORD, count=max(0, end - first), offset=first * RECORD.itemsize)

@@ -43,7 +43,7 @@ CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}]"
 @cache
 def character_kinds() -> np.ndarray:
     """Code point -> bits of what is wrong with it, uint8."""
-    return _table({bit: pattern for bit, pattern in KINDS.items()}, NUM_CODES)
+    return _table(KINDS, NUM_CODES)
 
 
 @cache

@@ -8,13 +8,14 @@ other text, another model          refused, with what can be done instead
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from seqloom.configuration.recipe import Recipe
 from seqloom.configuration.recipe_keys import shown
-from seqloom.configuration.recipe_layers import fit_recipe
+from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
 from seqloom.hub.files import sha256_of
 from seqloom.training.fault_tolerance.run_folder import CHANGEABLE, RunFolder, and_more
 from seqloom.training.fault_tolerance.run_health import TrainingError
@@ -49,8 +50,11 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
         TrainingError: with the first thing that differs, and every way out that there is.
     """
     fitted, _ = fit_recipe(recipe, num_examples(folder))
+    fitted = as_settled(fitted, folder)
     changes = folder.changes(fitted)
-    foreign = {key: values for key, values in changes.items() if key not in CHANGEABLE}
+    holds_out = any(each.share_of("test") for each in (fitted, resolve_recipe(folder.recipe_file)))
+    own = CHANGEABLE - ({"test"} if holds_out else set())  # what is held out is no training text
+    foreign = {key: values for key, values in changes.items() if key not in own}
     other_files = list(other_texts(folder))
     if foreign:
         key, (before, now) = next(iter(foreign.items()))
@@ -69,6 +73,18 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
         key = next(iter(changes), "test")
         raise TrainingError(_refusal(folder, f"without a whole checkpoint left to go on from with another {key}"))
     return asked
+
+
+def as_settled(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """Write into a recipe what the data had decided when the run was asked for the same: see `preparation.settle`."""
+    recorded, asked = resolve_recipe(folder.recipe_file), folder.data_facts().get("train", {}).get("asked", {})
+    same = {name for name in ("valid", "test") if name in asked and recipe.share_of(name) == asked[name]}
+    if not recipe.metrics:
+        same.add("metrics")
+    changes: dict[str, Any] = {name: getattr(recorded, name) for name in same}
+    if "valid" in same and not recorded.valid:
+        changes["training_arguments"] = {**recipe.training_arguments, "eval_strategy": "no"}
+    return replace(recipe, **changes)
 
 
 def num_examples(folder: RunFolder) -> int:

@@ -1,4 +1,4 @@
-"""Where a file's columns are not clear and a person is there to be asked, ask; else reading it says which flag settles it."""
+"""Where a file's columns are not clear, ask the person at the terminal; elsewhere an error names the flag."""
 
 from __future__ import annotations
 

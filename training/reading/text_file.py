@@ -250,7 +250,7 @@ class TextFile:
         self.path = path
         self.facts = FileFacts.of(path)
         self._num_lines_beyond_ascii = 0  # good ones: the file is UTF-8, if not all of it
-        self._undecodable = Defects(path, "cannot be read as UTF-8", "encoding")
+        self._undecodable = self._new_defects()
         self._undecodable_sample = b""
         self._foreign_ends: Counter[str] = Counter()
 
@@ -277,7 +277,8 @@ class TextFile:
             report(error, "")
 
     def _lines(self) -> Iterator[str]:
-        self.facts.num_lines = 0
+        self.facts.num_lines = self.facts.num_crlf_lines = 0
+        self._undecodable = self._new_defects()
         for number, raw_line in enumerate(self._raw_lines(), 1):
             self.facts.num_lines = number
             if len(raw_line) > MAX_LINE_BYTES:
@@ -288,6 +289,9 @@ class TextFile:
             yield line
         self.check_encoding()
         self._check_line_ends()
+
+    def _new_defects(self) -> Defects:
+        return Defects(self.path, "cannot be read as UTF-8", "encoding")
 
     def check_encoding(self) -> None:
         """Raise a `CorpusError` when lines read so far were not UTF-8."""

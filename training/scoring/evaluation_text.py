@@ -5,11 +5,12 @@ shortened set compares with nobody's.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from seqloom.training.reading.corpus import CorpusError
+from seqloom.training.reading.readers import Row
 from seqloom.training.reading.sources import Request, open_source
 from seqloom.training.reading.tasks import get_task, split_document
 from seqloom.training.reading.text_file import Defects, is_blank
@@ -28,6 +29,8 @@ class ReadingOptions:
     """Further columns with references."""
     by: tuple[str, ...] = ()
     """Columns by whose values scores are grouped."""
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Read only rows that have one of these values in these columns."""
     merge: bool = False
     """Rows of one source are one example with several references."""
     seed: int = 42
@@ -67,8 +70,8 @@ def read_evaluation_text(names: Sequence[str], options: ReadingOptions) -> Evalu
         CorpusError: for files that do not fit each other, blank lines, and a set without any.
     """
     name = " + ".join(names)
-    if len(names) > 1 and (options.by or options.references):
-        flag = "--by" if options.by else "--references"
+    if len(names) > 1 and (options.by or options.references or options.where):
+        flag = "--by" if options.by else "--references" if options.references else "--where"
         raise CorpusError(
             f"{name} are plain text without columns, and {flag} names some; leave it out (further files are further "
             f"references), or give one .tsv, .jsonl, .csv or .parquet file."
@@ -81,9 +84,8 @@ def read_evaluation_text(names: Sequence[str], options: ReadingOptions) -> Evalu
 
 def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> EvaluationText:
     if len(names) == 1:
-        wanted, extra = options.columns or get_task("pairs").columns, (*options.references, *options.by)
-        request = Request(wanted, options.columns is None, "test", selecting=extra)
-        rows: Iterable[tuple[int, tuple[str | None, ...]]] = open_source(names, request).rows
+        wanted = options.columns or get_task("pairs").columns
+        rows = _selected(names, wanted, (*options.references, *options.by), options)
     else:
         request = Request(get_task("pairs").columns, True, "test")
         rows = _beside_each_other([open_source([names[0], other], request).rows for other in names[1:]])
@@ -103,9 +105,19 @@ def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> Eva
     return text
 
 
-def _beside_each_other(
-    streams: Sequence[Iterable[tuple[int, tuple[str | None, ...]]]],
-) -> Iterable[tuple[int, tuple[str | None, ...]]]:
+def _selected(
+    names: Sequence[str], wanted: tuple[str, ...], extra: tuple[str, ...], options: ReadingOptions
+) -> Iterator[Row]:
+    """Yield the task's columns and the extra ones of the rows that `where` takes."""
+    request = Request(wanted, options.columns is None, "test", selecting=(*extra, *options.where))
+    width = len(wanted) + len(extra)
+    for number, values in open_source(names, request).rows:
+        conditions = zip(values[width:], options.where.values(), strict=True)
+        if all(value in allowed for value, allowed in conditions):
+            yield number, values[:width]
+
+
+def _beside_each_other(streams: Sequence[Iterable[Row]]) -> Iterator[Row]:
     """Yield (source, reference) of the first stream with the references of the others behind it."""
     for rows in zip_longest(*streams):  # each was found as long as the sources
         number, (source, reference) = rows[0]
@@ -117,10 +129,9 @@ def _read_documents(names: Sequence[str], options: ReadingOptions) -> Evaluation
     if len(names) > 1:
         raise CorpusError(f"{' '.join(names)}: a continuation model is scored on one file of documents; name one.")
     wanted = options.columns or get_task("continuation").columns
-    source = open_source(names, Request(wanted, options.columns is None, "test", selecting=options.by))
     text = EvaluationText(names[0], [], [], {column: [] for column in options.by})
     index, num_uncut = 0, 0
-    for _, (document, *values) in source.rows:
+    for _, (document, *values) in _selected(names, wanted, options.by, options):
         if document is None or is_blank(document):
             continue
         cuts = split_document(document, seed=options.seed, index=index, num_splits=options.num_splits)

@@ -1,6 +1,7 @@
 """Where a folder is good and where it is not: the same scores for parts of a test set."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ MOST_VALUES = 40
 """Groups that a column may make; the rarest values beyond are one group."""
 
 NUM_LENGTHS = 5
+
+_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+"""A tag that says what is wanted, e.g. the language: <de>."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ def breakdowns(text: EvaluationText, sums: Mapping[str, SentenceSums], nearness:
         title = f"By frequency of the rarest {nearness.unit}"
         note = f"How often the source's rarest {nearness.unit} stands in the {nearness.num_rows:,} training sources."
         labels["frequency"] = (title, note, [_frequency_label(count) for count in nearness.rarest])
+    tags = [found[0] if (found := _TAG.match(source)) else "(none)" for source in text.sources]
+    labels["tag"] = ("By tag at the start of the source", "", _common(tags))
     for column, values in text.columns.items():
         labels[column] = (f"By {column}", "", _common(values))
     return [

@@ -107,3 +107,35 @@ def test_without_a_checkpoint_nothing_goes_on(finished):
     with pytest.raises(TrainingError, match="without a whole checkpoint left to go on from") as refusal:
         ask(finished, max_steps=40)
     assert "goes on;" not in str(refusal.value), "no way that does not exist"
+
+
+@pytest.mark.parametrize(
+    ("asked", "settled", "now", "outcome"),
+    [
+        ({"valid": "auto"}, {"valid": ["75"], "metrics": ["per"]}, {"valid": ["auto"]}, Asked.NOTHING),
+        ({"valid": "auto"}, {"valid": [], "eval_strategy": "no"}, {"valid": ["auto"]}, Asked.NOTHING),
+        ({"valid": "0.05"}, {"valid": ["75"]}, {"valid": ["0.05"]}, Asked.NOTHING),
+        ({"valid": "auto"}, {"valid": ["75"]}, {"valid": ["75"]}, Asked.NOTHING),
+        ({"valid": "auto"}, {"valid": ["75"]}, {"valid": ["90"]}, "valid=75, and valid=90 is asked for now"),
+        ({"valid": "auto"}, {"valid": ["75"]}, {"valid": []}, "valid=75, and valid="),
+        ({"test": "100"}, {"test": ["100"]}, {"test": ["100"]}, Asked.NOTHING),
+        ({"test": "100"}, {"test": ["100"]}, {"test": ["200"]}, "test=100, and test=200 is asked for now"),
+        ({"test": "100"}, {"test": ["100"]}, {"test": ["other.tsv"]}, "test=100, and test=other.tsv is asked for"),
+    ],
+)
+def test_what_the_data_had_decided_is_no_change(finished, tmp_path, asked, settled, now, outcome):
+    """The same command as the user types it; another share is another training text."""
+    _, command = finished
+    plain = {**command, "valid": ["none"], "test": [], "output": str(tmp_path / "held")}
+    folder = RunFolder(tmp_path / "held")
+    folder.open(resolve_recipe(None, {**plain, "preset": "tiny", **fitted(), **settled}))
+    facts = {"num_rows": 20, "num_examples": 20, "files": [], "asked": asked}
+    folder.write_data_facts({"train": facts})
+    folder.begin()
+    write_json(folder.records / "results.json", {"updates": 30, "epochs": 3.0})
+    again = resolve_recipe(None, {**plain, **now})
+    if not isinstance(outcome, Asked):
+        with pytest.raises(TrainingError, match=outcome):
+            asked_of_finished(folder, again)
+    else:
+        assert asked_of_finished(folder, again) == outcome

@@ -107,7 +107,7 @@ def test_the_folder_holds_the_mean_of_the_last_checkpoints(recipe, tmp_path, cap
     for name, weight in final.items():
         assert torch.equal(weight, (sum(file[name].double() for file in files) / 3).float()), name
     assert results["validation_loss"] == pytest.approx(results["averaged_loss"], rel=1e-6)
-    assert {"single_bleu", "averaged_bleu", "single_loss"} <= set(results)
+    assert {"single_cer", "averaged_cer", "single_loss"} <= set(results)
     assert "average   3 checkpoints averaged, updates 4, 6, 8; against update 8 alone: loss" in capsys.readouterr().out
 
 

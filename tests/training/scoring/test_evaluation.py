@@ -5,6 +5,7 @@ import math
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -12,14 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.loading import load_folder
 from seqloom.training.scoring import evaluation as module
-from seqloom.training.scoring.evaluation import (
-    EvaluationOptions,
-    describe_evaluation,
-    evaluate_folder,
-    write_evaluation,
-)
+from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
+from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
 from seqloom.training.scoring.evaluation_text import ReadingOptions, read_evaluation_text
 from seqloom.training.scoring.score_page import render_page
 from seqloom.training.scoring.system_answers import Answers, answer
@@ -187,6 +185,23 @@ def test_columns_group_and_rows_of_one_source_are_one_example(folder, tmp_path):
     (by_kind,) = [each for each in found.groups if each.name == "kind"]
     assert {group.label: group.count for group in by_kind.groups} == {"y": 2, "x": 1}
     assert "By kind" in render_page(found)
+
+
+def test_rows_are_selected_as_the_run_did(folder, tmp_path):
+    """And tags at the start of sources make groups."""
+    run = tmp_path / "run-folder"
+    shutil.copytree(folder, run)
+    (run / "run").mkdir()
+    recipe = resolve_recipe(None, {"train": ["gone.tsv"], "where": ["kind=x"], "valid": "none", "metrics": ["cer"]})
+    recipe.save(run / "run" / "recipe.yaml")
+    (tmp_path / "t.tsv").write_text("source\ttarget\tkind\n<a>abc\tABC\tx\n<b>p\tP\ty\n<b>mn\tMN\tx\n")
+    found = evaluate_folder(run, [str(tmp_path / "t.tsv")], EvaluationOptions(num_beams=1))
+    assert found.text.sources == ["<a>abc", "<b>mn"]
+    assert [group.label for each in found.groups if each.name == "tag" for group in each.groups] == ["<a>", "<b>"]
+    assert found.rows[0].metric == "cer", "as the run scored"
+    assert "The training text cannot be read here" in found.notes[-1]
+    everything = evaluate_folder(run, [str(tmp_path / "t.tsv")], EvaluationOptions(num_beams=1, where=()))
+    assert len(everything.text) == 3
 
 
 def test_nearness_and_learned_sources_are_said(folder, files, tmp_path):
