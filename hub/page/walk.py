@@ -132,10 +132,10 @@ def _pass_numbers(
 def _describe(model: Any, tokenizer: Any, name: str) -> dict[str, Any]:
     """Return the switches of the network that the page speaks of."""
     config = model.config
-    same = ("d_model", "vocab_size", "encoder_layers", "decoder_layers", "encoder_attention_heads", "norm_position")
-    same += ("decoder_attention_heads", "num_key_value_heads", "encoder_ffn_dim", "decoder_ffn_dim", "norm_type")
-    same += ("activation_function", "use_gated_ffn", "position_embedding_type", "tie_word_embeddings")
-    return {key: getattr(config, key) for key in same} | {
+    sizes = "d_model vocab_size encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads"
+    sizes += " num_key_value_heads encoder_ffn_dim decoder_ffn_dim"
+    switches = "norm_position norm_type activation_function use_gated_ffn position_embedding_type tie_word_embeddings"
+    return {key: getattr(config, key) for key in f"{sizes} {switches}".split()} | {
         "name": name or "Seqloom",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "scale": float(model.model.encoder.embed_scale),
