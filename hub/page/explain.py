@@ -6,19 +6,20 @@ The forced pass reads the finished output once more and asks at every position f
 weights of cross attention. Only the eager kernel returns weights, so the model runs on it for this one pass; what is
 explained was written with the model's own kernel. Pictures of an explanation are in explain_figures.py.
 
-This file imports torch and transformers only: `seqloom space` copies it into the folder of a Space.
+This file imports torch, transformers and word_alignment.py only: `seqloom space` copies it into the folder of a Space.
 
     S source length    T target length    L decoder layers    N heads    V vocabulary    K candidates
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from seqloom.hub.word_alignment import eager_attention
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,6 @@ def up_to_end(written: Tensor, end_ids: int | list[int] | None) -> Tensor:
 def name_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
     """Name tokens; a row of a padded embedding table has no name but its number."""
     return [f"#{id_}" if name is None else name for id_, name in zip(ids, tokenizer.convert_ids_to_tokens(ids))]
-
-
-@contextmanager
-def eager_attention(model: Any) -> Iterator[None]:
-    """Run a model on the kernel that returns its weights, then on its own again."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int) -> list[Step]:

@@ -1,7 +1,7 @@
 """Writes the folder of a Hugging Face Space: a Gradio page that serves a model and walks through it.
 
     DIR/app.py                          the page, from a template
-    DIR/explain.py, walk*.py, walk.html copies of the files of these names in hub/page and hub/templates
+    DIR/*.py, walk.html                 copies of the files of these names in hub/
     DIR/examples.json                   sources from the run's test set, where it left some
     DIR/requirements.txt, README.md     what a Space is told: packages, SDK and its version
     DIR/model/                          the model itself, unless the page loads it from a repository
@@ -10,11 +10,13 @@ The folder needs Gradio, torch and transformers, and no Seqloom; it runs on any 
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 
+from seqloom.hub import word_alignment
 from seqloom.hub.files import names_below, read_text
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.page import explain, walk, walk_numbers, walk_search
@@ -114,13 +116,13 @@ def describe_space(output: str | PathLike[str], files: Iterable[str]) -> str:
     )
 
 
-_COPIED = (explain, walk, walk_numbers, walk_search)
+_COPIED = (explain, walk, walk_numbers, walk_search, word_alignment)
 TEMPLATE = Path(__file__).parents[1] / "templates" / "walk.html"
 
 
 def _copy_of(module: str, path: str | None) -> str:
     header = f"# Seqloom {version('seqloom')}, hub/{_stem(module)}.py: a copy.\n# SPDX-License-Identifier: Apache-2.0\n"
-    return header + Path(str(path)).read_text(encoding="utf-8").replace("from seqloom.hub.page.", "from ")
+    return header + re.sub(r"from seqloom\.hub\.(page\.)?", "from ", Path(str(path)).read_text(encoding="utf-8"))
 
 
 def _stem(module: str) -> str:

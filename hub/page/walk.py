@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from seqloom.hub.page.explain import as_seq2seq, eager_attention, name_tokens, read_source, write_target
+from seqloom.hub.page.explain import as_seq2seq, name_tokens, read_source, write_target
 from seqloom.hub.page.walk_numbers import (
     MOST_TOKENS,
     choose_layers,
@@ -28,6 +28,7 @@ from seqloom.hub.page.walk_numbers import (
     side_numbers,
 )
 from seqloom.hub.page.walk_search import beam_tree, leave_one_out
+from seqloom.hub.word_alignment import eager_attention, find_place
 
 BEAMS = 4
 """Beams of the tree where the model itself writes greedily."""
@@ -79,6 +80,7 @@ def walk(
     words |= {node["id"] for node in tree["nodes"]}
     without = leave_one_out(model, tokenizer, text, written, MOST_TOKENS, **options)
     ids = inputs["input_ids"][0].tolist()
+    place = find_place(model, [(ids, written[0, 1:].tolist())])
     return {
         "model": _describe(model, tokenizer, name),
         "text": text,
@@ -92,6 +94,7 @@ def walk(
             "ended": int(written[0, -1]) in _end_ids(model),
         },
         **data,
+        "place": {"layer": place.layer, "shift": place.is_shifted},
         "tree": tree,
         "without": without | {"falls": pack(without["falls"])},
         "names": dict(zip(map(str, sorted(words)), name_tokens(names, sorted(words)))),
@@ -129,10 +132,10 @@ def _pass_numbers(
 def _describe(model: Any, tokenizer: Any, name: str) -> dict[str, Any]:
     """Return the switches of the network that the page speaks of."""
     config = model.config
-    same = ("d_model", "vocab_size", "encoder_layers", "decoder_layers", "encoder_attention_heads", "norm_position")
-    same += ("decoder_attention_heads", "num_key_value_heads", "encoder_ffn_dim", "decoder_ffn_dim", "norm_type")
-    same += ("activation_function", "use_gated_ffn", "position_embedding_type", "tie_word_embeddings")
-    return {key: getattr(config, key) for key in same} | {
+    sizes = "d_model vocab_size encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads"
+    sizes += " num_key_value_heads encoder_ffn_dim decoder_ffn_dim"
+    switches = "norm_position norm_type activation_function use_gated_ffn position_embedding_type tie_word_embeddings"
+    return {key: getattr(config, key) for key in f"{sizes} {switches}".split()} | {
         "name": name or "Seqloom",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "scale": float(model.model.encoder.embed_scale),

@@ -146,6 +146,6 @@ def test_figures_show_the_numbers(explanation, tmp_path):
 
 
 def test_figures_need_matplotlib(explanation, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'seqloom\[plots\]'"):
         attention_figure(explanation)

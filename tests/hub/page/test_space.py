@@ -21,7 +21,7 @@ from tests.browser import open_browser
 from tests.test_package import imports_of
 
 SPACE_KEYS = {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "app_file", "pinned", "tags"}
-PAGE_CODE = ["app.py", "explain.py", "walk.py", "walk_numbers.py", "walk_search.py"]
+PAGE_CODE = ["app.py", "explain.py", "walk.py", "walk_numbers.py", "walk_search.py", "word_alignment.py"]
 PAGE_FILES = ["README.md", *PAGE_CODE[:2], "requirements.txt", "walk.html", *PAGE_CODE[2:]]
 WORDS = "abcdefghijklmnop"
 

@@ -14,6 +14,7 @@ from seqloom.hub.page.walk import render_walk, walk
 from seqloom.hub.page.walk_file import TEMPLATE, write_walk
 from seqloom.hub.page.walk_numbers import choose_layers, pack, shown_dimensions
 from seqloom.hub.page.walk_search import source_pieces
+from seqloom.hub.word_alignment import find_place
 from seqloom_cli import verbs
 from tests.toy import MODERN
 
@@ -215,6 +216,12 @@ def test_long_texts_are_shown_in_part(taught_model, tokenizer, monkeypatch):
     layer = data["encoder"]["layers"][0]["encoder_self"]
     assert layer["weights"]["shape"] == [4, 3, 3]
     near({**layer["rest"]}, 1 - unpack(layer["weights"]).sum(-1))
+
+
+def test_the_alignment_starts_where_this_model_keeps_it(seen):
+    model, data, _, _ = seen
+    place = find_place(model, [(data["source"]["ids"], data["target"]["ids"][1:])])
+    assert data["place"] == {"layer": place.layer, "shift": place.is_shifted}
 
 
 def test_a_large_model_keeps_first_and_last_layers(tiny_config):
