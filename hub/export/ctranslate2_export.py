@@ -27,7 +27,7 @@ from seqloom.hub.files import sha256_of
 from seqloom.hub.generate import load_folder, read_lines
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.quoting import Quoted
-from seqloom.modeling.canary import CANARY_NAME, read_canary
+from seqloom.modeling.canary import sources_of
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")
 """Number formats of the stored weights, in CTranslate2's words. A machine that lacks one computes with another."""
@@ -194,9 +194,7 @@ def sentences_of(folder: Path, texts: Sequence[Text], tokenizer: Any, model: Any
             for text in sample
         ]
     else:
-        canary = folder / CANARY_NAME
-        rows = read_canary(canary).rows if canary.is_file() else []
-        found = [Sentence(list(row.source)) for row in rows]
+        found = [Sentence(ids) for ids in sources_of(model)]
     longest = positions_in_table(model.config) or max([len(s.source) + len(s.target or ()) for s in found], default=0)
     fitting = [s for s in found if len(s.source) <= longest and len(s.target or ()) <= longest]
     if not fitting:
