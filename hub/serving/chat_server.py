@@ -29,6 +29,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from seqloom.hub.chat_template import ChatTemplate, TemplateFault
+from seqloom.hub.costs import is_ours
 from seqloom.hub.serving.answer_doors import DOORS, Door
 from seqloom.hub.serving.answer_text import Answer
 from seqloom.hub.serving.chat_request import (
@@ -98,9 +99,9 @@ class Service:
         self.longest_token = max(map(len, tokenizer.get_vocab()))
         self.tokenizing = Lock()  # a tokenizer that is set up and used at once says "Already borrowed"
         self.chat_template: ChatTemplate | None = None
-        """None: the last message is the source."""
-        if tokenizer.chat_template is not None:
-            self.chat_template = ChatTemplate(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+        """None: the last message is the source, as our own template has it."""
+        if tokenizer.chat_template is not None and not is_ours(template := tokenizer.get_chat_template()):
+            self.chat_template = ChatTemplate(template, tokenizer.special_tokens_map)
             self.chat_template.render("text", MAX_BODY_BYTES)
         self.metrics = Metrics()
         self.queue = JobQueue(engine, max_waiting, self.metrics.batch_size.observe)
@@ -127,12 +128,8 @@ class Service:
         """
         if name is not None and name not in self.names:
             shown = name if isinstance(name, str) else json.dumps(name)  # no deeper than json can write
-            raise RequestError(
-                f"The model {shown[:200]!r} is not served here; use {self.names[0]!r}.",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
+            message = f"The model {shown[:200]!r} is not served here; use {self.names[0]!r}."
+            raise RequestError(message, "model", "model_not_found", 404)
 
     def prepare(self, kind: str, data: bytes, loop: asyncio.AbstractEventLoop) -> Job:
         """Return what a request asks for, its text in tokens.

@@ -322,7 +322,9 @@ TYPES = {
 @pytest.mark.parametrize("door", TYPES)
 def test_every_field_of_the_installed_client_is_known(door):
     fields = get_type_hints(pkgutil.resolve_name(f"openai.types.{TYPES[door]}"))
-    fields = fields.keys() - ({"prompt"} if door == RESPONSE else set())  # a prompt that OpenAI keeps; none is kept here
+    fields = fields.keys() - (
+        {"prompt"} if door == RESPONSE else set()
+    )  # a prompt that OpenAI keeps; none is kept here
     check_fields(door, dict.fromkeys(fields))
 
 
