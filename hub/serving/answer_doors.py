@@ -69,7 +69,13 @@ class ResponseDoor(Door):
         status, is_open = status or ("incomplete" if answer.is_cut else "completed"), status is not None
         details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
         head = {"id": f"resp_{answer.name}", "object": "response", "created_at": answer.created, "model": answer.model}
-        nothing = {"error": None, "instructions": None, "metadata": {}, "tools": [], "tool_choice": "auto"}
+        nothing: dict[str, Any] = {
+            "error": None,
+            "instructions": None,
+            "metadata": {},
+            "tools": [],
+            "tool_choice": "auto",
+        }
         return (
             head
             | nothing

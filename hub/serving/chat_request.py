@@ -92,7 +92,6 @@ def parse_object(data: bytes | str, what: str = "The request", param: str | None
     Raises:
         RequestError: if it is anything else.
     """
-
     try:
         text = data.decode() if isinstance(data, bytes) else data
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
@@ -409,11 +408,12 @@ NOT_DONE: dict[str, tuple[Sequence[Any], str]] = {
 """Field -> values that ask for nothing, and advice for all others."""
 
 WITHOUT_EFFECT = frozenset(
-    """access_programs background_options context_management function_call include instructions max_tool_calls metadata
-    parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
-    reasoning_effort safety_identifier service_tier store stream_options tool_choice truncation user verbosity""".split()
+    """access_programs background_options context_management function_call include instructions max_tool_calls
+    metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
+    reasoning_effort safety_identifier service_tier store stream_options tool_choice truncation user
+    verbosity""".split()
 )
-"""Fields about bills, caches, tools and thoughts: a model that reads one text answers the same with and without them."""
+"""Fields about bills, caches, tools and thoughts: a model that reads one text answers the same without them."""
 
 
 def _wrong(name: str, value: Any, rule: str) -> RequestError:

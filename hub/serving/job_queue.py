@@ -146,7 +146,9 @@ class Engine(Protocol):
 class JobQueue:
     """What waits and what is written."""
 
-    def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING, note: Callable[[int], None] = lambda _: None):
+    def __init__(
+        self, engine: Engine, max_waiting: int = MAX_WAITING, note: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Start the threads.
 
         Args:

@@ -254,7 +254,7 @@ def waiting_or_running(server):
 
 
 def test_sigterm_loses_nothing_that_was_accepted(folders):
-    """Clients come and go while it ends: whoever is answered gets the whole answer, all others are told to come again."""
+    """Whoever is answered while it ends gets the whole answer, all others are told to come again."""
     with serving(folders / "beams", str(folders / "beams"), "/", "beams") as server, ThreadPoolExecutor(24) as pool:
         expected = {source: server.written(source) for source in SOURCES}
         accepted, ended = 0, threading.Event()
