@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import select
 import sys
 import traceback
 import unicodedata
@@ -160,6 +161,17 @@ def print_what_goes() -> None:
             setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
 
 
+def ask(question: str, seconds: float = 60.0) -> str | None:
+    """Return what a person at the terminal answers; None where there is none, or nobody answers in time."""
+    if not (sys.stdin and sys.stderr and sys.stdin.isatty() and sys.stderr.isatty() and os.name == "posix"):
+        return None
+    print(visible(question), end="", file=sys.stderr, flush=True)
+    if not select.select([sys.stdin], [], [], seconds)[0]:
+        print(f"\nNo answer in {seconds:.0f} s; going on without.", file=sys.stderr)
+        return None
+    return sys.stdin.readline().strip()
+
+
 def visible(text: object, *, one_line: bool = False) -> str:
     r"""Return a text in which nothing moves a cursor, hides or reorders: ESC becomes \x1b.
 
@@ -205,6 +217,7 @@ __all__ = [
     "CommandParser",
     "StoppedError",
     "UsageError",
+    "ask",
     "explain_error",
     "print_what_goes",
     "run_command",

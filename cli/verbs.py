@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from seqloom_cli.command import EXIT_FAILED, EXIT_USAGE, CommandParser, print_what_goes, run_command, visible
+from seqloom_cli.command import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandParser,
+    UsageError,
+    print_what_goes,
+    run_command,
+    visible,
+)
 
 DESCRIPTION = "Train encoder-decoder Transformers from scratch, and use what comes out."
 
@@ -50,11 +58,15 @@ def build_parser() -> CommandParser:
     _add_debug(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
+    _add_check(verbs)
     _add_generate(verbs)
+    _add_evaluate(verbs)
     _add_verify(verbs)
     _add_upgrade(verbs)
     _add_serve(verbs)
     _add_push(verbs)
+    _add_copy(verbs)
+    _add_walk(verbs)
     _add_space(verbs)
     _add_export(verbs)
     return parser
@@ -125,33 +137,179 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
 
     print_what_goes()
     recipe = recipe_from_arguments(namespace, unknown)  # first: a mistake in it is told without loading the rest
+    from seqloom.training.languages import settle_languages
+    from seqloom.training.reading.asking import settle_columns
     from seqloom.training.train import train
 
-    result = train(recipe)
+    result = train(settle_languages(settle_columns(recipe)), dry_run=namespace.dry_run)
     return result if isinstance(result, int) else 0
+
+
+def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "tell what is wrong with training, validation and test text, worst first"
+    more = f"{_begin(text)}; nothing is changed. Ends with {EXIT_FAILED} when something is as bad as --fail_on says."
+    parser = verbs.add_parser("check", help=text, description=more)
+    parser.add_argument("files", metavar="FILE", nargs="*", help="the same as --train")
+    for split in ("train", "valid", "test"):
+        parser.add_argument(f"--{split}", metavar="FILE", nargs="+", help=f"{split} text, as `seqloom train` takes it")
+    parser.add_argument("--recipe", metavar="FILE", help="a recipe that names them")
+    parser.add_argument("--columns", metavar="NAME", nargs="+", help="names or numbers of the columns")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help="read only these rows")
+    parser.add_argument("--task", choices=["pairs", "continuation"], help="what the text is for [pairs]")
+    parser.add_argument(*_spellings("--num_proc"), metavar="N", type=_count, help="processes [all cores]")
+    parser.add_argument("--json", metavar="FILE", help="write the report with every line's number, - for stdout")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page")
+    worst = ["refused", "harmful", "doubtful", "note", "never"]
+    parser.add_argument(
+        *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
+    )
+    _add_debug(parser)
+    parser.set_defaults(run=lambda namespace, unknown: parser.refuse(unknown) or _run_check(namespace))
+
+
+def _run_check(namespace: argparse.Namespace) -> int:
+    from seqloom.configuration.recipe_layers import resolve_recipe
+
+    keys = ("train", "valid", "test", "columns", "where", "task", "num_proc")
+    named = {key: value for key in keys if (value := getattr(namespace, key)) is not None}
+    if namespace.files:
+        named["train"] = namespace.files
+    recipe = resolve_recipe(namespace.recipe, named)
+    if recipe.is_demo:
+        raise UsageError("check needs a text: seqloom check FILE [FILE], or --train, or a --recipe that names one.")
+    from seqloom.training.checking.check import check_corpora
+    from seqloom.training.checking.fault_rules import Harm
+    from seqloom.training.reading.asking import settle_columns
+
+    report = check_corpora(settle_columns(recipe), num_proc=namespace.num_proc)
+    if namespace.html:
+        report.write(namespace.html, report.to_html())
+    if namespace.json == "-":
+        print(report.to_json(), end="")
+    else:
+        if namespace.json:
+            report.write(namespace.json, report.to_json())
+        print(visible(report.to_text()))
+    fails = namespace.fail_on != "never" and report.worst is not None and report.worst >= Harm[namespace.fail_on]
+    return EXIT_FAILED if fails else 0
 
 
 def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "read one source per line, write one output per line"
-    parser = _add_verb(verbs, "generate", _run_generate, text, f"{_begin(text)}, in the same order.")
-    parser.add_argument("-i", "--input", metavar="FILE", help="text to read, plain or .gz [stdin]")
-    parser.add_argument("-o", "--output", metavar="FILE", help="where to write, plain or .gz [stdout]")
+    more = (
+        f"{_begin(text)}, in the same order. At a terminal, answer what is typed. A command with -i and -o that was "
+        f"killed goes on behind the last lines that it has written."
+    )
+    parser = _add_verb(verbs, "generate", _run_generate, text, more)
+    parser.add_argument("-i", "--input", metavar="FILE", help="lines to read, plain or .gz; .tsv, .jsonl [stdin]")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to write, plain or .gz; .tsv, .jsonl [stdout]")
+    for name in ("input", "output"):
+        parser.add_argument(
+            *_spellings(f"--{name}_format"), choices=("text", "tsv", "jsonl"), help="[by the name of the file]"
+        )
+    text = "the source's column: name, number from 1, or key of JSON lines (a.b: b in a) [source, else the first]"
+    parser.add_argument("--column", metavar="NAME", help=text)
+    parser.add_argument("--engine", choices=("torch", "ctranslate2"), default="torch", help="what computes [torch]")
+    text = "number format of ctranslate2's weights, e.g. int8 [float32]"
+    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=text)
+    _add_count(parser, "--processes", "processes that share the work [the GPUs, else 1]")
     _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
     _add_count(parser, "--n_best", "write N lines per input, best first: score, tab, text")
     _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
+    text = "exponent of the length by which scores are divided [the folder's generation_config.json]"
+    parser.add_argument(*_spellings("--length_penalty"), type=float, metavar="X", help=text)
+    parser.add_argument("--sample", action="store_true", help="draw each word instead of searching for the likeliest")
+    parser.add_argument("--temperature", type=float, metavar="X", help="with --sample: below 1 safer, above 1 wilder")
+    _add_count(parser, "--top_k", "with --sample: among the N likeliest words")
+    parser.add_argument(
+        *_spellings("--top_p"), type=float, metavar="X", help="with --sample: among the likeliest of this sum"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="with --sample: the same words each time")
+    parser.add_argument("--prefix", metavar="TEXT", default="", help="what each output begins with")
+    parser.add_argument(
+        *_spellings("--prefix_column"), metavar="NAME", help="the column, or key, that says it for each line"
+    )
+    text = "a source that is too long: refuse it, or split it at ends of sentences [refuse]"
+    parser.add_argument(*_spellings("--long_lines"), choices=("refuse", "split"), default="refuse", help=text)
+    _add_count(parser, "--max_source_tokens", "tokens from which a source is too long [what the model can read]")
+    text = "write JSON lines: score, length ratio, cut, repetition, uncovered source tokens, confidence of each token"
+    parser.add_argument("--report", metavar="FILE", help=text)
+    parser.add_argument("--alignments", metavar="FILE", help="write pairs source-output, counted from 0 (Pharaoh)")
+    units = ("words", "characters", "tokens")
+    parser.add_argument(
+        *_spellings("--alignment_units"), choices=units, default="words", help="what is counted [words]"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where a killed command has left a part")
 
 
 def _run_generate(namespace: argparse.Namespace) -> None:
-    from seqloom.hub.generate import generate_file
+    from seqloom.hub.generate import Job, Search, generate_file
 
-    generate_file(
-        namespace.folder,
-        input_file=namespace.input,
-        output_file=namespace.output,
-        num_beams=namespace.beams,
-        n_best=namespace.n_best,
-        max_new_tokens=namespace.max_new_tokens,
+    given = vars(namespace)
+    search = ("n_best", "max_new_tokens", "sample", "temperature", "top_k", "top_p", "length_penalty", "seed")
+    same = (
+        *("folder", "engine", "quantization", "processes", "input_format", "output_format", "column", "prefix_column"),
+        *("prefix", "long_lines", "max_source_tokens", "alignment_units", "overwrite"),
     )
+    generate_file(
+        Job(
+            input_file=namespace.input,
+            output_file=namespace.output,
+            report_file=namespace.report,
+            alignments_file=namespace.alignments,
+            search=Search(num_beams=namespace.beams, **{name: given[name] for name in search}),
+            **{name: given[name] for name in same},
+        )
+    )
+
+
+def _add_evaluate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "score a folder on a test set, write what it wrote, and a page that shows where it is right and wrong"
+    parser = _add_verb(verbs, "evaluate", _run_evaluate, text)
+    files = "a .tsv, .jsonl, .csv or .parquet file, or line-aligned files: sources, and references, one or more"
+    parser.add_argument("--test", metavar="FILE", nargs="+", required=True, help=files)
+    parser.add_argument("-o", "--output", metavar="DIR", help="the folder to write [NAME-evaluation, here]")
+    compared = "another folder, or a file of another system's outputs (.txt, .tsv, .jsonl), on the same test set"
+    parser.add_argument("--compare", metavar="OTHER", help=compared)
+    parser.add_argument("--metrics", metavar="NAME", nargs="+", help="scores [those of the run that made the folder]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
+    parser.add_argument("--columns", metavar="NAME", nargs="+", help="columns of the source and of the reference")
+    parser.add_argument("--references", metavar="NAME", nargs="+", help="further columns with references")
+    _add_flag(parser, "--any_reference", "rows of one source are one example, and each of their targets is right")
+    parser.add_argument("--by", metavar="NAME", nargs="+", help="columns by whose values to group the scores")
+    chosen = "read only rows with COLUMN=VALUE, or none: all rows [what the run selected]"
+    parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help=chosen)
+    trained = "the training text, for the nearest training lines and rare words [the files of the run, if still here]"
+    parser.add_argument("--train", metavar="FILE", nargs="+", help=trained)
+    parser.add_argument("--task", choices=["pairs", "continuation"], help="what the model does [as it was trained]")
+
+
+def _run_evaluate(namespace: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
+    from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
+    from seqloom.training.scoring.score_page import write_page
+
+    options = EvaluationOptions(
+        columns=tuple(namespace.columns) if namespace.columns else None,
+        references=tuple(namespace.references or ()),
+        by=tuple(namespace.by or ()),
+        where=None if namespace.where is None else () if namespace.where == ["none"] else tuple(namespace.where),
+        merge=namespace.any_reference,
+        task=namespace.task,
+        metrics=tuple(namespace.metrics or ()),
+        training=tuple(namespace.train or ()),
+        num_beams=namespace.beams,
+        max_new_tokens=namespace.max_new_tokens,
+        compare=namespace.compare,
+    )
+    output = namespace.output or f"{Path(namespace.folder).resolve().name}-evaluation"
+    evaluation = evaluate_folder(namespace.folder, namespace.test, options)
+    write_evaluation(evaluation, output)
+    write_page(evaluation, output)
+    print(visible(describe_evaluation(evaluation, output)))
 
 
 def _add_verify(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -288,6 +446,46 @@ def _run_push(namespace: argparse.Namespace) -> None:
         message=namespace.message,
     )
     print(visible(describe_push(report, asked_for_public=namespace.public)))
+
+
+def _add_copy(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "copy of a folder what others need: the model, its code and its card"
+    more = f"{_begin(text)}, as a push would send it; checkpoints and run/, whose records quote the data, stay."
+    parser = _add_verb(verbs, "copy", _run_copy, text, more)
+    parser.add_argument("output", metavar="DEST", help="the folder to write; it does not exist, or is empty")
+    _add_flag(parser, "--with_run", "copy run/ too: recipe, data facts, scores, test outputs; they quote the data")
+
+
+def _run_copy(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.push import copy_folder, describe_plan
+
+    files = copy_folder(namespace.folder, namespace.output, with_run=namespace.with_run)
+    print(visible(describe_plan(files)))
+    print(visible(f"Copied to {namespace.output}.", one_line=True))
+
+
+def _add_walk(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "walk through a model with a sentence: every number on its way, in one HTML file"
+    parser = _add_verb(verbs, "walk", _run_walk, text)
+    parser.add_argument("text", metavar="TEXT", help="the sentence to read")
+    parser.add_argument("-o", "--output", metavar="FILE", default="walk.html", help="the page to write [walk.html]")
+    parser.add_argument("--target", metavar="TEXT", help="walk through this output [what the model writes]")
+    _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
+    _add_flag(parser, "--every_layer", "keep queries, keys and values of all layers, however large the file")
+
+
+def _run_walk(namespace: argparse.Namespace) -> None:
+    from seqloom.hub.page.walk_file import write_walk
+
+    said = write_walk(
+        namespace.folder,
+        namespace.text,
+        namespace.output,
+        target=namespace.target,
+        num_beams=namespace.beams,
+        every_layer=namespace.every_layer,
+    )
+    print(visible(said))
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

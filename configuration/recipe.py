@@ -7,6 +7,7 @@ import ast
 import inspect
 import itertools
 import re
+import shlex
 import textwrap
 from dataclasses import Field, dataclass, field, fields
 from os import PathLike
@@ -14,10 +15,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqloom.configuration.configuration_seqloom import MOST_BEAMS, MOST_TOKENS, SeqloomConfig
+from seqloom.configuration.data_names import can_follow, is_aligned
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
+_SHARE = r"[0-9]+|0?\.[0-9]+"
+
 CHAPTERS = ("data", "tokenizer", "model", "training", "evaluation")
+
+HOLD_OUT = "auto"
+"""The value of `valid` with which a part of the training text is held out, where it is large enough."""
+
+NOTHING = "none"
+"""The value of `valid` and `test` for no such text; 0 is the same."""
 
 RECIPE_HEADER = "# A resolved Seqloom recipe"
 """How a saved recipe begins; a run knows its folder by it."""
@@ -51,16 +61,21 @@ class Recipe:
     task: Literal["pairs", "continuation"] = field(default="pairs", metadata=DATA)
     """pairs: source -> target; continuation: raw text, cut at a random point into prompt and continuation."""
     train: list[str] = field(default_factory=list, metadata=DATA)
-    """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; []: the demo."""
-    valid: list[str] = field(default_factory=list, metadata=DATA)
-    """Validation text, decoded and scored during training."""
+    """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; several files with
+    columns are read one after the other; []: the demo."""
+    valid: list[str] = field(default_factory=lambda: [HOLD_OUT], metadata=DATA)
+    """Validation text, decoded and scored during training: files as in train, or how much to hold out of train, in
+    examples (1000) or as a share (0.05), whole sources; auto: a twentieth of it, 50 to 1,000; none: no validation."""
     test: list[str] = field(default_factory=list, metadata=DATA)
-    """Test text, decoded and scored once at the end."""
+    """Test text, decoded and scored once at the end; files, a number or a share as in valid."""
     columns: list[str] | None = field(default=None, metadata=DATA)
     """Column names in the data: source and target for pairs, one for continuation; null: source target, or text."""
     where: list[str] = field(default_factory=list, metadata=DATA)
     """Read only rows that have these values, each written COLUMN=VALUE; where a column is named more than once, a row
     needs one of its values; []: every row."""
+    clean: Literal["none", "default", "strict"] = field(default="none", metadata=DATA)
+    """Which training rows are left out by the rules of `seqloom check`, each counted; none: blank ones alone; default:
+    broken, misplaced, repeated and leaked ones too; strict: also doubtful ones. Validation and test text stay whole."""
     max_source_length: int | None = field(default=None, metadata=DATA | at_least(1))
     """Most source tokens of a training example; long_examples says what becomes of longer ones; null: no limit."""
     max_target_length: int | None = field(default=None, metadata=DATA | at_least(1))
@@ -123,10 +138,10 @@ class Recipe:
     early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
     """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
     log_gradient_flow: bool = field(default=False, metadata=TRAINING)
-    """Log the norm of the gradient in each layer and draw it at the end: OUTPUT/run/gradient_flow.jsonl and .png."""
+    """Log the norm of the gradient in each layer, for OUTPUT/run/history.jsonl, report.html and gradient_flow.png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
-    """Scores to report, e.g. bleu chrf exact_match; []: those that are usual for the task."""
+    """Scores to report, e.g. bleu chrf exact_match; [] or auto: those that are usual for the kind of target text."""
     num_beams: int = field(default=4, metadata=EVALUATION | at_least(1))
     """Beams of the final test and of generation_config.json; 1 is greedy."""
     length_penalty: float = field(default=1.0, metadata=EVALUATION)
@@ -146,6 +161,11 @@ class Recipe:
     PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 
     def __post_init__(self) -> None:
+        for split in ("valid", "test"):
+            if means_nothing(getattr(self, split)):
+                setattr(self, split, [])
+        if self.metrics == [AUTO]:
+            self.metrics = []
         starting_preset(self.preset)
         self._check_files()
         self._check_columns()
@@ -166,6 +186,15 @@ class Recipe:
         """Forward passes whose memory a micro-batch takes at once: R-Drop's two lie side by side."""
         return 2 if self.rdrop_alpha else 1
 
+    def share_of(self, split: str) -> str | None:
+        """Return how much of the training text is to be held out for `valid` or `test`: "auto", "1000", "0.05".
+
+        None where files are named, or nothing. A file of such a name is meant as ./1000.
+        """
+        names = getattr(self, split)
+        is_share = len(names) == 1 and (names[0] == HOLD_OUT or re.fullmatch(_SHARE, names[0]))
+        return names[0] if is_share and not self.is_demo else None
+
     def model_config(self, **overrides: Any) -> SeqloomConfig:
         """Build the configuration of the model; label smoothing comes from `label_smoothing_factor`.
 
@@ -177,11 +206,7 @@ class Recipe:
 
     def selection(self) -> dict[str, list[str]]:
         """What `where` asks for: column -> accepted values."""
-        selected: dict[str, list[str]] = {}
-        for condition in self.where:
-            column, _, value = condition.partition("=")
-            selected.setdefault(column, []).append(value)
-        return selected
+        return selection_of(self.where)
 
     def chapters(self) -> dict[str, dict[str, Any]]:
         """Every value of the recipe, grouped as in the YAML."""
@@ -206,17 +231,20 @@ class Recipe:
 
     def to_file(self, name: str = "recipe.yaml") -> str:
         """The resolved recipe as a file of this name holds it."""
-        return f"{RECIPE_HEADER}: seqloom train --recipe {name}\n{self.to_yaml()}"
+        return f"{RECIPE_HEADER}: seqloom train --recipe {shlex.quote(name)}\n{self.to_yaml()}"
 
     def _check_files(self) -> None:
+        if self.test == [HOLD_OUT]:
+            raise RecipeError("test=auto is not chosen for you; name files, or how much to hold out: --test 500.")
         for split in ("train", "valid", "test"):
             names = getattr(self, split)
-            if len(names) > 2:
+            if len(names) > 2 and not can_follow(names):
                 raise RecipeError(
                     f"{split} names {len(names)} files ({', '.join(names)}); give two line-aligned files, source and "
-                    f"target, or one file with both. Join several files into one first."
+                    f"target, or one file with both, or several such files, which are read one after the other "
+                    f"(.tsv, .jsonl, .csv, .parquet). Join several text files into one first: cat."
                 )
-            if names and self.is_demo:
+            if names and names != [HOLD_OUT] and self.is_demo:
                 raise RecipeError(
                     f"{split}={' '.join(names)} is given and train is not; add --train with your training text, "
                     f"or leave {split} out to train the date demo."
@@ -231,7 +259,7 @@ class Recipe:
             column, equals, _ = condition.partition("=")
             if not (column and equals):
                 raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
-        if not (self.is_demo or len(self.train) == 2):
+        if not (self.is_demo or is_aligned(self.train)):
             return
         data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
         if self.columns is not None:
@@ -258,7 +286,7 @@ class Recipe:
         if self.is_demo:
             raise RecipeError("task=continuation needs a text and train names none; add --train FILE.")
         for split in ("train", "valid", "test"):
-            if len(getattr(self, split)) == 2:
+            if is_aligned(getattr(self, split)):
                 raise RecipeError(
                     f"{split}={' '.join(getattr(self, split))}: task=continuation reads one raw text, not two aligned "
                     f"files; name one file, or use task=pairs."
@@ -357,6 +385,20 @@ class Recipe:
             )
 
 
+def selection_of(conditions: list[str]) -> dict[str, list[str]]:
+    """Return column -> accepted values of some COLUMN=VALUE."""
+    selected: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, _, value = condition.partition("=")
+        selected.setdefault(column, []).append(value)
+    return selected
+
+
+def means_nothing(names: list[str]) -> bool:
+    """Return whether a recipe's `valid` or `test` names no text: [], none or 0."""
+    return names in ([], [NOTHING]) or (len(names) == 1 and re.fullmatch(r"[0.]*0[0.]*", names[0]) is not None)
+
+
 def own_fields() -> "list[Field[Any]]":
     """The fields of `Recipe` in the order of the chapters."""
     own = [item for item in fields(Recipe) if item.name not in Recipe.PASSED_THROUGH]
@@ -377,4 +419,4 @@ def field_docs(cls: type) -> dict[str, str]:
     }
 
 
-__all__ = ["CHAPTERS", "Recipe", "RecipeError", "field_docs", "own_fields"]
+__all__ = ["CHAPTERS", "HOLD_OUT", "Recipe", "RecipeError", "field_docs", "means_nothing", "own_fields", "selection_of"]

@@ -22,6 +22,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"a recipe, or the name of a shipped one: {', '.join(shipped_recipes())}; every key below overrides it",
     )
+    text = "do everything until the first update, say what would be trained, and leave nothing behind"
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help=text)
     parser.add_argument("--help_all", "--help-all", action=_HelpAll, help="also list the keys that are passed through")
     parser.epilog = _overview()
 

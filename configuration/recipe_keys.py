@@ -29,7 +29,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 50,
     "eval_steps": 500,
     "save_steps": 500,
-    "save_total_limit": 3,
+    "save_total_limit": 2,  # the last, and the one before should the last be damaged; a finished run needs one
     "report_to": "none",
     "seed": 42,
 }
@@ -183,11 +183,32 @@ def read_value(name: str, value: Any, where: str) -> Any:
     try:
         converted = convert(value, key.hint)
     except MismatchError:
-        written = f"{name} without a value" if value is True else f"{name}={shown(value)}"
+        if value is True:
+            raise RecipeError(f"{where}{name} stands without a value; {_what_follows(key)}") from None
+        written = f"{name}={shown(value)}"
         raise RecipeError(f"{where}{written} {_rule(key, value)}") from None
     if key.minimum is not None and converted is not None and converted < key.minimum:
         raise RecipeError(f"{where}{name}={converted} is too small; it must be at least {key.minimum}.")
     return converted
+
+
+_EXAMPLES = {
+    **{name: f"{name}.de {name}.en" for name in ("train", "valid", "test")},
+    "columns": "german english",
+    "where": "domain=news",
+    "languages": "de en",
+    "metrics": "bleu chrf",
+}
+"""For keys with several values: what may stand behind their flag."""
+
+
+def _what_follows(key: Key) -> str:
+    """Say what belongs behind a flag behind which nothing stands."""
+    if example := _EXAMPLES.get(key.name):
+        words = "the names of one or two files" if key.name in ("train", "valid", "test") else "one or more words"
+        return f"write {words} behind it, for example --{key.name} {example}, or leave it out."
+    example = "" if key.default in (None, [], "") else f", for example --{key.name} {shown(key.default)}"
+    return f"write {describe(key.hint)} behind it{example}, or leave it out."
 
 
 def _rule(key: Key, value: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seqloom.configuration.data_size import AUTO, explain_choice, settings_for, starting_preset
-from seqloom.configuration.recipe import CHAPTERS, Recipe, RecipeError
+from seqloom.configuration.recipe import CHAPTERS, HOLD_OUT, Recipe, RecipeError, means_nothing
 from seqloom.configuration.recipe_keys import TRAINING_DEFAULTS, known_keys, own_keys, read_value, refuse_key
 from seqloom.configuration.recipe_values import read_yaml
 from seqloom.configuration.suggestion import did_you_mean
@@ -163,7 +163,7 @@ def _build(values: Mapping[str, Any], named: frozenset[str]) -> Recipe:
     owned: dict[str, dict[str, Any]] = {"recipe": {}, "model": {}, "training_arguments": {}}
     for name, value in values.items():
         owned[known_keys()[name].owner][name] = value
-    has_validation = bool(owned["recipe"].get("valid")) or not owned["recipe"].get("train")
+    has_validation = not means_nothing(owned["recipe"].get("valid", [HOLD_OUT])) or not owned["recipe"].get("train")
     owned["training_arguments"].setdefault("eval_strategy", "steps" if has_validation else "no")
     if "save_total_limit" not in named:  # what is to be averaged must still be there at the end
         kept = max(TRAINING_DEFAULTS["save_total_limit"], owned["recipe"].get("average_checkpoints", 0))

@@ -88,7 +88,7 @@ def read_header(path: Path) -> dict[str, list[int]]:
     tensors = {name: entry for name, entry in dict(header).items() if name != "__metadata__"}
     shapes = {name: list(map(int, entry["shape"])) for name, entry in tensors.items()}
     if odd := next((name for name in tensors if not name.isprintable()), None):
-        raise ValueError(f"a tensor is called {ascii(odd[:60])}, which a terminal would obey")
+        raise ValueError(f"a tensor is called {odd[:60]!a}, which a terminal would obey")
     end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     if end != size:
         raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from seqloom.hub.files import SEAL_NAME
-from seqloom.hub.generate import no_loading_bar
+from seqloom.hub.loading import no_loading_bar
 from seqloom.hub.pipeline_seqloom import PIPELINES
 from seqloom.hub.quoting import shell, shown
 from seqloom.hub.serving import serve

@@ -13,6 +13,8 @@ RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
 SEAL_NAME = "checkpoint_manifest.json"
 """By this file a run knows that a checkpoint is whole: it holds the size and the SHA-256 of each file."""
 
+CURVE_NAME = "learning_curve.png"
+"""The picture of a run's loss and scores, which its model card shows."""
 
 MOST_SETTINGS = 1 << 24
 """Bytes of the largest file of settings or records that is read."""
@@ -46,6 +48,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_made_from(folder: Path) -> dict[str, str]:
+    """Return file -> SHA-256 of all in a model's folder that decides what it answers."""
+    patterns = ("config.json", "generation_config.json", "tokenizer*.json", "target/tokenizer*.json", "*.safetensors")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+
+
 def entries_below(folder: str | PathLike[str]) -> list[str]:
     """Return whatever is no folder below one, and links to folders: relative to it, with forward slashes, in order.
 
@@ -70,10 +79,12 @@ def models_in(folder: Path) -> list[Path]:
 
 
 __all__ = [
+    "CURVE_NAME",
     "MOST_SETTINGS",
     "RUN_FOLDERS",
     "SEAL_NAME",
     "entries_below",
+    "files_made_from",
     "models_in",
     "names_below",
     "read_object",

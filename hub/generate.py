@@ -1,314 +1,213 @@
-r"""Decode a text file with a finished folder: one line in, one line out, in the input's order.
+r"""`seqloom generate`: decode text that may be longer than memory, in order, and go on after a kill.
 
-Lines end at "\n" alone, as in the corpus reader. They are decoded in batches of near-equal length, longest first:
-padding costs little, and what does not fit in memory shows at once.
+    lines --> windows --> rows --> answers (pieces, batches, engine) --> output, report, alignments
+              at most 512 lines    in this process, or in several         every window is committed, see journal.py
+
+Where the output is a file, a window is always the same lines, and a command that was killed goes on behind its last
+window. Lines from a pipe are answered when they come.
 """
 
-import gzip
+import contextlib
+import logging
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from logging import getLogger
-from os import PathLike
-from pathlib import Path
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count, islice
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import logging
 
-from seqloom.hub.pipeline_seqloom import TranslationPipeline, score_sequences
-from seqloom.hub.quoting import shown
-from seqloom.hub.verify import FolderError, check_folder
-from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
+from seqloom.hub.decoding.answers import Answer, answer
+from seqloom.hub.decoding.engines import CTranslate2Engine, Engine, Search, TorchEngine, cores
+from seqloom.hub.decoding.job import GenerateError, Job, refuse_what_cannot_be
+from seqloom.hub.decoding.rows import Layout, Row
+from seqloom.hub.decoding.sinks import open_sink, texts_of
+from seqloom.hub.decoding.windows import Window, layout_of, parsed, windows_of
+from seqloom.hub.lines import count_lines, open_bytes, stream_lines
 
-TOKENS_PER_BATCH = 4096
-"""Padded source tokens x beams of one batch; well under 1 GB for the base model.
+LOG_SECONDS = 60.0
+"""Between two lines about the progress, where nobody looks at a bar."""
 
-CPU seconds for 400 lines, tiny model, one core: 1.45 at 512, 0.95 at 4,096, 0.99 at 16,384; with 5 beams 8.7, 4.9, 4.8.
-"""
-
-logger = getLogger(__name__)
-
-FALLBACK_MAX_NEW_TOKENS = int(TranslationPipeline._default_generation_config.max_new_tokens)
-"""For folders that say nothing about length, as in the pipelines: transformers' own default cuts at 20 tokens."""
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """One output for one input."""
+def generate_file(job: Job) -> None:
+    """Do a job.
 
-    text: str
-    """On one line: line ends that a model writes become spaces."""
-    score: float | None = None
-    """Sum of the tokens' log-probabilities / length ** length_penalty; None where nobody asked or for a blank line."""
-
-
-NO_OUTPUT = Hypothesis("")
-"""What a blank line gives."""
-
-TOO_LONG = Hypothesis("")
-"""What a line gives that the model cannot read; told from `NO_OUTPUT` by identity."""
-
-MOST_SOURCE_TOKENS = 16_384
-"""Source tokens that are tried at least; attention costs their square. A model that knows longer ones reads those."""
-
-MOST_CHARACTERS = 1_000_000
-"""Characters of a line that a tokenizer gets to see; it takes seconds for each million."""
-
-
-def generate_file(
-    folder: str | PathLike[str],
-    *,
-    input_file: str | None = None,
-    output_file: str | None = None,
-    num_beams: int | None = None,
-    n_best: int | None = None,
-    max_new_tokens: int | None = None,
-) -> None:
-    """Decode a file with a trained folder.
-
-    Without `n_best` every input line gives one output line. With it every input line gives `n_best` lines
-    "score<TAB>text", best first. A blank input line gives empty lines, as many as the others; so does one that is too
-    long, and then the command fails when all others are written.
-
-    Args:
-        folder: a trained model.
-        input_file: UTF-8 text, plain or .gz; None: stdin.
-        output_file: where to write, plain or .gz; None: stdout.
-        num_beams: None: what the folder's generation_config.json says, and at least `n_best`.
-        n_best: outputs per input.
-        max_new_tokens: None: what the folder's generation_config.json says.
+    Every line of input gives one line of output; a blank one a blank one. A line that is too long gives a blank one
+    too, and the command fails when all others are written.
 
     Raises:
-        ValueError: for a folder, a file or numbers that do not fit, with the remedy.
+        GenerateError: for files and numbers that do not fit; at the end, for lines without an answer.
+        JournalError: if what an earlier command has left is not this command's.
+        RowError: for a line that is not what its file promises, when all before it are written.
+        ValueError: for a folder that cannot be opened, or a line that is not UTF-8.
     """
-    if output_file is not None and not Path(output_file).absolute().parent.is_dir():
-        raise ValueError(f"{output_file}: the folder {Path(output_file).absolute().parent} does not exist; create it.")
-    lines = read_lines(input_file)
-    model, tokenizer = load_folder(folder)
-    groups = generate_lines(model, tokenizer, lines, num_beams=num_beams, n_best=n_best, max_new_tokens=max_new_tokens)
-    outputs = (output for group in groups for output in group)
-    _write_rows([out.text if out.score is None else f"{out.score:.4f}\t{out.text}" for out in outputs], output_file)
-    if too_long := [number for number, group in enumerate(groups, start=1) if group[0] is TOO_LONG]:
-        some = ", ".join(map(str, too_long[:10])) + (", ..." if too_long[10:] else "")
-        raise ValueError(
-            f"{len(too_long):,} of {len(lines):,} lines are too long for {folder} and have an empty output: {some}. "
-            f"Split them into shorter ones; all others are written."
-        )
+    refuse_what_cannot_be(job)
+    if job.input_file is None and job.output_file is None and sys.stdin.isatty():
+        converse(job)
+        return
+    with ExitStack() as stack:
+        lines = stream_lines(stack.enter_context(open_bytes(job.input_file)))
+        layout, header, lines = layout_of(job, lines)
+        sink = stack.enter_context(open_sink(job, layout))
+        answers_to = stack.enter_context(_answering(job))
+        progress = stack.enter_context(_progress(job, sink.done, header))
+        windows = windows_of(sink.behind(lines), whole=job.input_file is not None)
+        for window, groups in answers_to(parsed(layout, windows, 1 + header + sink.done)):
+            rows = _rows(window)
+            for row, group in zip(rows, groups, strict=True):
+                if group[0].fault:
+                    logger.warning(f"line {row.number:,} has {group[0].fault}; its output is empty.")
+            sink.tally.count(rows, groups)
+            sink.write([line for line, _ in window], texts_of(job, layout, rows, groups))
+            progress(len(window))
+        sink.finish()
+    if said := sink.tally.cut_sentence():
+        print(said, file=sys.stderr)
+    if sink.tally.faulty:
+        raise GenerateError(sink.tally.fault_sentence(job.folder))
 
 
-@contextmanager
-def explained_loading(folder: str | PathLike[str], what: str) -> Iterator[None]:
-    """Let a library's complaint about a file of a folder say which folder, and what helps.
-
-    Args:
-        folder: that is read.
-        what: of it, e.g. "weights".
-
-    Raises:
-        FolderError: for whatever a library raises; what is ours, and full memory, passes.
-    """
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if type(error).__module__.startswith("seqloom"):
-            raise
-        reason = shown(" ".join(str(error).split()) or type(error).__name__, 300).rstrip(".")
-        raise FolderError(f"The {what} in {shown(folder)} cannot be read ({reason}); copy the folder again.") from error
+def engine_of(job: Job, device: str | None = None) -> Engine:
+    """Load what answers a job."""
+    if job.engine == "ctranslate2":
+        return CTranslate2Engine(job.folder, job.search, job.quantization, job.processes or 1)
+    return TorchEngine(job.folder, job.search, device)
 
 
-def load_folder(folder: str | PathLike[str]) -> tuple[Any, Any]:
-    """Load model and tokenizer of a trained folder, on the GPU if there is one.
-
-    The installed classes do it; the folder's own code is not run, nor any pickle read.
-
-    Raises:
-        FolderError: if the folder is none, or dangerous to open.
-    """
-    check_folder(folder)
-    # Whoever imports this module has imported seqloom, and with it registered the classes.
-    with no_loading_bar(), explained_loading(folder, "model"):
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    with explained_loading(folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+def answer_rows(job: Job, engine: Engine, rows: Sequence[Row]) -> list[list[Answer]]:
+    """Answer some rows as a job says; the same rows with the same seed are answered alike."""
+    seed = None if job.search.seed is None or not rows else job.search.seed + rows[0].number
+    return answer(
+        engine,
+        rows,
+        long_lines=job.long_lines,
+        most_tokens=job.max_source_tokens,
+        prefix=job.prefix,
+        units=job.alignment_units if job.files else None,
+        seed=seed,
+    )
 
 
 def generate_lines(
-    model: Any,
-    tokenizer: Any,
-    lines: Sequence[str],
-    *,
-    num_beams: int | None = None,
-    n_best: int | None = None,
-    max_new_tokens: int | None = None,
-) -> list[list[Hypothesis]]:
-    """Decode lines, whatever their order and lengths; a bar is drawn if stderr is a terminal.
-
-    Args:
-        model: a sequence-to-sequence model with `generate`.
-        tokenizer: of the same folder.
-        lines: one source each.
-        num_beams: None: what the model's generation config says, and at least `n_best`.
-        n_best: outputs per line, with their scores; None: the best one, without.
-        max_new_tokens: None: what the model's generation config says.
-
-    Returns:
-        For each line its outputs, best first; `NO_OUTPUT` for a blank line, `TOO_LONG`, after a warning, for one that
-        the model cannot read.
-
-    Raises:
-        ValueError: if `n_best` asks for more outputs than there are beams.
-    """
-    options = _options(model, num_beams, n_best or 1, max_new_tokens)
-    groups = [[NO_OUTPUT] * (n_best or 1) for _ in lines]
-    lengths_of, too_long = _measure(model, tokenizer, lines)
-    for index, found in too_long.items():
-        logger.warning(f"line {index + 1} has {found}; its output is empty.")
-        groups[index] = [TOO_LONG] * (n_best or 1)
-    filled, lengths = list(lengths_of), list(lengths_of.values())
-    batches = plan_batches(lengths, TOKENS_PER_BATCH // options["num_beams"])
-    with tqdm(total=len(filled), unit="line", disable=None) as progress:
-        for batch in batches:
-            indices = [filled[position] for position in batch]
-            texts = [lines[index] for index in indices]
-            decoded = _generate_batch(model, tokenizer, texts, options, n_best is not None)
-            for index, group in zip(indices, decoded, strict=True):
-                groups[index] = group
-            progress.update(len(batch))
-    return groups
+    model: Any, tokenizer: Any, lines: Sequence[str], search: Search | None = None
+) -> list[list[Answer]]:
+    """Decode lines with a model that is loaded; for each its outputs, best first."""
+    rows = [Row(number, line) for number, line in enumerate(lines, start=1)]
+    return answer(TorchEngine.of(model, tokenizer, search or Search()), rows)
 
 
-def _measure(model: Any, tokenizer: Any, lines: Sequence[str]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the tokens of each line that is not blank, by index, and which lines are too long, and why."""
-    known = getattr(model.config, "max_position_embeddings", 0)
-    is_learned = getattr(model.config, "position_embedding_type", None) == "learned"
-    limit = known if is_learned else max(known, MOST_SOURCE_TOKENS)
-    rule = f"the {limit:,} positions that the model has learned" if is_learned else f"{limit:,}, the most that is tried"
-    filled = [index for index, line in enumerate(lines) if line.strip()]
-    too_long = {
-        index: f"{len(lines[index]):,} characters, more than {MOST_CHARACTERS:,}, the most that is tokenized"
-        for index in filled
-        if len(lines[index]) > MOST_CHARACTERS
-    }
-    filled = [index for index in filled if index not in too_long]
-    ids = tokenizer([lines[index] for index in filled]).input_ids if filled else []
-    lengths = dict(zip(filled, map(len, ids), strict=True))
-    too_long |= {index: f"{n:,} tokens, more than {rule}" for index, n in lengths.items() if n > limit}
-    return {index: n for index, n in lengths.items() if n <= limit}, too_long
+def converse(job: Job) -> None:
+    """Answer what somebody types, line by line, until Ctrl-D."""
+    engine = engine_of(job)
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - arrow keys and history
+    print("One source a line; Ctrl-D ends.", file=sys.stderr)
+    layout = Layout("the terminal", write_as=job.output_format or "text")
+    for number in count(1):
+        try:
+            line = input("> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        if line.strip():
+            row = Row(number, line)
+            (group,) = answer_rows(job, engine, [row])
+            print(group[0].fault or texts_of(job, layout, [row], [group])[0], end="\n" if group[0].fault else "")
 
 
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Group positions into batches of near-equal length, longest first.
+# Answers -------------------------------------------------------------------------------------------------------------
 
-    Args:
-        lengths: tokens of each line.
-        tokens_per_batch: most padded tokens (lines x longest) of a batch; a longer line stands alone.
-    """
-    batches: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
-    return batches
-
-
-def read_lines(input_file: str | None) -> list[str]:
-    r"""Read the lines of a file or of stdin; they end at "\n" or "\r\n" alone, and a byte order mark is dropped.
-
-    Raises:
-        ValueError: naming the line that is not UTF-8.
-    """
-    lines = _read_bytes(input_file).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return [_decode(line, number, input_file or "stdin") for number, line in enumerate(lines, start=1)]
+Answers = Iterator[tuple[Window, list[list[Answer]]]]
 
 
 @contextmanager
-def no_loading_bar() -> Iterator[None]:
-    """Keep transformers' own bars, over weights and files and drawn even into log files, off the screen."""
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
+def _answering(job: Job) -> Iterator[Callable[[Iterator[Window]], Answers]]:
+    """Give what answers windows in their order: this process, or several."""
+    gpus = torch.cuda.device_count()
+    processes = job.processes or max(1, gpus)
+    if processes == 1 or job.engine == "ctranslate2":
+        engine = engine_of(job)
+        yield lambda windows: ((window, answer_rows(job, engine, _rows(window))) for window in windows)
+        return
+    context = get_context("spawn")
+    numbers: Any = context.Queue()
+    for number in range(processes):
+        numbers.put(number)
+    with ProcessPoolExecutor(processes, context, _start_worker, (job, numbers, processes, gpus)) as pool:
+        try:
+            yield partial(_in_order, pool, 2 * processes)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _options(model: Any, num_beams: int | None, n_best: int, max_new_tokens: int | None) -> dict[str, Any]:
-    """What `generate` is told beyond the folder's own generation_config.json."""
-    config = model.generation_config
-    if num_beams is not None and num_beams < n_best:
-        raise ValueError(f"n_best={n_best} needs as many beams, and beams={num_beams}; use --beams {n_best} or more.")
-    options = {"num_beams": max(num_beams or config.num_beams or 1, n_best), "num_return_sequences": n_best}
-    if max_new_tokens is None and config.max_new_tokens is None and config.max_length in (None, DEFAULT_MAX_LENGTH):
-        max_new_tokens = FALLBACK_MAX_NEW_TOKENS
-    return options if max_new_tokens is None else {**options, "max_new_tokens": max_new_tokens}
+_loaded: list[Callable[[list[Row]], list[list[Answer]]]] = []
+"""In a process of its own, what it has loaded."""
 
 
-@torch.inference_mode()
-def _generate_batch(
-    model: Any, tokenizer: Any, lines: Sequence[str], options: dict[str, Any], with_scores: bool
-) -> list[list[Hypothesis]]:
-    inputs = tokenizer(list(lines), padding=True, return_tensors="pt").to(model.device)
-    sequences = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **options)
-    n_best = options["num_return_sequences"]
-    scores: list[float | None] = [None] * len(sequences)
-    if with_scores:
-        scores = score_sequences(model, inputs, sequences, model.generation_config.to_dict()).tolist()
-    texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    hypotheses = [Hypothesis(_one_line(text), score) for text, score in zip(texts, scores, strict=True)]
-    return [hypotheses[start : start + n_best] for start in range(0, len(hypotheses), n_best)]
+def _start_worker(job: Job, numbers: Any, processes: int, gpus: int) -> None:
+    torch.set_num_threads(max(1, cores() // processes))
+    device = f"cuda:{numbers.get() % gpus}" if gpus else "cpu"
+    _loaded.append(partial(answer_rows, job, engine_of(job, device)))
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r\n", " ").replace("\n", " ")
+def _work(rows: list[Row]) -> list[list[Answer]]:
+    return _loaded[0](rows)
 
 
-def _read_bytes(input_file: str | None) -> bytes:
-    if input_file is None:
-        return sys.stdin.buffer.read()
-    data = Path(input_file).read_bytes()
-    if not input_file.endswith(".gz"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{input_file} is not a whole gzip file ({error}); copy it again, or rename it.") from error
+def _in_order(pool: ProcessPoolExecutor, ahead: int, windows: Iterator[Window]) -> Answers:
+    """Hand windows to a pool, a few ahead of what is taken; an error of the input comes behind its answers."""
+    waiting: deque[Any] = deque()
+    error: Exception | None = None
+    while error is None:
+        try:
+            for window in islice(windows, ahead - len(waiting)):
+                waiting.append((window, pool.submit(_work, _rows(window))))
+        except ValueError as refused:
+            error = refused
+        if not waiting:
+            break
+        window, future = waiting.popleft()
+        yield window, future.result()
+    for window, future in waiting:
+        yield window, future.result()
+    if error is not None:
+        raise error
 
 
-def _decode(line: bytes, number: int, name: str) -> str:
-    try:
-        return line.removesuffix(b"\r").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: line {number} is not UTF-8 (byte {error.start + 1}); convert it first.") from error
+def _rows(window: Window) -> list[Row]:
+    return [row for _, row in window]
 
 
-def _write_rows(rows: Sequence[str], output_file: str | None) -> None:
-    data = "".join(f"{row}\n" for row in rows).encode("utf-8")
-    if output_file is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    else:
-        Path(output_file).write_bytes(gzip.compress(data) if output_file.endswith(".gz") else data)
+# What is said --------------------------------------------------------------------------------------------------------
 
 
-__all__ = [
-    "Hypothesis",
-    "generate_file",
-    "generate_lines",
-    "load_folder",
-    "no_loading_bar",
-    "plan_batches",
-    "read_lines",
-]
+@contextmanager
+def _progress(job: Job, done: int, header: int) -> Iterator[Callable[[int], None]]:
+    """Give what is told of finished lines: a bar at a terminal, a line a minute in a log."""
+    total = count_lines(job.input_file) - header if job.input_file else None
+    at_terminal = sys.stderr.isatty()
+    with tqdm(total=total, initial=done, unit="line", disable=not at_terminal, smoothing=0.1) as bar:
+        started = said = time.monotonic()
+        finished = done
+
+        def tell(lines: int) -> None:
+            nonlocal finished, said
+            finished += lines
+            bar.update(lines)
+            if not at_terminal and time.monotonic() - said >= LOG_SECONDS:
+                said = time.monotonic()
+                meter = tqdm.format_meter(finished, total or 0, said - started, unit="line", initial=done, ncols=0)
+                print(meter.strip(), file=sys.stderr)
+
+        yield tell
+
+
+__all__ = ["GenerateError", "Job", "Search", "engine_of", "generate_file", "generate_lines"]

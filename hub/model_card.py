@@ -29,7 +29,7 @@ from yaml import YAMLError
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.costs import MOST_RECIPE, read_header
-from seqloom.hub.files import read_text, sha256_of
+from seqloom.hub.files import CURVE_NAME, read_text, sha256_of
 from seqloom.hub.quoting import Quoted, code, fenced, markdown, python_string, shown
 from seqloom.modeling.canary import write_whole
 
@@ -44,14 +44,26 @@ SCORES = {
     "bleu": "BLEU",
     "tokenized_bleu": "BLEU (tokenised text)",
     "chrf": "chrF",
-    "exact_match": "Exact match (%)",
-    "cer": "Character error rate (%)",
+    "chrf++": "chrF++",
+    "ter": "Translation edit rate (edits per 100 words)",
+    "exact_match": "Exact match (% of outputs)",
+    "cer": "Character error rate (edits per 100 characters)",
+    "per": "Phone error rate (edits per 100 phones)",
     "wer": "Word error rate (%)",
+    "bits_per_character": "Bits per character",
     "perplexity": "Perplexity per token",
     "token_accuracy": "Next token right (%)",
+    "token_top5": "Next token among the first five (%)",
+    "next_character": "Next character right (%)",
+    "next_character_top5": "Next character among the first five (%)",
 }
 """Scores that a card shows, in this order, with the names it gives them."""
-HUB_METRICS = frozenset(SCORES) - {"token_accuracy"}
+WER_COUNTS = {
+    "counts:outputs with any wrong phone": "% of outputs with any wrong phone",
+    "counts:edits of words": "edits per 100 words",
+}
+"""What a word error rate counts, by its signature: the references decide."""
+HUB_METRICS = frozenset(name for name in SCORES if not name.startswith(("token_a", "token_t", "next_")))
 """Those that are metrics on the Hub, and so go into the `model-index`."""
 
 MOST_ENTRIES = 100_000
@@ -109,7 +121,12 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What the card calls it."""
+        """What the card calls it.
+
+        Folders of a release before 0.1 hold under `wer`, without a signature, what is called `per` now.
+        """
+        if self.metric == "wer":
+            return f"Word error rate ({WER_COUNTS.get(self.signature or '', 'edits per 100 space-separated units')})"
         return SCORES[self.metric]
 
 
@@ -142,6 +159,8 @@ class CardFacts:
     scores: tuple[Score, ...] = ()
     step: int | None = None
     """For a running checkpoint: the update it was saved at."""
+    curve: str | None = None
+    """The picture of loss and scores, if the folder has one."""
 
     @property
     def name(self) -> str:
@@ -305,7 +324,7 @@ def training_rows(facts: CardFacts) -> list[tuple[str, str]]:
     """Return the rows of the card's table on training: only what the run recorded."""
     rows = [("Updates", _count(facts.results.get("updates")))]
     rows += _token_rows(facts)
-    rows += [(label, _plain(facts.recipe.get(key))) for key, label in _RECIPE_ROWS.items()]
+    rows += [(label, _recipe_text(key, facts.recipe.get(key))) for key, label in _RECIPE_ROWS.items()]
     rows += [("Time", _describe_time(facts)), ("Hardware", _describe_hardware(facts))]
     versions = facts.environment.get("packages", {})
     rows += [("Software", ", ".join(f"{name} {number}" for name, number in versions.items()))]
@@ -391,6 +410,7 @@ def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str |
         data=data,
         scores=tuple(_scores(results, {each.split for each in data})),
         step=step,
+        curve=CURVE_NAME if results and (records.parent / CURVE_NAME).is_file() else None,
     )
 
 
@@ -519,6 +539,12 @@ def _rounded(number: float) -> int:
 
 def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
+
+
+def _recipe_text(key: str, value: Any) -> str:
+    """Return a value of the recipe; a warm-up below 1 is a share of the run."""
+    is_share = key == "warmup_steps" and isinstance(value, float) and 0 < value < 1
+    return f"{100 * value:g} % of the run" if is_share else _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Sends a finished folder to a repository on the Hugging Face Hub, in one commit.
 
     seqloom push FOLDER REPO [--dry_run]
+    seqloom copy FOLDER DEST                        -> copy_folder: the same files, on this machine
     SeqloomTrainer.push_to_hub (--push_to_hub)      -> push_folder -> create_repo, create_commit of huggingface_hub
 
 One commit is all or nothing: when the connection breaks, the repository is what it was, and the next try does not send
@@ -12,6 +13,7 @@ states and pickles, hidden files, and `run/`, whose records quote the data; its 
 """
 
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -100,6 +103,46 @@ def plan_push(folder: str | PathLike[str], repo: str | None, *, with_run: bool =
     }
     contents[CARD_NAME] = current_card(folder, repo).encode()
     return [PushFile(name, content) for name, content in sorted(contents.items())]
+
+
+def copy_folder(folder: str | PathLike[str], output: str | PathLike[str], *, with_run: bool = False) -> list[PushFile]:
+    """Copy what a push would send, whole or not at all.
+
+    Args:
+        folder: a model.
+        output: where; it must not exist, or be empty.
+        with_run: copy `run/` too, which quotes the data.
+
+    Returns:
+        The files that were copied.
+
+    Raises:
+        ValueError: if the folder is no model, or one that should not be opened; if `output` holds something.
+    """
+    files, output = plan_push(folder, None, with_run=with_run), Path(output).absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{shown(output)} holds something; name a folder that does not exist, or empty this one.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staged = output.with_name(f".{output.name}.{uuid4().hex[:8]}.part")
+    try:
+        write_files(files, staged)
+        if output.exists():
+            output.rmdir()  # on some systems nothing is renamed to an empty folder
+        staged.rename(output)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return files
+
+
+def write_files(files: Iterable[PushFile], folder: Path) -> None:
+    """Write the files of a push below a folder, readable as the umask says, whatever the originals are."""
+    for file in files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file.content, bytes):
+            target.write_bytes(file.content)
+        else:
+            shutil.copyfile(file.content, target)
 
 
 def push_folder(
@@ -224,6 +267,15 @@ def describe_push(report: PushReport, *, asked_for_public: bool = False) -> str:
     return "\n".join(lines)
 
 
+def describe_share(folder: str | PathLike[str]) -> str:
+    """Say how much of a folder a push or a copy takes along, and what stays."""
+    sizes = {name: (Path(folder) / name).stat().st_size for name in names_below(folder)}
+    sent = sum(size for name, size in sizes.items() if belongs(name))
+    return (
+        f"{format_size(sent)} of {format_size(sum(sizes.values()))}; checkpoints stay, and run/, which quotes your text"
+    )
+
+
 def format_size(num_bytes: int) -> str:
     """1536 -> "1.5 kB"."""
     if num_bytes < 1000:
@@ -317,10 +369,13 @@ __all__ = [
     "PushReport",
     "belongs",
     "check_repo_name",
+    "copy_folder",
     "create_repository",
     "describe_plan",
     "describe_push",
+    "describe_share",
     "format_size",
     "plan_push",
     "push_folder",
+    "write_files",
 ]

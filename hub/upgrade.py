@@ -36,7 +36,7 @@ from typing import Any
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.bundle import MANIFEST_NAME, STAND_IN, bundle_files, config_text, name_code
 from seqloom.hub.files import SEAL_NAME, models_in, read_object, sha256_of
-from seqloom.hub.generate import no_loading_bar
+from seqloom.hub.loading import no_loading_bar
 from seqloom.hub.model_card import CARD_NAME, current_card, is_generated, weights_sha256
 from seqloom.hub.quoting import shell, shown
 from seqloom.hub.verify import EARLIER, RELEASES, Kind, check_folder, release_digests

@@ -451,6 +451,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         half.unlink(missing_ok=True)
 
 
+def share(path: Path) -> None:
+    """Let others read a file as the umask says; safetensors 0.8 lets its owner alone, whoever a folder is for."""
+    umask = os.umask(0o077)  # it can only be asked by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def canary_text(canary: Canary) -> str:
     """Return what the file holds."""
     return json.dumps(asdict(canary)) + "\n"

@@ -13,6 +13,7 @@ does not know (`known_keywords`), and a library counts as tested by the digest o
 
 import hashlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -217,6 +218,17 @@ REMEDY = (
 """What helps where a library does what this code does not expect."""
 
 
+ADAPTED = ["q_proj", "v_proj"]
+"""Where `peft.LoraConfig()` puts its adapters if nobody says it: query and value, as Hu et al. 2021."""
+
+
+def tell_peft(model_type: str) -> None:
+    """Let peft know of the model, if it is imported: it looks up by type where adapters go, and refuses strangers."""
+    constants = sys.modules.get("peft.utils.constants")
+    places = getattr(constants, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
+    places.setdefault(model_type, ADAPTED)
+
+
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +306,7 @@ def answer_to_both_names(output: Any) -> Any:
     """Let what `generate` returns as an object give its cache by either name; ids are returned as they are."""
     if isinstance(output, ModelOutput):
         for name in CACHE_NAMES:
-            if not hasattr(output, name):
+            if not (hasattr(type(output), name) or hasattr(output, name)):  # asking an old name of the object warns
                 setattr(output, name, getattr(output, CACHE, None))
     return output
 

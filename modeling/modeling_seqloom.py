@@ -34,7 +34,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
-from seqloom.modeling.canary import adopt_canary, check_once, write_canary
+from seqloom.modeling.canary import adopt_canary, check_once, share, write_canary
 from seqloom.modeling.fast_dropout import dropout
 from seqloom.modeling.fused_loss import linear_cross_entropy
 from seqloom.modeling.library import (
@@ -49,6 +49,7 @@ from seqloom.modeling.library import (
     known_keywords,
     naming_unknown_keywords,
     refuse_other_weights,
+    tell_peft,
 )
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH, check_generation, shorten
 
@@ -451,6 +452,10 @@ class SeqloomPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config: SeqloomConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        tell_peft(config.model_type)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Start as tensor2tensor did: Xavier projections, N(0, 1/D) embeddings; `init_std` asks for one normal."""
@@ -497,6 +502,8 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         if is_main_process and not Path(save_directory).is_file():
             write_canary(self, save_directory, foreign_weights=self._are_others(state_dict))
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        for weights in Path(save_directory).glob("*.safetensors") if is_main_process else ():
+            share(weights)
 
     def _are_others(self, state_dict: dict[str, Tensor] | None) -> bool:
         """Whether a state_dict holds other tensors than this model."""
@@ -873,6 +880,13 @@ def per_item(total: Tensor, labels: Tensor, num_items: Tensor | int | None) -> T
     return total / num_items.to(total.device).clamp(min=1)  # no targets, no loss: 0, not NaN
 
 
+NO_TARGET = (
+    "labels, decoder_input_ids and decoder_inputs_embeds are all missing; give one of them. Trainer takes the labels out "
+    "when label_smoothing_factor is set: set model.config.label_smoothing instead, or collate with "
+    "DataCollatorForSeq2Seq(tokenizer, model=model)."
+)
+
+
 class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
     """The whole Transformer: source in, a score for every word of the vocabulary out."""
 
@@ -953,8 +967,13 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         """Return the decoder's inputs with what labels imply: they are read shifted right, and nothing is cached.
 
         What a given cache holds already, as a trained prefix does, stands before them and is seen.
+
+        Raises:
+            ValueError: where nothing says what the decoder reads; the source in its place would train nonsense.
         """
         if labels is None:
+            if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:
+                raise ValueError(NO_TARGET)
             return target
         target["use_cache"] = False
         if target["decoder_input_ids"] is None and target["decoder_inputs_embeds"] is None:

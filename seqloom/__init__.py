@@ -24,6 +24,8 @@ from seqloom.modeling.modeling_seqloom import (
 
 if TYPE_CHECKING:
     from seqloom.hub.model_card import write_model_card
+    from seqloom.hub.page.explain import explain
+    from seqloom.hub.page.explain_figures import alignment_figure, attention_figure, next_word_figure
     from seqloom.hub.push import create_repository, push_folder
 
 __version__ = version("seqloom")
@@ -58,7 +60,11 @@ def _bring_back_pipelines() -> None:
 _bring_back_pipelines()
 
 _ON_DEMAND = {
+    "alignment_figure": "seqloom.hub.page.explain_figures",
+    "attention_figure": "seqloom.hub.page.explain_figures",
     "create_repository": "seqloom.hub.push",
+    "explain": "seqloom.hub.page.explain",
+    "next_word_figure": "seqloom.hub.page.explain_figures",
     "push_folder": "seqloom.hub.push",
     "write_model_card": "seqloom.hub.model_card",
 }
@@ -77,7 +83,11 @@ __all__ = [
     "SeqloomForConditionalGeneration",
     "SeqloomModel",
     "SeqloomPreTrainedModel",
+    "alignment_figure",
+    "attention_figure",
     "create_repository",
+    "explain",
+    "next_word_figure",
     "push_folder",
     "write_model_card",
 ]

@@ -76,27 +76,28 @@ def tiny_model(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def taught_model(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that gives a tiny model after 100 steps on `toy_pairs`; each variant is trained once.
+    """Return a function that gives a tiny model after some steps on `toy_pairs`; each variant is trained once.
 
-    Random models repeat one word for ever. This one writes different words, ends its sentences at different lengths and
-    is still unsure, so that a mistake in caches, masks or beams changes what it writes.
+    Random models repeat one word for ever. After 100 steps this one writes different words, ends its sentences at
+    different lengths and is still unsure, so that a mistake in caches, masks or beams changes what it writes; after 600
+    it knows the language, up to sentences of six words.
     """
     from seqloom.modeling import modeling_seqloom
 
     @functools.cache
-    def teach(fields: tuple[tuple[str, Any], ...]) -> Any:
+    def teach(fields: tuple[tuple[str, Any], ...], steps: int) -> Any:
         torch.manual_seed(0)
         model = modeling_seqloom.SeqloomForConditionalGeneration(tiny_config(**dict(fields))).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for step in range(100):
+        for step in range(steps):
             source, mask, labels = toy_pairs(32, seed=step)
             model(input_ids=source, attention_mask=mask, labels=labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         return model.eval()
 
-    def build(kind: str = "SeqloomForConditionalGeneration", **overrides: Any) -> Any:
-        taught = teach(tuple(sorted(overrides.items())))
+    def build(kind: str = "SeqloomForConditionalGeneration", *, steps: int = 100, **overrides: Any) -> Any:
+        taught = teach(tuple(sorted(overrides.items())), steps)
         model = getattr(modeling_seqloom, kind)(copy.deepcopy(taught.config)).eval()
         model.load_state_dict(taught.state_dict())
         return model

@@ -10,12 +10,14 @@ one of them is better nearly everywhere. p comes from approximate randomisation 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from sacrebleu.significance import PairedTest
 
 from seqloom.hub.export.engine_parity import ScoreRow
-from seqloom.training.metrics import METRICS, SentenceSums
+from seqloom.training.metrics import METRICS, References, SentenceSums, as_streams
 
 NUM_RESAMPLES = 1000
 SEED = 12345
@@ -61,6 +63,35 @@ class Difference:
     """The middle 95 % of the differences on resampled sentences."""
     p_value: float
     """How often outputs swapped at random between the systems are as far apart: below 0.05 it is hardly chance."""
+    p_bootstrap: float = 1.0
+    """The same question by resampled sentences: how often their difference is as far from its mean (Koehn 2004)."""
+
+
+def paired_test(
+    one: SentenceSums, other: SentenceSums, texts: tuple[Sequence[str], Sequence[str], References] | None = None
+) -> Difference:
+    """Compare two systems; where sacreBLEU counted, p is what its own command says of the same files.
+
+    Args:
+        one: a metric's sums for one system.
+        other: the same metric's for the other.
+        texts: outputs of the one, of the other, and references; None where no text was scored.
+
+    Raises:
+        ValueError: when the two are not of the same test set and metric.
+    """
+    found = paired_difference(one, other)
+    if one.sacrebleu is None or texts is None:
+        return found
+    ours, theirs, references = texts
+    streams, systems = as_streams(references), [("other", theirs), ("one", ours)]
+    p_values = {}
+    for kind in ("ar", "bs"):
+        signatures, scores = PairedTest(systems, {"": one.sacrebleu}, streams, test_type=kind)()
+        (name,) = signatures  # sacreBLEU names the metric itself
+        tested: Any = scores[name][1]  # behind the baseline
+        p_values[kind] = float(tested.p_value)
+    return replace(found, p_value=p_values["ar"], p_bootstrap=p_values["bs"])
 
 
 def paired_difference(
@@ -94,7 +125,10 @@ def paired_difference(
     for _ in range(num_resamples):
         swapped = rng.integers(2, size=size) @ (other.values - one.values)
         as_far += abs(apart(ours + swapped, theirs - swapped)) >= abs(apart(ours, theirs))
-    return Difference(apart(ours, theirs), _middle(resampled), (as_far + 1) / (num_resamples + 1))
+    sizes = np.abs(resampled)
+    as_far_drawn = int((sizes - sizes.mean() > abs(apart(ours, theirs))).sum())
+    p_value, p_bootstrap = ((count + 1) / (num_resamples + 1) for count in (as_far, as_far_drawn))
+    return Difference(apart(ours, theirs), _middle(resampled), p_value, p_bootstrap)
 
 
 def compare_outputs(

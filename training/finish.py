@@ -22,6 +22,8 @@ from seqloom.training.fault_tolerance.checkpoints import (
 )
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing
+from seqloom.training.held_out import found_in
+from seqloom.training.metrics import score
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
@@ -176,12 +178,31 @@ def _score(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, split:
     results |= trainer.evaluate(data[split], metric_key_prefix=split)
     results |= trainer.signatures
     results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
+    results |= _scores_on_unseen(trainer, data, split)
     if split == "test" and trainer.outputs and trainer.is_world_process_zero():
         texts = data["test"].select_columns(["source", "target"])
         rows = ({**text, "output": output} for text, output in zip(texts, trainer.outputs, strict=True))
         folder.write_lines("test_outputs.jsonl", rows)
         intervals = confidence_intervals(trainer.outputs, data["test"]["target"][:], trainer.evaluation.metrics)
         results |= {f"test_{name}": bounds for name, bounds in intervals.items()}
+
+
+def _scores_on_unseen(trainer: SeqloomTrainer, data: DatasetDict, split: str) -> dict[str, Any]:
+    """Return how many sources of a set were training sources too, and what the others score; it is said where it is."""
+    sources, references = data[split]["source"][:], data[split]["target"][:]
+    learned = found_in(data["train"], sources)
+    unseen = [index for index, source in enumerate(sources) if source not in learned]
+    found: dict[str, Any] = {f"{split}_in_training": len(sources) - len(unseen)}
+    if learned and unseen and trainer.outputs:
+        outputs, references = ([texts[index] for index in unseen] for texts in (trainer.outputs, references))
+        scored = score(outputs, references, trainer.evaluation.metrics)
+        found |= {f"{split}_unseen_{name}": value for name, value in scored.items() if not name.endswith("_signature")}
+    if learned and trainer.is_world_process_zero():
+        names = {name.removeprefix(f"{split}_unseen_"): value for name, value in found.items() if "_unseen_" in name}
+        others = f"; the others score {', '.join(f'{name} {value:.2f}' for name, value in names.items())}" * bool(names)
+        count = len(sources) - len(unseen)
+        say(f"learned   {count:,} of {len(sources):,} {split} sources are training lines{others}")
+    return found
 
 
 def is_whole(results: Mapping[str, Any]) -> bool:

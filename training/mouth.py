@@ -27,7 +27,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
-from seqloom.hub.generate import no_loading_bar
+from seqloom.hub.loading import no_loading_bar
 from seqloom.modeling.canary import (
     CANARY_NAME,
     EXACT,

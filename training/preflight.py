@@ -8,7 +8,9 @@ exactly.
 
 import contextlib
 import itertools
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,11 +22,14 @@ import psutil
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.configuration.recipe import RecipeError
 from seqloom.training.batching import UpdateSampler, accumulation_steps
+from seqloom.training.fault_tolerance.checkpoints import checkpoints_in
+from seqloom.training.monitoring.progress import duration
 from seqloom.training.trainer import SeqloomTrainer
 
 PROBED_UPDATES = 500
@@ -101,6 +106,113 @@ class Memory:
             f"to {round_down(fits)} (the result stays the same, the update is cut into more micro-batches), or turn on "
             "gradient_checkpointing."
         )
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a run writes into its folder, in bytes."""
+
+    checkpoint: int
+    """One of them: weights, optimizer states, the moving average."""
+    num_checkpoints: int
+    """That are there at a time, with the one that is being written."""
+    model: int
+    """The finished one."""
+    available: int
+    """Free, and taken by checkpoints of this run."""
+    path: Path
+
+    @property
+    def total(self) -> int:
+        """All that is needed."""
+        return self.num_checkpoints * self.checkpoint + self.model
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        what = f"{self.num_checkpoints} checkpoints at a time" if self.num_checkpoints else "no checkpoint"
+        free = f"{megabytes(self.available)} are free"
+        return f"about {megabytes(self.total)} for {what}, the one being written among them, and the model; {free}"
+
+    def check(self) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            RecipeError: with how many checkpoints do.
+        """
+        if self.total <= self.available:
+            return
+        kept = (self.available - self.model) // max(1, self.checkpoint) - 1
+        fewer = f"keep fewer with --save_total_limit {kept}, " if 1 <= kept < self.num_checkpoints - 1 else ""
+        raise RecipeError(
+            f"the run writes about {megabytes(self.total)} into {self.path} ({self.num_checkpoints} checkpoints of "
+            f"{megabytes(self.checkpoint)} and the model), and {megabytes(self.available)} are free there; {fewer}make "
+            f"room, or name an --output on another disk."
+        )
+
+
+def measure_disk(trainer: SeqloomTrainer, num_updates: int, kept: int | None) -> Disk:
+    """Return what a run needs of the disk that its folder lies on.
+
+    Args:
+        trainer: with model and arguments.
+        num_updates: of the whole run.
+        kept: checkpoints that are kept; None or 0: all.
+    """
+    args, output = trainer.args, Path(trainer.args.output_dir)
+    weights = weight_bytes(trainer)
+    states = 0 if args.save_only_model else OPTIMIZER_STATES.get(args.optim, 2)
+    saves = _num_saves(args, num_updates)
+    held = min(saves, kept or saves) + bool(args.load_best_model_at_end)
+    own = sum(path.stat().st_size for each in checkpoints_in(output) for path in each.rglob("*") if path.is_file())
+    return Disk(
+        checkpoint=weights * (1 + states + (trainer.moving_average is not None)),
+        num_checkpoints=min(held + 1, saves),
+        model=weights,
+        available=shutil.disk_usage(output).free + own,
+        path=output,
+    )
+
+
+def _num_saves(args: Any, num_updates: int) -> int:
+    """Return how many checkpoints a run writes; one that is saved by its score at most at each evaluation."""
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy in ("no", "epoch"):
+        return 0 if strategy == "no" else math.ceil(args.num_train_epochs)
+    every = float(args.eval_steps if strategy == "best" and args.eval_steps else args.save_steps)
+    return math.ceil(num_updates / (every if every >= 1 else max(1, math.ceil(every * num_updates))))
+
+
+def describe_new_end(trainer: SeqloomTrainer, checkpoint: Path, num_updates: int) -> str:
+    """Say what it does to the learning rate that a run is made longer; "": its end is the one it was started for.
+
+    Args:
+        trainer: with the arguments.
+        checkpoint: from which it goes on.
+        num_updates: of the run now.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    update, before = state.global_step, state.max_steps
+    if num_updates == before:
+        return ""
+    planned = f"It was planned for {before:,} updates and has {num_updates:,} now"
+    looked_at = sorted({round(share * update / 50) for share in range(51)})
+    old, new = ([learning_rate_at(trainer.args, at, end) for at in looked_at] for end in (before, num_updates))
+    if None not in old and old == new:
+        return f"{planned}; its learning rate is the one that it would have had from the start."
+    jump = "" if None in (old[-1], new[-1]) else f" at update {update:,} it was {old[-1]:.3g} and is {new[-1]:.3g} now."
+    return (
+        f"{planned}, so the schedule {trainer.args.lr_scheduler_type.value} of the learning rate is another:{jump} The "
+        f"model will not be that of a run planned so long from the start."
+    )
+
+
+def learning_rate_at(args: Any, update: int, num_updates: int) -> float | None:
+    """Return the learning rate of an update by the schedule of a run; None where it depends on the scores."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    warmup, options = args.get_warmup_steps(num_updates), args.lr_scheduler_kwargs
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, warmup, num_updates, options or {})
+    curves = getattr(schedule, "lr_lambdas", None)
+    return args.learning_rate * curves[0](update) if curves else None
 
 
 def survey(sampler: UpdateSampler) -> Survey:
@@ -248,17 +360,14 @@ class TimeEstimate(TrainerCallback):
             self.say(f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update)")
 
 
-def duration(seconds: float) -> str:
-    """Return a time as people say it: "40 s", "13 min", "2 h 05 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def gigabytes(num_bytes: int) -> str:
     """Return a size as people say it: "0.4 GB"."""
     return f"{num_bytes / 1e9:.1f} GB"
+
+
+def megabytes(num_bytes: int) -> str:
+    """Return a size on a disk as people say it: "31 MB", "0.2 GB"."""
+    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes < 1e8 else gigabytes(num_bytes)
 
 
 def round_down(value: int) -> int:

@@ -4,6 +4,7 @@ Everything here depends on recipe and files alone, so that a run started again f
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,13 +14,16 @@ from datasets import Dataset, DatasetDict
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.training.batching import BatchSettings
+from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.run_folder import RunFolder
+from seqloom.training.held_out import held_facts, hold_out, shares_of
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.tasks import get_task
-from seqloom.training.settings import seed_of
+from seqloom.training.settings import metrics_for, seed_of
+from seqloom.training.target_kind import SAMPLE, kind_of
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -28,19 +32,23 @@ ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
 
 
-def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
+def read_corpus(
+    recipe: Recipe, splits: Sequence[str] = ("train", "validation", "test")
+) -> tuple[DatasetDict, dict[str, Any]]:
     """Return the splits as pairs of text, and what is known of each: files, rows, what was dropped and why.
 
-    The splits are "train", and "validation" and "test" where the recipe names them.
+    The splits are "train", and "validation" and "test" where the recipe names them or holds them out of "train". Files
+    of splits that are not asked for are not read.
     """
     if recipe.is_demo:
         demo = build_demo()
         return demo, {split: {"name": "date demo", "num_rows": len(rows)} for split, rows in demo.items()}
-    task = get_task(recipe.task, num_splits=recipe.num_splits)
-    corpus, facts = {}, {}
+    loaded = {}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
-        if files := getattr(recipe, name):
-            loaded = load_corpus(
+        files = getattr(recipe, name)
+        is_wanted = split in splits or recipe.clean != "none"  # what leaks into train is found in all of them
+        if files and recipe.share_of(name) is None and is_wanted:
+            loaded[split] = load_corpus(
                 files,
                 columns=recipe.columns,
                 task=recipe.task,
@@ -48,9 +56,74 @@ def read_corpus(recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
                 where=recipe.selection(),
                 num_proc=recipe.num_proc,
             )
-            corpus[split] = task.to_pairs(loaded.dataset, seed=seed_of(recipe), num_proc=recipe.num_proc)
-            facts[split] = asdict(loaded.facts)
-    return DatasetDict(corpus), facts
+    loaded["train"] = clean_corpus(loaded, recipe.clean, recipe.num_proc)
+    texts = {split: corpus.dataset for split, corpus in loaded.items()}
+    facts = {split: asdict(corpus.facts) for split, corpus in loaded.items()}
+    shares = shares_of(recipe, len(texts["train"]))
+    if shares.counts:
+        parts = hold_out(texts["train"], shares, seed=seed_of(recipe))
+        texts |= parts
+        facts |= held_facts(facts["train"], parts, shares)
+    task = get_task(recipe.task, num_splits=recipe.num_splits)
+    pairs = {
+        split: task.to_pairs(texts[split], seed=seed_of(recipe), num_proc=recipe.num_proc)
+        for split in ("train", "validation", "test")
+        if split in texts
+    }
+    return DatasetDict(pairs), facts
+
+
+def read_training(recipe: Recipe | None, files: Sequence[str]) -> tuple[Dataset, str]:
+    """Return a training text as pairs, and its fingerprint.
+
+    Args:
+        recipe: of the run; what it held out is left out. None: files with the columns of the task pairs.
+        files: its own, or others that hold the same.
+
+    Raises:
+        CorpusError: for files that cannot be read.
+    """
+    if recipe and list(files) == recipe.train:
+        corpus, facts = read_corpus(recipe, ["train"])
+        return corpus["train"], str(facts["train"]["fingerprint"])
+    task, columns = (recipe.task, recipe.columns) if recipe else ("pairs", None)
+    loaded = load_corpus(list(files), columns=columns if len(files) == 1 else None, task=task, split="train")
+    return get_task(task).to_pairs(loaded.dataset), loaded.facts.fingerprint
+
+
+def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
+    """Write into a recipe what the corpus has decided: what judges the run, and by which scores.
+
+    Args:
+        recipe: whose `valid` and `metrics` may be "auto".
+        corpus: all splits, as text.
+        facts: of `read_corpus`.
+
+    Returns:
+        The recipe, and a line for each thing that nobody has named, by subject.
+    """
+    lines = {}
+    for split, name in (("validation", "valid"), ("test", "test")):
+        if recipe.share_of(name) is None:
+            continue
+        held = facts["train"]["num_dropped"].get(f"held out for {split}", 0)
+        facts["train"].setdefault("asked", {})[name] = recipe.share_of(name)
+        if held:
+            whole = "sources" if recipe.task == "pairs" else "documents"
+            lines[name] = f"{held:,} examples held out of the training text, whole {whole}; --{name} none for none"
+            changed: dict[str, Any] = {name: [str(held)]}
+            recipe = replace(recipe, **changed)
+        else:
+            lines[name] = (
+                f"none, for {len(corpus['train']):,} training examples are too few to hold some out unasked: nothing "
+                f"will be scored. Add --valid FILES, or --valid 0.1 for a tenth of them"
+            )
+            recipe = replace(recipe, valid=[], training_arguments={**recipe.training_arguments, "eval_strategy": "no"})
+    if not recipe.metrics and recipe.task == "pairs":
+        kind = kind_of(corpus["train"][:SAMPLE]["target"])
+        recipe = replace(recipe, metrics=list(metrics_for(recipe, kind)))
+        lines["metrics"] = f"{' '.join(recipe.metrics)}, for the targets look like {kind.name}"
+    return recipe, lines
 
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:
@@ -67,6 +140,7 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             min_frequency=recipe.min_frequency,
             character_coverage=recipe.character_coverage,
             split_digits=recipe.split_digits,
+            show_progress=not recipe.training_arguments.get("disable_tqdm"),
         )
         with folder.staged(home) as staged:
             tokenizers.save(staged)

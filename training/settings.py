@@ -1,18 +1,20 @@
 """What the recipe says in the words of others: transformers' training arguments and generation config."""
 
 import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
-from seqloom.configuration.recipe import Recipe
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.suggestion import did_you_mean
+from seqloom.training.metrics import METRICS
 from seqloom.training.quality.selection import selection_settings
+from seqloom.training.target_kind import SENTENCES, TargetKind
 from seqloom.training.tokenizer import SeqloomTokenizers
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_METRICS = {"pairs": ("bleu", "chrf", "exact_match", "cer"), "continuation": ()}
-"""What is scored on decoded text when the recipe names nothing, by task."""
 
 
 def seed_of(recipe: Recipe) -> int:
@@ -22,8 +24,20 @@ def seed_of(recipe: Recipe) -> int:
 
 
 def metrics_of(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of the scores that are computed from decoded text."""
-    return tuple(recipe.metrics or DEFAULT_METRICS[recipe.task])
+    """Return the names of the scores that are computed from decoded text; none for continuation unless named."""
+    return tuple(recipe.metrics or metrics_for(recipe, SENTENCES))
+
+
+def metrics_for(recipe: Recipe, kind: TargetKind) -> tuple[str, ...]:
+    """Return what is scored where the recipe names no metrics, and what is to choose the best checkpoint with it.
+
+    Args:
+        recipe: with its task.
+        kind: of the training targets.
+    """
+    usual = () if recipe.task == "continuation" else kind.metrics
+    chooser = str(recipe.training_arguments.get("metric_for_best_model") or "").removeprefix("eval_")
+    return (*usual, chooser) if chooser in METRICS and chooser not in usual else usual
 
 
 def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
@@ -44,6 +58,40 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     if chosen.pop("enable_jit_checkpoint", False):
         logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
     return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
+
+
+TRACKERS = {
+    **{name: name for name in ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "neptune")},
+    **{name: name for name in ("swanlab", "tensorboard", "trackio", "wandb")},
+    "azure_ml": "azureml-mlflow",
+    "flyte": "flytekit",
+    "kubeflow": "kubeflow",
+}
+"""What `report_to` may name -> what to install for it."""
+
+_MODULES = {"azure_ml": ("azureml",), "flyte": ("flytekit",), "tensorboard": ("tensorboard", "tensorboardX")}
+
+
+def refuse_missing_trackers(names: str | Sequence[str] | None) -> None:
+    """Refuse a tracker that is not installed, before anything is read.
+
+    Args:
+        names: `report_to` of a recipe.
+
+    Raises:
+        RecipeError: naming what to install.
+    """
+    for name in [names] if isinstance(names, str) else names or ():
+        if name in ("none", "all"):
+            continue
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS)
+            raise RecipeError(f"report_to={name} is unknown; {hint}it may be none, all, {', '.join(sorted(TRACKERS))}.")
+        if not any(find_spec(module) for module in _MODULES.get(name, (name,))):
+            raise RecipeError(
+                f"report_to={name} needs a package that is not installed: pip install {TRACKERS[name]}. Without "
+                f"report_to the same numbers stand in run/history.jsonl and run/report.html."
+            )
 
 
 def generation_config(recipe: Recipe, tokenizers: SeqloomTokenizers) -> GenerationConfig:

@@ -10,6 +10,8 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,18 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
 from seqloom.configuration.recipe_layers import fit_recipe
+from seqloom.hub.files import CURVE_NAME
 from seqloom.hub.model_card import CARD_NAME, write_model_card
-from seqloom.hub.push import push_folder
+from seqloom.hub.push import describe_share, push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
 from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, accumulation_steps
+from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
+from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import explained_disks, explained_writing
@@ -41,9 +47,13 @@ from seqloom.training.finish import (
     training_facts,
     try_together,
 )
+from seqloom.training.held_out import found_in
+from seqloom.training.languages import settle_languages
 from seqloom.training.metrics import get_metrics
-from seqloom.training.monitoring.console import SampleOutputs, say, say_how_to_use
+from seqloom.training.monitoring.console import SampleOutputs, library_bars, say, say_how_to_use, score_lines
 from seqloom.training.monitoring.gradient_flow import can_draw
+from seqloom.training.monitoring.history import History, draw_curve, histogram
+from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
 from seqloom.training.preparation import (
     encode,
@@ -52,10 +62,11 @@ from seqloom.training.preparation import (
     leave_out_long,
     read_corpus,
     read_or_train_tokenizers,
+    settle,
 )
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
-from seqloom.training.settings import generation_config, metrics_of, training_arguments
+from seqloom.training.settings import generation_config, metrics_of, refuse_missing_trackers, training_arguments
 from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
@@ -64,34 +75,48 @@ from seqloom_cli.command import CommandParser, StoppedError, print_what_goes, ru
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
+def train(recipe: Recipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Train what the recipe says, or go on where an earlier start of it stopped.
 
     Args:
         recipe: the resolved recipe.
+        dry_run: do everything until the first update, and leave nothing behind.
 
     Returns:
-        The scores, as `OUTPUT/run/results.json` keeps them.
+        The scores, as `OUTPUT/run/results.json` keeps them; of a dry run nothing.
 
     Raises:
         ValueError: for anything wrong with recipe or data, before training starts.
     """
     get_metrics(metrics_of(recipe))
+    refuse_missing_trackers(recipe.training_arguments.get("report_to"))
+    if dry_run:
+        recipe = replace(recipe, training_arguments={**recipe.training_arguments, "push_to_hub": False})
     folder = RunFolder(Path(recipe.output))
     arguments = training_arguments(recipe)
     if arguments.device.type == "cpu":
         keep_freed_memory()
     is_main = arguments.process_index == 0
     try:
-        with StopSignals() as signals, explained_disks(folder.path), folder.hold(is_main=is_main):
+        with (
+            StopSignals() as signals,
+            explained_disks(folder.path),
+            folder.hold(is_main=is_main),
+            library_bars(wanted=not arguments.disable_tqdm),
+        ):
             PartialState().wait_for_everyone()
-            return train_in(folder, recipe, arguments, signals)
+            return train_in(folder, recipe, arguments, signals, dry_run=dry_run)
     except StoppedError as stop:
-        raise noted(stop, folder) from None
+        raise (stop if dry_run else noted(stop, folder)) from None
 
 
 def train_in(
-    folder: RunFolder, recipe: Recipe, arguments: Seq2SeqTrainingArguments, signals: StopSignals
+    folder: RunFolder,
+    recipe: Recipe,
+    arguments: Seq2SeqTrainingArguments,
+    signals: StopSignals,
+    *,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train in a folder that is ours; see `train`.
 
@@ -100,20 +125,28 @@ def train_in(
         recipe: the resolved recipe.
         arguments: transformers' own, of this recipe.
         signals: what may ask for a stop.
+        dry_run: see `train`.
     """
     if folder.is_finished and recipe.resume == "auto" and is_whole(folder.results()):
+        asked = refused_together(lambda: asked_of_finished(folder, recipe))
         lost = refused_together(lambda: refuse_lost_model(folder))
-        if not lost:
-            return finished_before(folder, arguments)
-        if arguments.process_index == 0:
+        if asked in (Asked.NOTHING, Asked.CARD) and not lost:
+            return {} if dry_run else finished_before(folder, recipe, arguments, asked)
+        if arguments.process_index == 0 and lost:
             say(f"{folder.path} holds a finished run, but {lost}; it is brought back from the last checkpoint.")
     recipe, trainer, data = prepare(folder, recipe, arguments)
     trainer.listen_to(signals)
-    check_before_training(trainer, data, recipe.tokens_per_device)
+    num_updates = check_before_training(trainer, data, recipe)
     checkpoint = from_main_process(folder.last_checkpoint)
     listen_before_training(trainer, data, folder, checkpoint)
     if trainer.is_world_process_zero():
-        folder.begin()
+        say_where_it_begins(trainer, checkpoint, num_updates)
+        if not dry_run:
+            folder.begin()
+    if dry_run:
+        if trainer.is_world_process_zero():
+            say("Nothing was trained and nothing was left behind; without --dry_run the training begins here.")
+        return {}
 
     trainer.train(resume_from_checkpoint=checkpoint)
     results = training_facts(trainer, data, checkpoint)
@@ -126,9 +159,7 @@ def train_in(
     outputs: list[str] = []
     try_together(results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
     if trainer.is_world_process_zero():
-        folder.write_results(results)
-        trainer.create_model_card()
-        say_how_to_use(recipe.output, results, prompts, outputs)
+        show_the_end(trainer, folder, recipe, data, results, prompts, outputs)
     refuse_unfinished(folder, results)
     if trainer.args.push_to_hub:
         trainer.push_as_saved("End of training")
@@ -142,7 +173,9 @@ def prepare(
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing data and vocabulary"):
         corpus, facts = read_corpus(recipe)
+        facts["train"]["num_examples"] = len(corpus["train"])
         recipe, choice = fit_recipe(recipe, len(corpus["train"]))
+        recipe, settled = settle(recipe, corpus, facts)
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
@@ -150,22 +183,31 @@ def prepare(
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)
-    if choice:
-        arguments = training_arguments(recipe)
-        if arguments.process_index == 0:
-            say(f"auto      {choice}")
+        if not recipe.is_demo:
+            say(f"check     {note_glance(corpus, recipe.task, folder.prepared / 'check.json')}")
+    arguments = training_arguments(recipe)
+    if arguments.process_index == 0:
+        for subject, line in (({"auto": choice} if choice else {}) | settled).items():
+            say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
     return recipe, build_trainer(recipe, arguments, tokenizers, data, folder), data
 
 
-def finished_before(folder: RunFolder, arguments: Seq2SeqTrainingArguments) -> dict[str, Any]:
+def finished_before(
+    folder: RunFolder, recipe: Recipe, arguments: Seq2SeqTrainingArguments, asked: Asked
+) -> dict[str, Any]:
     """Return the results of a finished run, after what its end could not do any more: the card, the push."""
     if arguments.process_index == 0:
-        say(f"{folder.path} holds a finished run; nothing to do. --resume never --overwrite trains it again.")
-        if not (folder.path / CARD_NAME).is_file():
-            write_model_card(folder.path)
+        if asked == Asked.CARD:
+            folder.note_card_facts(recipe)
+            done = "its card was written anew" if write_model_card(folder.path) else "its card is edited, and stays"
+        else:
+            done = "nothing to do"
+            if not (folder.path / CARD_NAME).is_file():
+                write_model_card(folder.path)
+        say(f"{folder.path} holds a finished run; {done}. --resume never --overwrite trains it again.")
         if arguments.push_to_hub:
             push_finished(folder, arguments)
     return folder.results()
@@ -222,8 +264,18 @@ def build_trainer(
     )
     add_quality_tools(trainer, recipe, folder)
     if recipe.num_sample_outputs and "validation" in data:
-        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts))
+        learned = partial(found_in, data["train"])
+        trainer.add_callback(SampleOutputs(data["validation"], recipe.num_sample_outputs, trainer.write_texts, learned))
+    trainer.add_callback(History(folder.records, report_facts(trainer, data, folder)))  # last: it sees what others log
     return trainer
+
+
+def report_facts(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder) -> dict[str, Any]:
+    """Return what the head of a run's report says."""
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.items())
+    model = f"{trainer.model.num_parameters():,} parameters, vocabulary {trainer.model.config.vocab_size:,}"
+    lengths = histogram(lengths_of(data["train"]))
+    return {"name": folder.path.absolute().name, "examples": sizes, "model": model, "lengths": lengths}
 
 
 def check_packing(arguments: Seq2SeqTrainingArguments) -> None:
@@ -260,18 +312,23 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
             logger.warning("log_gradient_flow draws with matplotlib, which is missing: pip install 'seqloom[plots]'.")
 
 
-def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, tokens_per_device: int) -> None:
-    """Print what is about to be trained and what it takes, and refuse what cannot fit."""
+def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> int:
+    """Print what is about to be trained and what it takes, refuse what cannot fit, return the updates of the run."""
     survey = preflight.survey(trainer.train_sampler())
     memory = preflight.measure(trainer, survey.largest)
     args = trainer.args
     num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * survey.num_updates)
+    kept = recipe.average_checkpoints + 1 if recipe.average_by == "best" else args.save_total_limit
+    disk = preflight.measure_disk(trainer, num_updates, kept)
     if trainer.is_world_process_zero():
         sizes = {name: len(split) for name, split in data.items()}
         for subject, text in preflight.describe(trainer, survey, memory, sizes, num_updates).items():
             say(f"{subject:10}{text}")
-    memory.check(tokens_per_device, lambda tokens: preflight.can_cut(trainer, tokens))
+        say(f"{'disk':10}{disk}")
+    disk.check()
+    memory.check(recipe.tokens_per_device, lambda tokens: preflight.can_cut(trainer, tokens))
     trainer.add_callback(preflight.TimeEstimate(say))
+    return num_updates
 
 
 def listen_before_training(
@@ -293,6 +350,39 @@ def listen_before_training(
     line = refused_together(listen) if not trainer.is_sharded else "not checked, for the weights are sharded"
     if trainer.is_world_process_zero():
         say(f"mouth     {line}")
+
+
+def say_where_it_begins(trainer: SeqloomTrainer, checkpoint: str | None, num_updates: int) -> None:
+    """Say from which update a run goes on, and what that does to its learning rate where it was planned shorter."""
+    if checkpoint is None:
+        return
+    update = update_of(Path(checkpoint))
+    say(f"Going on from update {update:,}.")
+    if jump := preflight.describe_new_end(trainer, Path(checkpoint), num_updates):
+        say(jump)
+
+
+def show_the_end(
+    trainer: SeqloomTrainer,
+    folder: RunFolder,
+    recipe: Recipe,
+    data: DatasetDict,
+    results: dict[str, Any],
+    prompts: Sequence[str],
+    outputs: Sequence[str],
+) -> None:
+    """Write results, curve, report and card; keep of the checkpoints what may be needed; say how to use it all."""
+    metric = next((name for name in trainer.evaluation.metrics), "perplexity" if trainer.eval_dataset else None)
+    draw_curve(trainer.state.log_history, folder.path / CURVE_NAME, metric)
+    history = next(each for each in trainer.callback_handler.callbacks if isinstance(each, History))
+    spent = f"{results['updates']:,} updates in {duration(results['seconds'])}"
+    history.write_report(trainer.state, training=spent, **score_lines(results))
+    folder.write_results(results)
+    if "save_total_limit" not in recipe.named and trainer.args.save_total_limit and is_whole(results):
+        rotate(folder.path, max(1, recipe.average_checkpoints), trainer.state.best_model_checkpoint)
+    trainer.create_model_card()
+    learned = found_in(data["train"], prompts)
+    say_how_to_use(recipe.output, results, prompts, outputs, describe_share(folder.path), learned)
 
 
 def example_prompts(data: DatasetDict) -> list[str]:
@@ -331,7 +421,8 @@ def _train_from(arguments: list[str]) -> None:
     parser = CommandParser(prog="training/train.py", description="Train a model; the same as `seqloom train`.")
     add_recipe_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    train(recipe_from_arguments(*parser.parse_known_args(arguments)))
+    namespace, unknown = parser.parse_known_args(arguments)
+    train(settle_languages(recipe_from_arguments(namespace, unknown)), dry_run=namespace.dry_run)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, ProgressCallback, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import seed_worker
@@ -148,8 +154,8 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         self.add_callback(RunClock())
         self.meter = TokenMeter(args.world_size)
         self.add_callback(self.meter)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(TrainingProgress())
+        is_quiet = self.pop_callback(ProgressCallback) is None and self.pop_callback(PrinterCallback) is not None
+        self.add_callback(TrainingProgress(shows_bars=False if is_quiet else None))
 
     # Batches -----------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,8 @@ def _read_text(name: str, parts: list[Iterable[str]], options: Options) -> _Text
     parts = [list(part) if iter(part) is part else part for part in parts]
     characters: Counter[str] = Counter()
     num_texts = 0
-    bar = tqdm(chain.from_iterable(parts), desc="Counting characters", unit=" texts", disable=not options.show_progress)
+    disable = None if options.show_progress else True  # None: where nobody sees it
+    bar = tqdm(chain.from_iterable(parts), desc="Counting characters", unit=" texts", disable=disable)
     for num_texts, text in enumerate(bar, start=1):
         _check_is_text(text, num_texts, name)
         characters.update(text if text.isascii() else normalize_text(text, options.normalization))

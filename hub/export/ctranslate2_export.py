@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from transformers import AutoTokenizer
 
 from seqloom.configuration.suggestion import did_you_mean
 from seqloom.hub.export.ctranslate2_loader import build_spec, positions_in_table, vocabulary_of
 from seqloom.hub.export.ctranslate2_options import greedy, translate_options
-from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, Sentence, compare, decode, write
+from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, Sentence, compare, decode, ends_of, write
 from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
-from seqloom.hub.files import sha256_of
-from seqloom.hub.generate import load_folder, read_lines
+from seqloom.hub.files import files_made_from
+from seqloom.hub.lines import read_lines
+from seqloom.hub.loading import load_folder, target_tokenizer
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.quoting import Quoted
-from seqloom.modeling.canary import sources_of
+from seqloom.hub.word_alignment import MOST_SENTENCES, MOST_TOKENS, find_place
+from seqloom.modeling.canary import CANARY_NAME, read_canary, sources_for
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")
 """Number formats of the stored weights, in CTranslate2's words. A machine that lacks one computes with another."""
@@ -103,21 +104,24 @@ def export_ctranslate2(
     options = translate_options(model, names)
     facts = read_facts(folder)
     texts, compared_on = texts_of(folder, text, facts)
-    spec = build_spec(model, tokenizer)
+    sentences = sentences_of(folder, texts, tokenizer, model)
+    place = find_place(model, own_outputs(model, [sentence.source for sentence in sentences]))
+    spec = build_spec(model, tokenizer, place.layer)
     spec.validate()
     spec.optimize(quantization=quantization)
     with new_export(output) as staged:
         spec.save(str(staged))
         tokenizer.save_pretrained(staged)
         engine = Engine(str(staged), names, options)
-        parity = compare(model, tokenizer, engine, sentences_of(folder, texts, tokenizer, model))
+        parity = compare(model, tokenizer, engine, sentences)
         refuse_other_answers(parity, quantization)
         scores = score(model, tokenizer, engine, texts, facts, scorer) if scorer else ()
         sizes = (staged / "model.bin").stat().st_size, sum(f.stat().st_size for f in folder.glob("model*.safetensors"))
         longest = positions_in_table(model.config)
         export = Export(quantization, *sizes, longest, options, compared_on, parity, tuple(scores))
         write_export_card(staged, output.resolve().name, export, facts)
-        seal_export(staged, {**manifest_of(export, facts), "made_from": files_made_from(folder)})
+        made_from = files_made_from(folder)
+        seal_export(staged, {**manifest_of(export, facts), "alignment": asdict(place), "made_from": made_from})
     return export
 
 
@@ -144,13 +148,6 @@ def refuse_missing_engine() -> None:
         raise ImportError(
             f"seqloom export --to ctranslate2 needs ctranslate2 ({error}); pip install 'seqloom[export]'."
         ) from error
-
-
-def files_made_from(folder: Path) -> dict[str, str]:
-    """Return file -> SHA-256 of all in a folder that decides what it answers."""
-    patterns = ("config.json", "generation_config.json", "tokenizer*.json", "target/tokenizer*.json", "*.safetensors")
-    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
 def texts_of(folder: Path, files: Sequence[str] | None, facts: CardFacts) -> tuple[list[Text], str]:
@@ -194,7 +191,9 @@ def sentences_of(folder: Path, texts: Sequence[Text], tokenizer: Any, model: Any
             for text in sample
         ]
     else:
-        found = [Sentence(ids) for ids in sources_of(model)]
+        canary = folder / CANARY_NAME
+        rows = read_canary(canary).rows if canary.is_file() else []
+        found = [Sentence(ids) for ids in [list(row.source) for row in rows] or sources_for(model.config)]
     longest = positions_in_table(model.config) or max([len(s.source) + len(s.target or ()) for s in found], default=0)
     fitting = [s for s in found if len(s.source) <= longest and len(s.target or ()) <= longest]
     if not fitting:
@@ -202,11 +201,11 @@ def sentences_of(folder: Path, texts: Sequence[Text], tokenizer: Any, model: Any
     return fitting
 
 
-def target_tokenizer(folder: Path, tokenizer: Any) -> Any:
-    """Return what cuts references: with separate vocabularies a tokenizer of their own, in `target/`."""
-    own = folder / "target"
-    has_own = (own / "tokenizer.json").is_file()
-    return AutoTokenizer.from_pretrained(own, trust_remote_code=False) if has_own else tokenizer
+def own_outputs(model: Any, sources: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Return sources that are short enough to look at closely, and what the model writes for each, its end included."""
+    short = [source for source in sources if len(source) <= MOST_TOKENS][: 2 * MOST_SENTENCES]
+    written = write(model, short, num_beams=1, do_sample=False, num_return_sequences=1, max_new_tokens=MOST_TOKENS)
+    return [(source, [*ids, ends_of(model)[0]]) for source, ids in zip(short, written, strict=True)]
 
 
 def score(

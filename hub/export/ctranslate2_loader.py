@@ -85,12 +85,13 @@ def offer_loader() -> None:
 
 
 @torch.no_grad()
-def build_spec(model: Any, tokenizer: Any) -> Any:
+def build_spec(model: Any, tokenizer: Any, alignment_layer: int = -1) -> Any:
     """Return a model as CTranslate2 describes one, with copies of the weights and the vocabulary.
 
     Args:
         model: a `SeqloomForConditionalGeneration` on the CPU.
         tokenizer: of the same folder; the names of its tokens are the engine's vocabulary, on both sides.
+        alignment_layer: of the decoder, whose cross attention the engine returns, the mean of its heads.
 
     Returns:
         A `ctranslate2.specs.TransformerSpec`.
@@ -106,7 +107,11 @@ def build_spec(model: Any, tokenizer: Any) -> Any:
     encoder, decoder = model.get_encoder(), model.get_decoder()
     spec = _specification()(
         specs.TransformerEncoderSpec(**_architecture(encoder, model.config.encoder_attention_heads)),
-        specs.TransformerDecoderSpec(**_architecture(decoder, model.config.decoder_attention_heads)),
+        specs.TransformerDecoderSpec(
+            **_architecture(decoder, model.config.decoder_attention_heads),
+            alignment_layer=alignment_layer,
+            alignment_heads=0,  # the mean of all
+        ),
     )
     _fill_stack(spec.encoder, encoder, spec.encoder.embeddings[0])
     _fill_stack(spec.decoder, decoder, spec.decoder.embeddings)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from seqloom.hub.export.ctranslate2_loader import positions_in_table
 from seqloom.hub.export.output_folder import ExportError
-from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS
+from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 DIRECT = {

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from seqloom.hub.export.ctranslate2_export import export_ctranslate2, files_made_from, refuse_missing_engine
+from seqloom.hub.export.ctranslate2_export import export_ctranslate2, refuse_missing_engine
 from seqloom.hub.export.output_folder import EXPORT_NAME, ExportError, refuse_foreign
-from seqloom.hub.files import read_object
+from seqloom.hub.files import files_made_from, read_object
 
 logger = logging.getLogger(__name__)
 

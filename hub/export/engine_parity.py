@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seqloom.hub.export.ctranslate2_loader import suppressing_bias
 from seqloom.hub.export.ctranslate2_options import greedy
-from seqloom.hub.generate import plan_batches
+from seqloom.hub.lines import plan_batches
 
 TOLERANCE = 1e-4
 """By how much a forced log-probability may differ in float32; 1e-6 to 2e-5 was seen."""
@@ -209,4 +209,4 @@ def decode(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
 Scorer = Callable[[Sequence[str], Sequence[str], Sequence[str], Sequence[str]], list[ScoreRow]]
 """Texts of torch, of the export, references, names of metrics -> a row a metric; `seqloom.training` has the metrics."""
 
-__all__ = ["Engine", "Parity", "ScoreRow", "Scorer", "Sentence", "compare", "decode", "write"]
+__all__ = ["Engine", "Parity", "ScoreRow", "Scorer", "Sentence", "compare", "decode", "ends_of", "write"]

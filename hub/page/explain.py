@@ -4,14 +4,15 @@
 
 The forced pass reads the finished output once more and asks at every position for the whole distribution and for the
 weights of cross attention. Only the eager kernel returns weights, so the model runs on it for this one pass; what is
-explained was written with the model's own kernel.
+explained was written with the model's own kernel. Pictures of an explanation are in explain_figures.py.
 
 This file imports torch and transformers only: `seqloom space` copies it into the folder of a Space.
 
     S source length    T target length    L decoder layers    N heads    V vocabulary    K candidates
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,6 +57,19 @@ class Explanation:
         """Return (T, S), the mean over layers and heads."""
         return torch.tensor(self.cross_attention).mean(dim=(0, 1)).tolist()
 
+    def alignment(self, *, layer: int | None = None, shift: bool = True) -> list[int | None]:
+        """Return for each of the T tokens which source token it belongs to, by index; None where nobody can say.
+
+        Args:
+            layer: of the decoder, counted from 0; its heads' mean is read. None: the middle one, see `middle_layer`.
+            shift: read a token's row where the decoder reads it, one step after it was written (Shift-Att, Chen et al.
+                2020, arXiv 2004.14837), when it looks at what that token says; False: where it was written. The last
+                token is not read again.
+        """
+        layer = middle_layer(len(self.cross_attention)) if layer is None else layer
+        rows = torch.tensor(self.cross_attention[layer]).mean(0).argmax(-1).tolist()  # (T)
+        return [*rows[1:], None] if shift else rows
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as lists, dictionaries, texts and numbers, as JSON takes them."""
         return asdict(self)
@@ -88,54 +102,66 @@ def explain(
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates={num_candidates} leaves nothing to show; use 1 or more.")
-    source = tokenizer([text], return_tensors="pt").to(model.device)
-    inputs = {"input_ids": source["input_ids"], "attention_mask": source["attention_mask"]}
-    if target is None:
-        written = model.generate(**inputs, **generate_options)[:1]
-    else:
-        written = _forced(model, (target_tokenizer or tokenizer)([target], return_tensors="pt")["input_ids"])
-    written = _up_to_end(written, model.generation_config.eos_token_id)  # (1, 1 + T)
-    with _eager_attention(model):
+    model = as_seq2seq(model)
+    inputs = read_source(model, tokenizer, text)
+    written = write_target(model, inputs, target, target_tokenizer or tokenizer, **generate_options)  # (1, 1 + T)
+    with eager_attention(model):
         outputs = model(**inputs, decoder_input_ids=written[:, :-1], output_attentions=True, use_cache=False)
     return Explanation(
         source=text,
         output=tokenizer.decode(written[0], skip_special_tokens=True),
-        source_tokens=tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist()),
-        steps=_steps(tokenizer, outputs.logits[0], written[0, 1:], num_candidates),
+        source_tokens=name_tokens(tokenizer, inputs["input_ids"][0].tolist()),
+        steps=_steps(target_tokenizer or tokenizer, outputs.logits[0], written[0, 1:], num_candidates),
         cross_attention=torch.stack(outputs.cross_attentions)[:, 0].float().tolist(),
     )
 
 
-def _forced(model: Any, target_ids: Tensor) -> Tensor:
-    """(1, T) -> (1, 1 + T), the decoder's start token in front."""
-    start = torch.full((1, 1), model.generation_config.decoder_start_token_id)
-    return torch.cat([start, target_ids], dim=1).to(model.device)
+def middle_layer(num_layers: int) -> int:
+    """Return the layer whose cross attention aligns best, counted from 0: the third of six in Chen et al. 2020."""
+    return (num_layers - 1) // 2
 
 
-def _up_to_end(written: Tensor, end_ids: int | list[int] | None) -> Tensor:
-    """Cut what follows the first end of the sequence: padding of a batch of beams."""
+def as_seq2seq(model: Any) -> Any:
+    """Return the same network, weights shared, without the causal-LM interface, where it has one."""
+    for parent in type(model).__mro__[1:]:
+        if parent.__name__ == "SeqloomForConditionalGeneration":
+            model = copy.copy(model)
+            model.__class__ = parent
+    return model
+
+
+def read_source(model: Any, tokenizer: Any, texts: str | Sequence[str]) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask` of texts, (B, S) each, where the model is."""
+    batch = tokenizer([texts] if isinstance(texts, str) else list(texts), padding=True, return_tensors="pt")
+    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+
+
+def write_target(
+    model: Any, inputs: dict[str, Tensor], target: str | None, target_tokenizer: Any, **generate_options: Any
+) -> Tensor:
+    """Return (1, 1 + T) ids, the decoder's start token first: of the given target, or of what the model writes."""
+    if target is None:
+        written = model.generate(**inputs, **generate_options)[:1]
+    else:
+        ids = target_tokenizer([target], return_tensors="pt")["input_ids"]
+        start = torch.full((1, 1), model.generation_config.decoder_start_token_id)
+        written = torch.cat([start, ids], dim=1).to(model.device)
+    return up_to_end(written, model.generation_config.eos_token_id)
+
+
+def up_to_end(written: Tensor, end_ids: int | list[int] | None) -> Tensor:
+    """Cut what follows the first end of the sequence, (1, L): padding of a batch of beams."""
     ends = torch.isin(written[0, 1:], torch.as_tensor([] if end_ids is None else end_ids, device=written.device))
     return written[:, : int(ends.int().argmax()) + 2] if ends.any() else written
 
 
-def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int) -> list[Step]:
-    """Read each position's distribution: logits (T, V), and targets (T), the ids that were written."""
-    probabilities = logits.float().softmax(-1)  # (T, V)
-    best = probabilities.topk(min(num_candidates, probabilities.shape[-1]))  # (T, K)
-    chosen = probabilities.gather(1, targets[:, None])[:, 0]
-    names = _names(tokenizer, targets.tolist())
-    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    candidates = [list(map(Candidate, _names(tokenizer, ids), values)) for ids, values in rows]
-    return list(map(Step, names, chosen.tolist(), candidates))
-
-
-def _names(tokenizer: Any, ids: list[int]) -> list[str]:
+def name_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
     """Name tokens; a row of a padded embedding table has no name but its number."""
     return [f"#{id_}" if name is None else name for id_, name in zip(ids, tokenizer.convert_ids_to_tokens(ids))]
 
 
 @contextmanager
-def _eager_attention(model: Any) -> Iterator[None]:
+def eager_attention(model: Any) -> Iterator[None]:
     """Run a model on the kernel that returns its weights, then on its own again."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -143,6 +169,17 @@ def _eager_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int) -> list[Step]:
+    """Read each position's distribution: logits (T, V), and targets (T), the ids that were written."""
+    probabilities = logits.float().softmax(-1)  # (T, V)
+    best = probabilities.topk(min(num_candidates, probabilities.shape[-1]))  # (T, K)
+    chosen = probabilities.gather(1, targets[:, None])[:, 0]
+    names = name_tokens(tokenizer, targets.tolist())
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    candidates = [list(map(Candidate, name_tokens(tokenizer, ids), values)) for ids, values in rows]
+    return list(map(Step, names, chosen.tolist(), candidates))
 
 
 __all__ = ["Candidate", "Explanation", "Step", "explain"]

@@ -26,7 +26,7 @@ from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.export.ctranslate2_loader import vocabulary_of
 from seqloom.hub.export.engine_folder import engine_folder
 from seqloom.hub.files import read_object
-from seqloom.hub.generate import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder
+from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.serving.job_queue import MAX_WAITING
 from seqloom.hub.verify import check_folder

@@ -18,7 +18,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     from seqloom.training import train as module
 
     recipes: list[Recipe] = []
-    monkeypatch.setattr(module, "train", recipes.append)
+    monkeypatch.setattr(module, "train", lambda recipe, dry_run: recipes.append(recipe))
     return recipes
 
 
@@ -26,7 +26,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Catch the calls that would decode."""
     calls: list[Any] = []
-    monkeypatch.setattr(generate, "generate_file", lambda folder, **options: calls.append((folder, options)))
+    monkeypatch.setattr(generate, "generate_file", calls.append)
     return calls
 
 
@@ -46,10 +46,16 @@ def test_train_without_arguments_is_the_demo(trained: list[Recipe]) -> None:
 
 def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
     assert verbs.main("generate dir -i in -o out --beams 3 --n-best 2 --max_new_tokens 7".split()) == 0
-    options = {"input_file": "in", "output_file": "out", "num_beams": 3, "n_best": 2, "max_new_tokens": 7}
-    assert generated == [("dir", options)]
+    search = generate.Search(num_beams=3, n_best=2, max_new_tokens=7)
+    assert generated == [generate.Job("dir", input_file="in", output_file="out", search=search)]
     assert verbs.main(["--debug", "generate", "dir"]) == 0
-    assert generated[1] == ("dir", dict.fromkeys(options))
+    assert generated[1] == generate.Job("dir")
+    line = "generate dir --engine ctranslate2 --quantization int8 --sample --top_k 5 --seed 3 --long-lines split"
+    assert verbs.main(line.split()) == 0
+    search = generate.Search(sample=True, top_k=5, seed=3)
+    assert generated[2] == generate.Job(
+        "dir", engine="ctranslate2", quantization="int8", search=search, long_lines="split"
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,10 +117,13 @@ def test_the_verbs_are_those_that_work() -> None:
     assert verbs.verbs_of(verbs.build_parser()) == [
         "train",
         "generate",
+        "evaluate",
         "verify",
         "upgrade",
         "serve",
         "push",
+        "copy",
+        "walk",
         "space",
         "export",
     ]

@@ -15,7 +15,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.presets import PRESETS
-from seqloom.configuration.recipe import CHAPTERS, Recipe, RecipeError, field_docs, own_fields
+from seqloom.configuration.recipe import CHAPTERS, Recipe, RecipeError, field_docs, means_nothing, own_fields
 from seqloom.configuration.recipe_flags import add_recipe_arguments, parse_flags, recipe_from_arguments
 from seqloom.configuration.recipe_keys import RESERVED, SYNONYMS, known_keys
 from seqloom.configuration.recipe_layers import resolve_recipe, shipped_recipes
@@ -44,8 +44,11 @@ def test_defaults_are_the_papers() -> None:
     assert (arguments["adam_beta1"], arguments["adam_beta2"], arguments["adam_epsilon"]) == (0.9, 0.98, 1e-9)
     assert arguments["lr_scheduler_type"] == "inverse_sqrt"
     assert arguments["label_smoothing_factor"] == recipe.model_config().label_smoothing == 0.1
-    assert arguments["eval_strategy"] == "no"
+    assert arguments["eval_strategy"] == "steps", "a part of the training text is held out"
     assert resolve("--train a b --valid c d").training_arguments["eval_strategy"] == "steps"
+    for nothing in ("none", "0", "null"):
+        recipe = resolve(f"--train a b --valid {nothing}")
+        assert (recipe.valid, recipe.training_arguments["eval_strategy"]) == ([], "no")
 
 
 def test_later_layers_win(recipe_file: Any) -> None:
@@ -131,8 +134,9 @@ def test_a_resolved_recipe_is_grouped_and_reloads(tmp_path: Path) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 WORD = TEXT | st.sampled_from(["null", "~", "no", "1e-3", "010", "[x]", "{x}", "- x", "a: b", "#", "今天.txt", " a "])
 COUNT = st.integers(1, 10**6)
+VALID = st.lists(WORD, max_size=2).filter(lambda names: not names or not means_nothing(names))
 VALUES = st.fixed_dictionaries(
-    {"train": st.lists(WORD, min_size=1, max_size=2), "valid": st.lists(WORD, max_size=2)},
+    {"train": st.lists(WORD, min_size=1, max_size=2), "valid": VALID},
     optional={
         "vocab_size": st.integers(5, 10**6),
         "joint_vocabulary": st.booleans(),
@@ -140,7 +144,7 @@ VALUES = st.fixed_dictionaries(
         "preset": st.sampled_from(sorted(PRESETS)),
         "dropout": st.floats(0, 0.99),
         "use_gated_ffn": st.booleans(),
-        "output": WORD,
+        "output": WORD.filter(str.strip),
         "max_source_length": st.none() | COUNT,
         "tokens_per_update": COUNT,
         "learning_rate": st.floats(0, 1),
@@ -260,7 +264,18 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
         ("--learning_rate fast", "learning_rate=fast must be a number; for example learning_rate=0.001."),
         ("--vocab_size 10,000", "vocab_size=10,000 must be a whole number; for example vocab_size=10000."),
         ("--bf16 maybe", "bf16=maybe must be true or false; for example bf16=false."),
-        ("--seed", "seed without a value must be a whole number; for example seed=42."),
+        (
+            "--test",
+            "test stands without a value; write the names of one or two files behind it, for example --test test.de",
+        ),
+        (
+            "--columns",
+            "columns stands without a value; write one or more words behind it, for example --columns german",
+        ),
+        (
+            "--seed",
+            "seed stands without a value; write a whole number behind it, for example --seed 42, or leave it out.",
+        ),
         ("--output a b", "output=a b must be text; for example output=seqloom-model."),
         ("--vocab_size 2", "vocab_size=2 is too small; it must be at least 5."),
         ("--learning_rate -1", "learning_rate=-1 is too small; it must be at least 0."),
@@ -307,7 +322,10 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
         ("--where =de", "where==de names no column and value; write COLUMN=VALUE"),
         ("--where a=b --train x y", "where=a=b: the line-aligned files x and y have no columns to select by"),
         ("--overwrite", "overwrite=true starts over and resume=auto goes on; add --resume never, or leave overwrite"),
-        ("--eval_strategy steps", "eval_strategy=steps needs something to score and valid names nothing; add --valid"),
+        (
+            "--eval_strategy steps --valid none",
+            "eval_strategy=steps needs something to score and valid names nothing; add --valid",
+        ),
         ("--bpe_dropout 0.1 --tokenizer char", "bpe_dropout=0.1 skips merges and tokenizer=char has none; leave it"),
         ("--bpe_dropout 1", "bpe_dropout=1 is outside [0, 1); use e.g. 0.1, or 0 for off."),
         (
@@ -329,7 +347,7 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
             "save_total_limit=4 deletes checkpoints that average_checkpoints=5 needs; raise it to 5 or leave it out.",
         ),
         (
-            "--early_stopping_patience 3",
+            "--early_stopping_patience 3 --valid none",
             "early_stopping_patience=3 needs a score to compare and eval_strategy=no gives none; add --valid.",
         ),
         (

@@ -15,6 +15,7 @@ from seqloom.hub.model_card import (
     DEMO_EXAMPLE,
     SCORES,
     CardFacts,
+    Score,
     count_parameters,
     current_card,
     is_generated,
@@ -173,6 +174,20 @@ class TestContent:
         assert row(card, "Software") == ["seqloom 0.1.0, torch 2.13.0"]
         assert "Warm-up" not in card, "what the recipe does not hold is left out"
 
+    def test_a_warm_up_that_is_a_share_is_told_as_one(self, finished):
+        recipe = finished / "run" / "recipe.yaml"
+        recipe.write_text(re.sub(r"( *)learning_rate: .*", r"\g<0>\n\1warmup_steps: 0.1", recipe.read_text()))
+        assert "| Warm-up updates | 10 % of the run |" in current_card(finished)
+
+    def test_the_curve_is_shown_where_there_is_one(self, finished):
+        assert "learning_curve.png" not in current_card(finished)
+        (finished / "learning_curve.png").write_bytes(b"\x89PNG")
+        assert "![Loss and scores over the updates](learning_curve.png)" in section(current_card(finished), "Training")
+
+    def test_it_says_how_to_cite_it(self, finished):
+        assert "@misc{seqloom," in section(current_card(finished), "Citation")
+        assert "author = {{The Seqloom developers}}" in current_card(finished)
+
     def test_a_resumed_run_says_so(self, finished):
         (finished / "run" / "results.json").write_text(json.dumps(RESULTS | {"resumed_at": 9000, "seconds": 60}))
         assert row(current_card(finished), "Time") == ["60 s in all; the run was resumed at update 9,000"]
@@ -214,7 +229,7 @@ class TestNoClaims:
         card = current_card(finished)
         titles = re.findall(r"^## (\w+)", card, re.MULTILINE)
         gone = {"data": {"Data", "Scores"}, "environment": set(), "results": {"Scores"}}[lost]
-        assert set(titles) == {"Use", "Data", "Training", "Scores", "Decoding", "Limits", "Licence"} - gone
+        assert set(titles) == {"Use", "Data", "Training", "Scores", "Decoding", "Limits", "Citation", "Licence"} - gone
         assert card_errors(card) == []
 
     def test_other_weights_do_not_inherit_scores(self, finished):
@@ -345,3 +360,15 @@ def test_the_usage_code_runs_as_it_stands(finished):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert len(run.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("signature", "name"),
+    [
+        (None, "Word error rate (edits per 100 space-separated units)"),  # of a folder from before `per`
+        ("counts:edits of words", "Word error rate (edits per 100 words)"),
+        ("counts:outputs with any wrong phone", "Word error rate (% of outputs with any wrong phone)"),
+    ],
+)
+def test_a_word_error_rate_says_what_it_counts(signature, name):
+    assert Score("test", "wer", 12.5, signature=signature).name == name

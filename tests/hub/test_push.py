@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqloom.hub.model_card import CARD_NAME
-from seqloom.hub.push import HubError, belongs, check_repo_name, create_repository, format_size, plan_push, push_folder
+from seqloom.hub.push import (
+    HubError,
+    belongs,
+    check_repo_name,
+    copy_folder,
+    create_repository,
+    format_size,
+    plan_push,
+    push_folder,
+)
 from seqloom_cli import verbs
 from tests.loopback_hub import Repository, logged_in
 
@@ -365,3 +374,28 @@ def test_the_stand_in_checks_cards_as_the_hub_does(hub, folder):
     with pytest.raises(ValueError, match="pipeline_tag text2text-generation is unknown"):
         push_folder(folder, "alice/dates")
     assert json.loads((folder / "config.json").read_text())["model_type"] == "seqloom"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_a_copy_is_what_a_push_would_send_readable_as_the_umask_says(folder, tmp_path):
+    (folder / "model.safetensors").chmod(0o600)
+    assert verbs.main(["copy", str(folder), str(tmp_path / "new" / "to go")]) == 0
+    copied = tmp_path / "new" / "to go"
+    assert {path.name for path in copied.iterdir()} == {file.path for file in plan_push(folder, None)}
+    assert "test_outputs.jsonl" not in {path.name for path in copied.rglob("*")}
+    (tmp_path / "mine").touch()
+    assert {path.stat().st_mode for path in copied.iterdir()} == {(tmp_path / "mine").stat().st_mode}
+    assert copy_folder(folder, copied / "again", with_run=True)[-1].path.startswith("tokenizer")
+    with pytest.raises(ValueError, match="holds something; name a folder that does not exist, or empty this one"):
+        copy_folder(folder, copied)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["to go"], "nothing half"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_saved_weights_are_as_readable_as_other_files(tmp_path, tiny_model):
+    before = os.umask(0o027)
+    try:
+        tiny_model().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {"0o640"}

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from seqloom import __version__
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.costs import OUR_TEMPLATES
-from seqloom.hub.generate import load_folder
+from seqloom.hub.loading import load_folder
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.verify import (
     EARLIER,

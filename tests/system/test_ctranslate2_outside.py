@@ -31,7 +31,7 @@ def folder(request, tiny_model, char_tokenizer, tmp_path_factory):
 
 def answers_of(folder):
     """What the folder itself writes."""
-    from seqloom.hub.generate import load_folder
+    from seqloom.hub.loading import load_folder
 
     model, tokenizer = load_folder(folder)
     with torch.inference_mode():

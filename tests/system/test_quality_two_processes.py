@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from seqloom.training.monitoring.gradient_flow import gradient_rows
+
 TRAIN = Path(__file__).parents[2] / "training" / "train.py"
 KEYS = """
 --preset demo --d_model 16 --tokenizer bpe --vocab_size 400 --dropout 0 --tokens_per_update 1024 --max_steps 16
@@ -36,7 +38,8 @@ def run(corpus, output, processes, tool):
     done = subprocess.run(command, cwd=corpus, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     records = corpus / output / "run"
-    gradients = [json.loads(line) for line in (records / "gradient_flow.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (records / "history.jsonl").read_text().splitlines()]
+    gradients = gradient_rows({**row, "step": row["update"]} for row in rows)
     return (
         load_file(corpus / output / "model.safetensors"),
         json.loads((records / "results.json").read_text()),

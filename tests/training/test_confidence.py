@@ -11,7 +11,7 @@ from sacrebleu.significance import PairedTest
 from seqloom.training.confidence import confidence_intervals, interval, paired_difference
 from seqloom.training.metrics import METRICS, score
 
-NAMES = ["bleu", "tokenized_bleu", "chrf", "exact_match", "cer", "wer"]
+NAMES = ["bleu", "tokenized_bleu", "chrf", "exact_match", "cer", "per", "wer"]
 
 
 @pytest.fixture(scope="module")

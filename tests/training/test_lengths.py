@@ -212,13 +212,13 @@ def test_what_the_end_cannot_do_loses_nothing_else(
     assert f"results but for what failed ({name}: RuntimeError: the tape is torn" in seen.err
     found = results(tmp_path)
     assert list(found["errors"]) == [name]
-    assert ("test_bleu" in found, "validation_bleu" in found) == (what != "test", what != "validation")
+    assert ("test_exact_match" in found, "validation_exact_match" in found) == (what != "test", what != "validation")
     assert (tmp_path / "run" / "README.md").is_file()
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
 
     assert run(num_sample_outputs=0) == 0, "the remedy works"
     assert "errors" not in results(tmp_path)
-    assert {"test_bleu", "validation_bleu"} <= results(tmp_path).keys()
+    assert {"test_exact_match", "validation_exact_match"} <= results(tmp_path).keys()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 

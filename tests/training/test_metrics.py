@@ -1,12 +1,15 @@
 """Scores: known values, the tokeniser that fits the script, and names that do not exist."""
 
+import inspect
+
 import evaluate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
 
 from seqloom.training.metrics import METRICS, bleu_tokenizer_for, get_metrics, score
+from seqloom.training.target_kind import CODE, PHONES, SENTENCES, SHORT, are_phones, kind_of
 
 texts = st.text(st.sampled_from("ab .,ß今天\u3000"), max_size=12) | st.sampled_from(["", "a b a b a", "今天的天气很好"])
 corpora = st.lists(st.tuples(texts, texts) | texts.map(lambda text: (text, text)), min_size=1, max_size=8)
@@ -19,12 +22,12 @@ def test_identical_texts_score_perfectly():
     assert scores["chrf"] == pytest.approx(100)
     assert scores["tokenized_bleu"] == pytest.approx(100)
     assert scores["exact_match"] == 100
-    assert scores["cer"] == scores["wer"] == 0
+    assert scores["cer"] == scores["wer"] == scores["per"] == scores["ter"] == 0
 
 
 def test_error_rates_count_edits_over_the_reference():
-    scores = score(["a b c", "x"], ["a c", "x y z"], ["wer", "cer", "exact_match"])
-    assert scores["wer"] == pytest.approx(100 * 3 / 5)
+    scores = score(["a b c", "x"], ["a c", "x y z"], ["per", "cer", "exact_match"])
+    assert scores["per"] == pytest.approx(100 * 3 / 5)
     assert scores["cer"] == pytest.approx(100 * (2 + 4) / 8)
     assert scores["exact_match"] == 0
 
@@ -45,13 +48,16 @@ def test_the_sums_score_as_sacrebleu_and_the_definitions_say(corpus):
     """Empty outputs, empty references and Chinese included."""
     outputs, references = map(list, zip(*corpus, strict=True))
     theirs = {"bleu": BLEU(tokenize=bleu_tokenizer_for(references)), "tokenized_bleu": BLEU(tokenize="none")}
-    theirs["chrf"] = CHRF()
+    theirs["chrf"], theirs["chrf++"] = CHRF(), CHRF(word_order=2)
+    is_unspaced = bleu_tokenizer_for(references) != "13a"
+    theirs["ter"] = TER(normalized=is_unspaced, asian_support=is_unspaced)
     expected = {name: metric.corpus_score(outputs, [references]).score for name, metric in theirs.items()}
     signatures = {name: str(metric.get_signature()) for name, metric in theirs.items()}
     expected["exact_match"] = 100 * sum(map(str.__eq__, outputs, references)) / len(references)
     expected["cer"] = 100 * sum(map(edits, outputs, references)) / max(1, sum(map(len, references)))
     words = [[text.split() for text in side] for side in (outputs, references)]
-    expected["wer"] = 100 * sum(map(edits, *words)) / max(1, sum(map(len, words[1])))
+    expected["per"] = 100 * sum(map(edits, *words)) / max(1, sum(map(len, words[1])))
+    expected["wer"] = 100 - expected["exact_match"] if are_phones(references) else expected["per"]
     found = {name: metric(outputs, references) for name, metric in METRICS.items()}
     assert {name: sums.value for name, sums in found.items()} == pytest.approx(expected, abs=1e-9)
     assert {name: found[name].signature for name in theirs} == signatures
@@ -61,7 +67,7 @@ def test_the_sums_score_as_sacrebleu_and_the_definitions_say(corpus):
 def test_each_is_a_metric_of_evaluate(name):
     (metric,) = get_metrics([name])
     assert isinstance(metric, evaluate.Metric)
-    assert metric.description == METRICS[name].__doc__
+    assert metric.description == inspect.getdoc(METRICS[name])
     metric.add_batch(predictions=["ein Hund"], references=["ein Hund"])
     metric.add(prediction="今天", reference="今天")
     assert metric.compute()[name] == METRICS[name](["ein Hund", "今天"], ["ein Hund", "今天"]).value
@@ -101,3 +107,52 @@ def test_the_tokeniser_follows_the_script(reference, tokenizer):
 def test_an_unknown_metric_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="metric 'blue' is unknown; did you mean 'bleu'"):
         get_metrics(["blue"])
+
+
+PHONE_TARGETS = ["ɒ bː ɒ", "ɒ bː ɒ n", "k aː v eː"]
+
+
+def test_word_error_rate_is_what_the_field_calls_so():
+    """Over phones an output is a word, and any wrong phone makes it wrong; over sentences words are counted."""
+    phones = score(["ɒ bː ɒ", "ɒ b ɒ n", "k aː v eː"], PHONE_TARGETS, ["wer", "per", "exact_match"])
+    assert phones["wer"] == pytest.approx(100 / 3) == pytest.approx(100 - phones["exact_match"])
+    assert phones["per"] == pytest.approx(100 / 11)
+    assert phones["wer_signature"] == "counts:outputs with any wrong phone"
+    sentences = score(["the small house stands"], ["the small mouse stands here"], ["wer"])
+    assert sentences == {"wer": pytest.approx(40), "wer_signature": "counts:edits of words"}
+
+
+def test_any_of_several_references_is_right():
+    """As sacreBLEU has them, some sentences with fewer; edits are counted to the nearest, over its length."""
+    outputs = ["ein Hund läuft dort", "zwei Katzen"]
+    references = [["der Hund rennt dort", "ein Hund läuft dort"], ["zwei Kater sitzen"]]
+    scores = score(outputs, references, ["exact_match", "wer", "cer", "bleu", "ter", "chrf++"])
+    assert scores["exact_match"] == 50
+    assert scores["wer"] == pytest.approx(100 * 2 / 7)
+    assert scores["cer"] == pytest.approx(100 * edits("zwei Katzen", "zwei Kater sitzen") / (19 + 17))
+    streams = [["der Hund rennt dort", "zwei Kater sitzen"], ["ein Hund läuft dort", None]]
+    for name, metric in (("bleu", BLEU()), ("ter", TER()), ("chrf++", CHRF(word_order=2))):
+        assert scores[name] == pytest.approx(metric.corpus_score(outputs, streams).score, abs=1e-9), name
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind"),
+    [
+        (PHONE_TARGETS, PHONES),
+        (["ʔ i m ˧˧ l a ŋ ˧˩", "h a j ˧˧"], PHONES),
+        (["F AH M B AH L D", "K AE T"], PHONES),
+        (["2026-11-22", "2025-01-03"], SHORT),
+        (["München", "Straße"], SHORT),
+        (["CC(=O)OC1=CC=CC=C1C(=O)O"], CODE),
+        (["I_TURN_LEFT I_WALK", "I_JUMP"], CODE),
+        (["cake ( x _ 1 ) AND see . agent ( x _ 2 , x _ 1 )"], CODE),
+        (["Ein Mann steht auf der Straße.", "Zwei Hunde spielen im Schnee."], SENTENCES),
+        (["I am at it", "we go to the house of a man"], SENTENCES),
+        (["今天的天气很好，我们去公园", "你叫什么名字？"], SENTENCES),
+        (["今天 天气 很 好", "我 是 学生"], SENTENCES),
+        (["北京", "上海"], SHORT),
+    ],
+)
+def test_the_kind_of_target_chooses_the_metrics(targets, kind):
+    assert kind_of(targets) == kind
+    assert set(kind.metrics) <= METRICS.keys()

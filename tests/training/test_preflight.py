@@ -1,6 +1,7 @@
 """What is printed before the first update is true, and what cannot fit is refused with what can."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Seq2SeqTrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainingArguments
+from transformers.trainer_callback import TrainerState
 
 import seqloom
 from seqloom.configuration.recipe import RecipeError
@@ -129,3 +131,41 @@ def test_the_time_is_said_once_after_the_first_updates(monkeypatch: Any) -> None
 @pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (780, "13 min"), (7500, "2 h 05 min")])
 def test_a_time_is_said_as_people_say_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_disk_is_counted_and_what_cannot_fit_is_refused_with_what_can(
+    trainer: SeqloomTrainer, tmp_path: Any
+) -> None:
+    trainer.args.save_steps = 10
+    weights = 4 * trainer.model.num_parameters()
+    disk = preflight.measure_disk(trainer, 100, 2)
+    assert (disk.checkpoint, disk.num_checkpoints, disk.model) == (3 * weights, 3, weights)
+    assert preflight.measure_disk(trainer, 100, None).num_checkpoints == 10
+    assert preflight.measure_disk(trainer, 5, 2).num_checkpoints == 1
+    disk.check()
+    full = replace(disk, available=disk.total - 1)
+    with pytest.raises(RecipeError, match=r"--save_total_limit 1, make room, or name an --output on another disk"):
+        full.check()
+    replace(full, num_checkpoints=preflight.measure_disk(trainer, 100, 1).num_checkpoints).check()  # the advice works
+    with pytest.raises(RecipeError, match=r"are free there; make room"):
+        replace(disk, available=1).check()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "said"),
+    [
+        ("inverse_sqrt", 5, "its learning rate is the one that it would have had from the start"),
+        ("linear", 0, "at update 10 it was 0 and is 0.0005 now. The model will not be that of a run planned so long"),
+        ("inverse_sqrt", 0.5, "another: at update 10 it was"),
+    ],
+)
+def test_a_longer_run_is_told_what_its_schedule_does(
+    trainer: SeqloomTrainer, tmp_path: Any, schedule: str, warmup: float, said: str
+) -> None:
+    trainer.args.lr_scheduler_type, trainer.args.warmup_steps = SchedulerType(schedule), warmup
+    trainer.args.learning_rate = 1e-3
+    TrainerState(global_step=10, max_steps=10).save_to_json(str(tmp_path / "trainer_state.json"))
+    assert preflight.describe_new_end(trainer, tmp_path, 10) == ""
+    told = preflight.describe_new_end(trainer, tmp_path, 20)
+    assert told.startswith("It was planned for 10 updates and has 20 now")
+    assert said in told

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_a_run_leaves_a_folder_that_answers_and_its_records(recipe, tmp_path, co
     results = train(recipe())
     folder = tmp_path / "run"
     assert results["updates"] == 10
-    assert {"validation_loss", "test_exact_match", "test_bleu", "bleu_signature", "seconds"} <= set(results)
+    assert {"validation_loss", "test_exact_match", "test_cer", "test_in_training", "seconds"} <= set(results)
 
     records = {path.name for path in (folder / "run").iterdir()}
     assert {
@@ -57,7 +58,8 @@ def test_a_run_leaves_a_folder_that_answers_and_its_records(recipe, tmp_path, co
         "test_outputs.jsonl",
         "tokenizer",
     } <= records
-    assert resolve_recipe(folder / "run" / "recipe.yaml") == recipe()
+    decided = {"metrics": ["exact_match", "cer"]}  # by the kind of the targets
+    assert resolve_recipe(folder / "run" / "recipe.yaml") == replace(recipe(), **decided)
     rows = [json.loads(line) for line in (folder / "run" / "test_outputs.jsonl").read_text().splitlines()]
     assert [row["source"] for row in rows] == (corpus / "test.src").read_text().split()
     assert json.loads((folder / "run" / "data.json").read_text())["train"]["num_rows"] == 120
@@ -85,11 +87,55 @@ def test_a_finished_run_is_not_run_again(recipe, tmp_path, capsys):
     assert train(recipe(resume="never", overwrite=True))["test_loss"] == pytest.approx(first["test_loss"])
 
 
+def test_a_finished_run_goes_on_longer_to_the_weights_of_a_long_one(recipe, tmp_path, capsys):
+    long = train(recipe(output=str(tmp_path / "long")))
+    train(recipe(max_steps=5))
+    with pytest.raises(ValueError, match=r"trained with seed=42, and seed=7 is asked for now\. Nothing was changed"):
+        train(recipe(seed=7))
+    capsys.readouterr()
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    assert train(recipe(), dry_run=True) == {}
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+    results = train(recipe())  # ten updates, inverse_sqrt: as if it had been planned so
+    printed = capsys.readouterr().out
+    assert (
+        "Going on from update 5.\nIt was planned for 5 updates and has 10 now; its learning rate is the one" in printed
+    )
+    assert results["train_loss"] == pytest.approx(long["train_loss"])
+    whole, longer = weights(tmp_path / "long"), weights(tmp_path / "run")
+    assert all(torch.equal(whole[name], longer[name]) for name in whole)
+    assert "was trained from random weights" in (tmp_path / "run" / "README.md").read_text(), "the card knows the run"
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-10"], "as many as needed"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"report_to": "no_tracker"}, "report_to=no_tracker is unknown; "),
+        ({"report_to": "wandb"}, "report_to=wandb needs a package that is not installed: pip install wandb"),
+        ({"vocab_size": 259}, "vocab_size"),
+        ({"long_examples": "refuse", "max_source_length": 5}, "long_examples=refuse"),
+    ],
+)
+def test_a_refused_start_leaves_nothing_behind(recipe, tmp_path, keys, said):
+    with pytest.raises(ValueError, match=said):
+        train(recipe(output=str(tmp_path / "new" / "run"), **keys))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_everything_and_leaves_nothing(recipe, tmp_path, capsys):
+    assert train(recipe(output=str(tmp_path / "new" / "run")), dry_run=True) == {}
+    printed = capsys.readouterr().out
+    assert all(f"\n{subject:10}" in printed for subject in ("model", "data", "memory", "disk", "mouth"))
+    assert "Nothing was trained and nothing was left behind" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights(recipe, tmp_path):
     in_one_go = train(recipe(output=str(tmp_path / "whole")))
     train(recipe(output=str(tmp_path / "parts"), max_steps=5))
     (tmp_path / "parts" / "run" / "results.json").unlink()  # as if it had been stopped before its end
-    resumed = train(recipe(output=str(tmp_path / "parts")))
+    resumed = train(recipe(output=str(tmp_path / "parts"), save_total_limit=2))
     assert resumed["updates"] == in_one_go["updates"] == 10
     assert resumed["train_loss"] == pytest.approx(in_one_go["train_loss"]), "also of the updates before the stop"
     state = json.loads((tmp_path / "parts" / "checkpoint-5" / "trainer_state.json").read_text())

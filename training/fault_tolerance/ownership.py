@@ -23,7 +23,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from seqloom.configuration.recipe import RECIPE_HEADER, RecipeError
 from seqloom.hub.bundle import bundle_files
-from seqloom.hub.files import RUN_FOLDERS
+from seqloom.hub.files import CURVE_NAME, RUN_FOLDERS
 from seqloom.hub.files import SEAL_NAME as MANIFEST
 from seqloom.modeling.canary import CANARY_NAME
 from seqloom.training.fault_tolerance.checkpoints import (
@@ -47,7 +47,7 @@ MODEL = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors*", TRAINING_AR
 
 RECORDS = (
     *("results.json", "data.json", "environment.json", "weights.json", "model_manifest.json", "stopped.json"),
-    *("test_outputs.jsonl", "gradient_flow.jsonl", "gradient_flow.png"),
+    *("check.json", "test_outputs.jsonl", "history.jsonl", "report.html", "gradient_flow.jsonl", "gradient_flow.png"),
 )
 """What a run writes into `run/` beside its recipe and its vocabulary."""
 
@@ -56,7 +56,7 @@ _UNFINISHED = ".*.tmp"  # what `write_text` was killed at
 
 def names_of_ours() -> tuple[str, ...]:
     """Return every name, or its pattern, that a run writes, renames or deletes at the top of its folder."""
-    return ("run", *RUN_FOLDERS, *MODEL, *TOKENIZER, CARD, CANARY_NAME, MANIFEST, *bundle_files())
+    return ("run", *RUN_FOLDERS, *MODEL, *TOKENIZER, CARD, CURVE_NAME, CANARY_NAME, MANIFEST, *bundle_files())
 
 
 def refuse_foreign(output: Path) -> None:

@@ -31,7 +31,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.hub.generate import no_loading_bar
+from seqloom.hub.loading import no_loading_bar
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoint_path,
@@ -224,9 +224,11 @@ class ResumableTrainer(Trainer):
         super()._load_best_model()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, at the end with the mean loss of the whole run; Trainer's own is that of its last start."""
-        if "train_loss" in logs and any("loss" in row for row in self.state.log_history):
-            logs = {**logs, "train_loss": mean_loss(self.state.log_history)}
+        """Log, at the end the mean loss of the whole run; Trainer's own, with times, is that of its last start."""
+        if "train_loss" in logs:
+            logs = {"train_loss": mean_loss(self.state.log_history)}
+            if not any("loss" in row for row in self.state.log_history):
+                return
         super().log(logs, start_time)
 
     # Random states -----------------------------------------------------------------------------------------------

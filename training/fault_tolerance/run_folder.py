@@ -9,7 +9,7 @@ OUTPUT/_broken-checkpoint-N/                                           : a check
 Every file and folder outside `_saving` is whole at any moment; `checkpoints` says how. What else lies in a folder is
 not touched: `ownership` says in which folder a run may start.
 
-    open     a run with a checkpoint goes on in run/; any other prepares its records in _saving/run
+    open     a new run prepares its records in _saving/run, one that goes on those that change in _saving/changed
     begin    what was prepared moves to run/, and what an earlier run had left goes: training starts
 
 So a start that is refused before its first update changes nothing, and a run without a checkpoint takes a new recipe.
@@ -23,8 +23,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.files import SEAL_NAME as MANIFEST
@@ -72,6 +73,9 @@ CHANGEABLE = frozenset(
     | {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
     | {"average_checkpoints", "average_by", "log_gradient_flow"}
 )
+CHANGED = "changed"
+"""Folder below `STAGING` with those records of a run that goes on which may change."""
+
 EDITABLE = ("generation_config.json", "chat_template.jinja")
 """Files of a finished model that stay as their owner has edited them, where a run installs its model again."""
 
@@ -97,6 +101,11 @@ class RunFolder:
         """Where the records of the run lie that is about to begin or to go on."""
         staged = self.path / STAGING / PREPARED
         return staged if (staged / RECIPE).is_file() else self.records
+
+    @property
+    def _next(self) -> Path:
+        """Where the records of the run are written until it begins."""
+        return self.path / STAGING / CHANGED if self.prepared == self.records else self.prepared
 
     @property
     def recipe_file(self) -> Path:
@@ -195,7 +204,7 @@ class RunFolder:
         if recipe.resume == "never" or not checkpoints_in(self.path):
             home = self.path / STAGING / PREPARED
         else:
-            home = self.records
+            home = self.path / STAGING / CHANGED
             self._refuse_other_recipe(recipe)
             self._refuse_other_vocabulary()
         home.mkdir(parents=True, exist_ok=True)
@@ -203,17 +212,17 @@ class RunFolder:
         write_json(home / "environment.json", describe_environment())
 
     def begin(self) -> None:
-        """Put what was prepared in the place of what an earlier run has left; a run that goes on has all in place.
+        """Put what was prepared in the place of what an earlier run has left; a run that goes on is unfinished again.
 
         Killed in between there is no checkpoint, and so whoever comes next begins anew.
         """
-        home = self.prepared
-        if home == self.records:
-            return
-        (self.records / "results.json").unlink(missing_ok=True)  # first: half removed is not finished
-        for checkpoint in checkpoints_in(self.path):
-            discard(checkpoint, self.path)
-        forget_records(self.records)
+        home, is_new = self._next, self.prepared != self.records
+        for name in ("results.json", "weights.json"):  # first: half removed is not finished
+            (self.records / name).unlink(missing_ok=True)
+        if is_new:
+            for checkpoint in checkpoints_in(self.path):
+                discard(checkpoint, self.path)
+            forget_records(self.records)
         if (home / "tokenizer").is_dir():
             seal(home / "tokenizer")
         files = sorted(
@@ -258,6 +267,11 @@ class RunFolder:
     def _installed(self) -> dict[str, Any]:
         return (read_object(self.records / "model_manifest.json") or {}).get("files", {})
 
+    def note_card_facts(self, recipe: Recipe) -> None:
+        """Take over what a recipe says for the card alone."""
+        known = replace(resolve_recipe(self.recipe_file), languages=recipe.languages, license=recipe.license)
+        write_text(self.recipe_file, known.to_file())
+
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write what a run scored, and thereby that it is finished."""
         write_json(self.records / "results.json", results)
@@ -283,7 +297,12 @@ class RunFolder:
             old, new = (each.get(split, {}) for each in (before, facts))
             if (old.get("fingerprint") or new.get("fingerprint")) != new.get("fingerprint"):
                 self._refuse_other_text(split, old, new)
-        write_json(file, facts)
+        self._next.mkdir(parents=True, exist_ok=True)
+        write_json(self._next / file.name, facts)
+
+    def data_facts(self) -> dict[str, Any]:
+        """Return what is known of the data that the run was trained on."""
+        return read_object(self.records / "data.json") or {}
 
     def _refuse_other_text(self, split: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         rows = f"{old['num_rows']:,} and {new['num_rows']:,} rows, then and now"
@@ -314,15 +333,19 @@ class RunFolder:
             put_in_place(folder / final.name, final)
 
     def _refuse_other_recipe(self, recipe: Recipe) -> None:
-        before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
-        changed = [key for key in sorted(before | now) if key not in CHANGEABLE and before.get(key) != now.get(key)]
+        changed = {key: values for key, values in self.changes(recipe).items() if key not in CHANGEABLE}
         if changed:
-            key = changed[0]
-            others = f" (and {len(changed) - 1} more: {', '.join(changed[1:])})" if changed[1:] else ""
+            key, (before, now) = next(iter(changed.items()))
             raise RecipeError(
-                f"the run in {self.path} was started with {key}={before.get(key)} and is now asked to go on with "
-                f"{key}={now.get(key)}{others}; take the old value, another --output, or --resume never."
+                f"the run in {self.path} was started with {key}={shown(before)} and is now asked to go on with "
+                f"{key}={shown(now)}{and_more(list(changed))}; take the old value, another --output, or --resume never."
             )
+
+    def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Return key -> value then and now, for each key of the run's recipe that a resolved recipe has otherwise."""
+        before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
+        keys = sorted(before | now)
+        return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
     def _refuse_other_vocabulary(self) -> None:
         """Refuse another vocabulary than the run was started with; older runs did not seal theirs."""
@@ -334,6 +357,11 @@ class RunFolder:
                 f"{home} is not the vocabulary that the run was started with: {fault}. Bring the old file back, take "
                 f"another --output, or --resume never."
             )
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return what follows the first of several names: " (and 2 more: seed, train)"."""
+    return f" (and {len(names) - 1} more: {', '.join(names[1:])})" if names[1:] else ""
 
 
 def _installed_fault(path: Path, facts: Mapping[str, Any], code: Mapping[str, str]) -> str | None:

@@ -17,9 +17,8 @@ The norm of a layer is that of all its parameters' gradients together, of the wh
 processes) and before clipping.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,23 +35,18 @@ SIDES = ("encoder", "decoder")
 
 
 class GradientFlow(TrainerCallback):
-    """Measures the gradient's norm in every layer, keeps the readings in a file, and draws them."""
+    """Measures the gradient's norm in every layer for the log, and draws what was logged."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         """Watch a model.
 
         Args:
             model: what is trained.
-            folder: where gradient_flow.jsonl and gradient_flow.png go.
+            folder: where gradient_flow.png goes.
         """
         self.layers = parameters_by_layer(model)
-        self.table = folder / "gradient_flow.jsonl"
         self.picture = folder / "gradient_flow.png"
         self._norms: dict[str, Tensor] = {}
-
-    def _row(self, entry: Mapping[str, Any], update: int) -> str:
-        norms = {name: entry[PREFIX + name] for name in self.layers if PREFIX + name in entry}
-        return json.dumps({"update": update, "gradient_norm": entry.get("grad_norm"), **norms}) + "\n"
 
     def measure(self, total: Tensor | float, max_norm: float) -> None:
         """Take the norms of an update's gradients, after they were clipped and before they are used.
@@ -71,25 +65,20 @@ class GradientFlow(TrainerCallback):
         """Return the latest norms as Trainer logs them, e.g. `gradient_norm/encoder.0`."""
         return {f"{PREFIX}{name}": float(_whole(norm)) for name, norm in self._norms.items()}
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Begin the file; a resumed run begins it with what its checkpoint remembers."""
-        if state.is_world_process_zero:
-            rows = [self._row(entry, int(entry["step"])) for entry in state.log_history if _is_reading(entry)]
-            self.table.write_text("".join(rows), encoding="utf-8")
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Append a reading to the file."""
-        if state.is_world_process_zero and _is_reading(logs or {}):
-            with self.table.open("a", encoding="utf-8") as file:
-                file.write(self._row(logs or {}, state.global_step))
-
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Draw what was read."""
-        rows = [json.loads(line) for line in self.table.read_text(encoding="utf-8").splitlines()]
+        """Draw what was read, over all starts of the run."""
+        rows = gradient_rows(state.log_history)
         if state.is_world_process_zero and rows and can_draw():
             draw(rows, self.picture)
+
+
+def gradient_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the readings of a run's log that have gradients: `update`, and the norm of each layer by its name."""
+    readings = [entry for entry in log_history if any(name.startswith(PREFIX) for name in entry)]
+    return [
+        {"update": entry["step"], **{n.removeprefix(PREFIX): v for n, v in entry.items() if n.startswith(PREFIX)}}
+        for entry in readings
+    ]
 
 
 def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -108,10 +97,6 @@ def _whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def _is_reading(entry: Mapping[str, Any]) -> bool:
-    return any(name.startswith(PREFIX) for name in entry)
-
-
 # The picture ---------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +109,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the norm of each layer over training, encoder beside decoder, on one logarithmic scale.
 
     Args:
-        rows: as in gradient_flow.jsonl.
+        rows: of `gradient_rows`.
         path: the picture; its ending names the format, .png or .svg.
 
     Raises:

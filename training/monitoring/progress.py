@@ -1,8 +1,10 @@
-"""What a person sees while it trains: one bar with the loss, the speed in tokens, the padding, and the time left.
+"""What a person sees while it trains: a line for each reading, with the loss, the speed in tokens and the time left.
 
-The same numbers go to Trainer's log, and from there to TensorBoard, trackio or W&B, whichever `report_to` names.
+At a terminal a bar runs below. The same numbers go to Trainer's log, and from there to `history.py` and to TensorBoard,
+trackio or W&B, whichever `report_to` names.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 from seqloom.training.collator import IGNORED_LABEL
+from seqloom.training.monitoring.console import is_score, say
 
 
 class TokenMeter(TrainerCallback):
@@ -94,18 +97,21 @@ def mean_loss(log_history: Iterable[Mapping[str, Any]]) -> float:
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar of updates with what matters beside it, one of an evaluation's batches; each reading is a line above."""
+    """A line for each reading; at a terminal a bar of updates below it, and one of an evaluation's batches."""
 
-    def __init__(self) -> None:
-        """Show nothing yet."""
+    def __init__(self, *, shows_bars: bool | None = None) -> None:
+        """Show nothing yet; `shows_bars` None: where stderr is a terminal."""
+        self.shows_bars = sys.stderr.isatty() if shows_bars is None else shows_bars
         self.training_bar: Any = None
         self.evaluation_bar: Any = None
+        self._begun = (0.0, 0)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar where the run stands, so that a resumed one shows its own speed and time left."""
+        self._begun = (time.perf_counter(), state.global_step)
         if state.is_world_process_zero:
-            self.training_bar = tqdm(
-                total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True, smoothing=0.05
+            self.training_bar = self._bar(
+                total=state.max_steps, initial=state.global_step, unit="update", smoothing=0.05
             )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -126,8 +132,7 @@ class TrainingProgress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if self.evaluation_bar is None:
-            leave = self.training_bar is None
-            self.evaluation_bar = tqdm(total=len(eval_dataloader), leave=leave, dynamic_ncols=True)
+            self.evaluation_bar = self._bar(total=len(eval_dataloader), leave=self.training_bar is None)
         self.evaluation_bar.update(1)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -141,12 +146,21 @@ class TrainingProgress(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Show a reading: its main numbers beside the bar, all of it above."""
-        if self.training_bar is None or not logs:
+        """Show a reading: its main numbers beside the bar, all of it above; what Trainer sums up is said at the end."""
+        if self.training_bar is None or not logs or "train_loss" in logs:
             return
         if "loss" in logs:
             self.training_bar.set_postfix(brief(logs), refresh=False)
-        self.training_bar.write(f"update {state.global_step:>6,}  {describe(logs)}")
+        say(f"update {state.global_step:>6,}  {describe(logs, self._to_go(state) if 'loss' in logs else '')}")
+
+    def _bar(self, **options: Any) -> Any:
+        return tqdm(dynamic_ncols=True, disable=not self.shows_bars, **options)
+
+    def _to_go(self, state: TrainerState) -> str:
+        """Return how long the rest takes at the pace of this start; nothing where the end is reached."""
+        seconds, done = time.perf_counter() - self._begun[0], state.global_step - self._begun[1]
+        left = state.max_steps - state.global_step
+        return f"{duration(seconds / done * left)} to go" if done and left > 0 else ""
 
 
 def brief(logs: dict[str, Any]) -> dict[str, str]:
@@ -158,18 +172,31 @@ def brief(logs: dict[str, Any]) -> dict[str, str]:
     return shown
 
 
-UNSEEN = ("total_flos", "epoch")
-"""Of a reading, what a person does not look for; `epoch` comes first, and groups such as gradient_norm/ are long."""
+FIRST = {"epoch": "epoch {:.2f}", "loss": "loss {:.4g}", "tokens_per_second": "{:,.0f} tokens/s"}
+"""Of a reading, what a person looks for first, and how it is written."""
 
 
-def describe(logs: dict[str, Any]) -> str:
-    """Return one reading as a line: "epoch 1.25  loss 3.214  tokens_per_second 12,345"."""
-    parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
-    parts += [f"{name} {_shown(value)}" for name, value in logs.items() if name not in UNSEEN and "/" not in name]
-    return "  ".join(parts)
+def describe(logs: Mapping[str, Any], to_go: str = "") -> str:
+    """Return one reading as a line: "epoch 1.25  loss 3.214  12,346 tokens/s  13 min to go  learning_rate 0.0002".
+
+    Left out is what nobody looks for here: durations of an evaluation, and groups such as gradient_norm/, which are
+    long.
+    """
+    parts = [text.format(logs[name]) for name, text in FIRST.items() if name in logs]
+    parts += [to_go] if to_go else []
+    rest = {
+        name: value for name, value in logs.items() if name not in FIRST and "/" not in name and name != "total_flos"
+    }
+    return "  ".join(parts + [f"{name} {_shown(value)}" for name, value in rest.items() if is_score(name, value)])
 
 
-def _shown(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: "40 s", "13 min", "2 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

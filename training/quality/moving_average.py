@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from seqloom.modeling.canary import share
+
 FILE = "moving_average.safetensors"
 """Beside the raw weights in a checkpoint."""
 
@@ -76,6 +78,7 @@ class MovingAverage(TrainerCallback):
             return
         state: dict[str, Tensor] = {name: p.detach() for name, p in self.averaged.module.named_parameters()}
         save_file({**state, _COUNT: self.averaged.n_averaged}, checkpoint / FILE)
+        share(checkpoint / FILE)
 
     def load_part(self, checkpoint: Path) -> None:
         """Read what `save_part` wrote, to the bit.

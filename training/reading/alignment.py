@@ -12,7 +12,7 @@ from itertools import islice, zip_longest
 import numpy as np
 
 from seqloom.training.reading.readers import Row
-from seqloom.training.reading.text_file import CorpusError, TextFile, is_blank, shorten
+from seqloom.training.reading.text_file import LineCountError, TextFile, is_blank, reported_to, shorten
 
 MAX_SHIFTS = 8
 """Shifts that the alignment search follows one by one; the difference of the line counts is always among them."""
@@ -26,20 +26,21 @@ def read_aligned(source: TextFile, target: TextFile) -> Iterator[Row]:
     """Yield line i of both files as row i.
 
     Raises:
-        CorpusError: At the end, when one file has more lines; with both counts and the first suspicious line.
+        LineCountError: At the end, when one file has more lines; with both counts and the first suspicious line.
     """
     for number, texts in enumerate(zip_longest(source, target), 1):
         if None not in texts:
             yield number, texts
     if source.num_lines != target.num_lines:
-        raise CorpusError(_describe_misalignment(source, target))
+        raise LineCountError(_describe_misalignment(source, target))
 
 
 def _describe_misalignment(source: TextFile, target: TextFile) -> str:
     counts = f"{source.path} has {source.num_lines:,} lines and {target.path} {target.num_lines:,}"
     longer = source if source.num_lines > target.num_lines else target
     num_paired = min(source.num_lines, target.num_lines)
-    sides = [list(islice(file, 100_000)) for file in (source, target)]
+    with reported_to(lambda *_: None):  # what is wrong with their lines has been said
+        sides = [list(islice(file, 100_000)) for file in (source, target)]
     surplus = max(sides, key=len)[num_paired:]
     if surplus and all(map(is_blank, surplus)):
         hint = f"The lines of {longer.path} from {num_paired + 1:,} on are blank: remove them."

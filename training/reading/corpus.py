@@ -26,6 +26,7 @@ from pathlib import Path
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
+from seqloom.configuration.data_names import can_follow
 from seqloom.training.reading.sources import Request, Source, open_source
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, Defects, FileFacts, is_blank
@@ -90,10 +91,13 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _RowRule:
+class RowRule:
     """Which rows are kept: of a row's texts, the first are the task's columns, the others those of `where`."""
 
     columns: tuple[str, ...]
+    """The task's own."""
+    names: tuple[str, ...]
+    """The same, as the source calls them."""
     where: tuple[tuple[str, tuple[str, ...]], ...]
     needs_target: bool
 
@@ -134,9 +138,10 @@ def load_corpus(
 
     Args:
         paths: Two names: line-aligned files (plain or .gz), line i of the first is the source of line i of the second.
-            One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; any other file is plain text with one
-            document per line (task "continuation"); a folder with a data set; or a Hub data set, `owner/name` or
-            `owner/name:configuration`. Text files of a data set are read as they would be by name.
+            One name: a .tsv, .jsonl, .csv (each plain or .gz) or .parquet file; a dictionary as CMUdict's, .dict or
+            cmudict*; any other file is plain text with one document per line (task "continuation"); a folder with a
+            data set; or a Hub data set, `owner/name` or `owner/name:configuration`. Text files of a data set are read
+            as they would be by name. Several names of files with columns: read one after the other.
         columns: Names of the columns to read, in the order of the task's own (source, target; or text), which are the
             default. "a.b" is field b inside a ("translation.de"). For TSV and CSV also positions counted from 1 ("1"),
             which say that the file has no header.
@@ -152,28 +157,45 @@ def load_corpus(
     Raises:
         CorpusError: For data that cannot be trained on. The message names the file, the place, the rule and the remedy.
     """
+    source, rule = open_corpus(paths, columns=columns, task=task, split=split, where=where, num_proc=num_proc)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "seqloom" / _fingerprint(source, rule)
+    if not (folder / "facts.json").exists():
+        _build(folder, source, rule)
+    corpus = _load(folder, CorpusFacts(source.name, task, split, rule.names, source.files))
+    _log(corpus.facts)
+    return corpus
+
+
+def open_corpus(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    task: str = "pairs",
+    split: str = "train",
+    where: Mapping[str, Sequence[str]] | None = None,
+    num_proc: int | None = None,
+) -> tuple[Source, RowRule]:
+    """Open a corpus without reading its rows; see `load_corpus`.
+
+    Returns:
+        The rows to come, and which of them are wanted.
+    """
     wanted = get_task(task).columns
     selection = tuple((column, tuple(sorted(values))) for column, values in sorted((where or {}).items()))
     selecting = tuple(column for column, _ in selection)
     request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc, selecting)
-    source = open_source(_check_names(paths), request)
-    rule = _RowRule(wanted, selection, needs_target=task == "pairs" and split == "test")
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "seqloom" / _fingerprint(source, rule)
-    if not (folder / "facts.json").exists():
-        _build(folder, source, rule)
-    corpus = _load(folder, CorpusFacts(source.name, task, split, request.columns, source.files))
-    _log(corpus.facts)
-    return corpus
+    rule = RowRule(wanted, request.columns, selection, needs_target=task == "pairs" and split == "test")
+    return open_source(_check_names(paths), request), rule
 
 
 def _check_names(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     names = [os.path.expanduser(os.fspath(path)) for path in paths]
-    if len(names) not in (1, 2) or not all(names):
+    if not all(names) or not (len(names) in (1, 2) or can_follow(names)):
         raise CorpusError(
             f"{len(names)} names are given for a corpus ({', '.join(names[:4]) or 'none'}); give one (TSV, JSONL, CSV, "
-            "Parquet, text or a Hub data set) or two (line-aligned source and target)."
+            "Parquet, text or a Hub data set), two (line-aligned source and target), or several with columns."
         )
     return names
 
@@ -189,13 +211,13 @@ def _check_columns(columns: Sequence[str] | None, wanted: tuple[str, ...], task:
     return tuple(str(column) for column in columns)
 
 
-def _fingerprint(source: Source, rule: _RowRule) -> str:
+def _fingerprint(source: Source, rule: RowRule) -> str:
     rules = {"columns": rule.columns, "where": rule.where, "drop_blank": True, "needs_target": rule.needs_target}
     key = json.dumps([RULES, source.identity, rules])  # "drop_blank" was a choice once; runs remember their data by it
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def _build(folder: Path, source: Source, rule: _RowRule) -> None:
+def _build(folder: Path, source: Source, rule: RowRule) -> None:
     """Read all wanted rows into `folder`, which appears complete or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-", ignore_cleanup_errors=True) as temporary:
@@ -215,7 +237,7 @@ def _build(folder: Path, source: Source, rule: _RowRule) -> None:
                 raise
 
 
-def _write_rows(path: Path, source: Source, rule: _RowRule, tally: _Tally, *, fingerprint: str) -> int:
+def _write_rows(path: Path, source: Source, rule: RowRule, tally: _Tally, *, fingerprint: str) -> int:
     """Write the rows to keep as an Arrow stream; returns their number."""
     features = datasets.Features({column: datasets.Value("string") for column in rule.columns})
     kept = _keep(source, rule, tally)
@@ -238,7 +260,7 @@ def _take_batch(rows: Iterator[tuple[str | None, ...]]) -> list[tuple[str | None
     return batch
 
 
-def _keep(source: Source, rule: _RowRule, tally: _Tally) -> Iterator[tuple[str | None, ...]]:
+def _keep(source: Source, rule: RowRule, tally: _Tally) -> Iterator[tuple[str | None, ...]]:
     """Yield the texts of the rows to keep and count the others; at the end, refuse what `rule` does not let pass."""
     refused = Defects(source.name, "must not be blank")
     number, width = 0, len(rule.columns)
@@ -260,7 +282,7 @@ def _keep(source: Source, rule: _RowRule, tally: _Tally) -> Iterator[tuple[str |
     refused.check(number, "The test split needs every target: fill or remove these rows.")
 
 
-def _describe_empty(name: str, rule: _RowRule, tally: _Tally) -> str:
+def _describe_empty(name: str, rule: RowRule, tally: _Tally) -> str:
     if tally.num_unselected:
         return (
             f"{name} holds {tally.num_unselected:,} rows, and none of use with {', '.join(rule.conditions())}; "

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -32,9 +34,26 @@ Row = tuple[int, tuple[str | None, ...]]
 """The 1-based line or record number and one text per wanted column; None where the file has nothing."""
 
 HEADER_WORDS = frozenset(
-    {"source", "target", "src", "tgt", "trg", "input", "output", "text", "sentence", "translation", "label", "id"}
+    (
+        "source target src tgt trg input output text sentence sentence1 sentence2 translation original label id index "
+        "word words lemma form inflected features tags pronunciation pron phonemes phoneme phones graphemes grapheme ipa "
+        "spelling question answer prompt completion article summary instruction response context language lang split "
+        "reference normalized normalised modern classical simple complex "
+        "english german french spanish italian portuguese dutch russian ukrainian polish czech chinese mandarin japanese "
+        "korean arabic hebrew persian turkish hindi bengali tamil thai vietnamese indonesian swahili latin greek finnish "
+        "hungarian swedish danish norwegian romanian bulgarian"
+    ).split()
 )
-"""A first TSV line made of these words only is a header, never a pair."""
+"""Words that name columns, in English: a first TSV line of which half the fields are such words is a header."""
+
+LANGUAGE_CODES = frozenset(
+    (
+        "ar bg bn ca cs da de el en es et eu fa fi fr ga gl he hi hr hu hy id is it ja ka ko la lt lv mk ms mt nl no pl "
+        "pt ro ru sk sl sq sr sv sw ta th tr uk ur vi zh deu eng fra spa ita por nld rus ukr pol ces cmn zho jpn kor ara "
+        "heb fas tur hin ben tam tha vie ind swa lat ell fin hun swe dan nor ron bul lzh"
+    ).split()
+)
+"""Codes that name columns where all fields of a first line are such."""
 
 FIRST_LINE = "its first line holds"
 """Where the names of columns stand in TSV and CSV, for messages."""
@@ -47,6 +66,32 @@ def read_text(file: TextFile) -> Iterator[Row]:
     """Yield one document per line."""
     for number, text in enumerate(file, 1):
         yield number, (text,)
+
+
+_VARIANT = re.compile(r"\(\d+\)$")
+
+
+def read_lexicon(file: TextFile, *, num_columns: int) -> Iterator[Row]:
+    """Yield word and pronunciation from lines as in CMUdict: a word, space, its phones.
+
+    Left out are comments (lines after ";;;", what follows " #") and the number of a further pronunciation, "WORD(2)".
+
+    Raises:
+        CorpusError: For a task that reads one column, and for lines without a pronunciation.
+    """
+    if num_columns != 2:
+        raise CorpusError(f"{file.path} is a pronunciation dictionary by its name: words and phones. Use task=pairs.")
+    defects = Defects(file.path, "cannot be used")
+    for number, line in enumerate(file, 1):
+        entry = line.partition(" #")[0].strip()
+        if entry.startswith((";;;", "#")) or not entry:
+            continue
+        word, _, phones = entry.partition("\t" if "\t" in entry else " ")
+        if phones.strip():
+            yield number, (_VARIANT.sub("", word), phones.strip())
+        else:
+            defects.add(number, f"{shorten(entry)} has no pronunciation")
+    defects.check(file.num_lines, "Every line is a word, space, its phones: repair or remove these lines.")
 
 
 def read_tsv(file: TextFile, columns: Sequence[str], *, is_default: bool) -> Iterator[Row]:
@@ -115,27 +160,72 @@ def _read_fields(
     defects.check(file.num_lines, "Every line needs as many as the first: repair or remove these lines.")
 
 
-def _are_positions(columns: Sequence[str]) -> bool:
+def are_positions(columns: Sequence[str]) -> bool:
+    """Whether columns are given as numbers, from 1."""
     return all(column.isascii() and column.isdecimal() for column in columns)
 
 
 def _is_header(first: Sequence[str], columns: Sequence[str]) -> bool:
-    return not _are_positions(columns) and set(columns) <= set(first)
+    return not are_positions(columns) and set(columns) <= set(first)
 
 
 def _find_positions(path: str, first: list[str], columns: Sequence[str], *, needs_header: bool) -> list[int]:
-    if _are_positions(columns):
+    if are_positions(columns):
         return _check_positions(path, first, [int(column) - 1 for column in columns])
     if _is_header(first, columns):
         return [first.index(column) for column in columns]
-    if needs_header or (len(first) > 1 and HEADER_WORDS.issuperset(field.strip().lower() for field in first)):
+    if needs_header:
         raise CorpusError(describe_missing_columns(path, columns, first, FIRST_LINE))
+    if len(first) >= len(columns) > 1 and looks_like_header(first):
+        raise UnclearColumnsError(path, first, is_header=True)
     if len(columns) == 1 and len(first) > 1:
         raise CorpusError(
             f"{path} has {len(first)} fields per line and no header, but one text per line is wanted. "
             "Choose the field by its number, e.g. columns: ['1']."
         )
     return _check_positions(path, first, list(range(len(columns))))
+
+
+def looks_like_header(first: Sequence[str]) -> bool:
+    """Whether a first line names columns rather than being a pair, as far as its words tell."""
+    if any(len(field.split()) > 2 or field.strip().endswith((".", "!", "?")) for field in first):
+        return False
+    words = [field.strip().lower().partition(" ")[0].partition("_")[0] for field in first]
+    num_known = sum(word in HEADER_WORDS for word in words)
+    return num_known * 2 >= len(words) or all(word in HEADER_WORDS | LANGUAGE_CODES for word in words)
+
+
+class UnclearColumnsError(CorpusError):
+    """A file that can be read in a way that its owner should confirm."""
+
+    rule = "columns"
+    answers: dict[str, list[str]]
+    """What somebody who is asked may answer -> the columns that this means."""
+
+    def __init__(self, path: str, first: Sequence[str], *, is_header: bool) -> None:
+        """Say what the first line holds and which flag settles it.
+
+        Args:
+            path: the file.
+            first: the fields of its first line.
+            is_header: whether they look like names of columns.
+        """
+        listed = " | ".join(shorten(field) for field in first[:4])
+        numbers = f"--columns {' '.join(NUMBERED)}"
+        if is_header:
+            names = [field.strip() for field in first[:2]]
+            self.answers = {"y": names, "n": NUMBERED}
+            said = (
+                f"{path}: its first line ({listed}) looks like names of columns. If it is, add --columns "
+                f"{' '.join(map(shlex.quote, names))}; if it is an example, add {numbers}."
+            )
+        else:
+            self.answers = {"y": NUMBERED}
+            said = (
+                f"{path} is plain text by its name, and its lines hold {len(first)} fields with tabs between them "
+                f"({listed}). To read field 1 as source and field 2 as target, add {numbers}."
+            )
+        super().__init__(said)
 
 
 def _check_positions(path: str, first: list[str], positions: list[int]) -> list[int]:
@@ -162,7 +252,8 @@ def describe_missing_columns(path: str, columns: Sequence[str], existing: Sequen
         hint = " Is another separator in use? .csv means commas and .tsv tabs."
     names = " or ".join(repr(name) for name in missing)
     numbers = f", or number them if that is no header: {NUMBERED[: len(columns)]}" if lead == FIRST_LINE else ""
-    return f"{path} has no column {names}; {lead}: {listed or 'nothing'}.{hint} Name yours with `columns`{numbers}."
+    flag = f"--columns {' '.join(map(shlex.quote, existing))}" if len(existing) == len(columns) > 1 else "`columns`"
+    return f"{path} has no column {names}; {lead}: {listed or 'nothing'}.{hint} Name yours with {flag}{numbers}."
 
 
 def read_jsonl(file: TextFile, columns: Sequence[str]) -> Iterator[Row]:

@@ -19,6 +19,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
+from seqloom.configuration.data_names import can_follow, format_of
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.training.reading import readers
 from seqloom.training.reading.alignment import read_aligned
@@ -28,16 +29,6 @@ from seqloom.training.reading.text_file import CorpusError, FileFacts, TextFile,
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FORMATS = {
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-"""Suffix (before .gz) to format; any other suffix is plain text, one example per line."""
 
 TEXT_BUILDERS = {"csv": "csv", "json": "jsonl", "text": "text"}
 """What `datasets` calls text formats, to our names. Its own readers are not used: they read `NA` as nothing, "007" as a
@@ -80,29 +71,30 @@ class Source:
 
 
 def open_source(names: Sequence[str], request: Request) -> Source:
-    """Open one or two names; see `load_corpus` for what they may be.
+    """Open one name or several; see `load_corpus` for what they may be.
 
     Raises:
         CorpusError: For names that do not exist or do not fit the columns asked for.
     """
+    if can_follow(names):
+        parts = [_open_file(name, request, format_of(name)) for name in names]
+        return _one_after_the_other(
+            " + ".join(names), parts, "several", tuple(file for part in parts for file in part.files)
+        )
     if len(names) == 2:
         return _open_aligned(names[0], names[1], request)
     (name,) = names
     if os.path.isdir(name) or not (os.path.exists(name) or _looks_like_a_file(name)):
         return _open_dataset(name, request)
-    return _open_file(name, request, _format_of(name))
+    return _open_file(name, request, format_of(name))
 
 
 def _looks_like_a_file(name: str) -> bool:
     """Whether a name that does not exist was meant as a file rather than as a Hub data set, `owner/name`."""
     folder, _, base = name.rpartition("/")
-    if name.endswith(".gz") or _format_of(name) != "text" or name.startswith((".", "/")) or name.count("/") > 1:
+    if name.endswith(".gz") or format_of(name) != "text" or name.startswith((".", "/")) or name.count("/") > 1:
         return True
     return os.path.isdir(folder) if folder else "." in base
-
-
-def _format_of(path: str) -> str:
-    return FORMATS.get(Path(path.removesuffix(".gz")).suffix.lower(), "text")
 
 
 def _open_aligned(source_path: str, target_path: str, request: Request) -> Source:
@@ -112,7 +104,7 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
             "a task that reads one column takes one file."
         )
     for path in (source_path, target_path):
-        if (kind := _format_of(path)) != "text":
+        if (kind := format_of(path)) != "text":
             raise CorpusError(
                 f"{path} is {kind.upper()} by its name, but two file names mean plain text, aligned line by line. "
                 "Give one file that holds both columns, or rename it."
@@ -142,14 +134,21 @@ def _open_file(path: str, request: Request, kind: str) -> Source:
         rows = readers.read_csv(file, columns)
     elif kind == "jsonl":
         rows = readers.read_jsonl(file, columns)
+    elif kind == "lexicon":
+        _refuse_selection(f"{path} is", request)
+        rows = readers.read_lexicon(file, num_columns=len(columns))
+    elif readers.are_positions(columns) and "\t" in file.first_line():
+        kind, rows = "tsv", readers.read_tsv(file, columns, is_default=False)
     else:
-        _check_plain_text(path, request)
+        _check_plain_text(path, request, file.first_line())
         rows = readers.read_text(file)
     return Source(path, rows, [kind, columns, request.is_default, file.facts.sha256], (file.facts,))
 
 
-def _check_plain_text(path: str, request: Request) -> None:
+def _check_plain_text(path: str, request: Request, first: str) -> None:
     if len(request.columns) == 2:
+        if "\t" in first:
+            raise readers.UnclearColumnsError(path, first.split("\t"), is_header=False)
         stem = Path(path.removesuffix(".gz")).stem
         beside = [name for name in neighbours(path) if name.startswith(f"{stem}.") and name != Path(path).name]
         raise CorpusError(
@@ -190,9 +189,16 @@ def _open_text_files(name: str, kind: str, splits: Mapping[str, Sequence[str]], 
     is_folder = os.path.isdir(name)
     if is_folder and len(sources) == 1:
         return replace(sources[0], name=name)
-    rows = ((number, texts) for number, (_, texts) in enumerate(chain.from_iterable(s.rows for s in sources), 1))
     files = tuple(facts for source in sources for facts in source.files if is_folder)
-    return Source(name, rows, ["files", is_folder, *(source.identity for source in sources)], files)
+    return _one_after_the_other(name, sources, "files", files, is_folder)
+
+
+def _one_after_the_other(
+    name: str, sources: Sequence[Source], kind: str, files: tuple[FileFacts, ...], *identity: object
+) -> Source:
+    """Return several sources as one, whose rows are numbered through."""
+    rows = ((number, texts) for number, (_, texts) in enumerate(chain.from_iterable(s.rows for s in sources), 1))
+    return Source(name, rows, [kind, *identity, *(source.identity for source in sources)], files)
 
 
 @contextmanager

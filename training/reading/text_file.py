@@ -21,9 +21,11 @@ import re
 import shlex
 import stat
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,29 +90,46 @@ MAX_DEFECTS = 1000
 class CorpusError(ValueError):
     """A data set that cannot be trained on: what was found, the rule it breaks, and how to repair it."""
 
+    rule = "unreadable"
+    """What `seqloom check` calls it."""
+
+
+class LineCountError(CorpusError):
+    """Two files that are to be line-aligned and are not equally long."""
+
+    rule = "line-counts"
+
 
 class Defects:
     """Collects the unusable lines of a file, so that one error names them all."""
 
-    def __init__(self, path: str, verdict: str) -> None:
-        self.path, self.verdict = path, verdict
-        self.num = 0
+    def __init__(self, path: str, verdict: str, rule: str = "record") -> None:
+        self.path, self.verdict, self.rule = path, verdict, rule
+        self.lines = array("q")
         self.examples: list[str] = []
+
+    @property
+    def num(self) -> int:
+        """Unusable lines so far."""
+        return len(self.lines)
 
     @property
     def is_full(self) -> bool:
         """Whether there are so many that the file is wrong as a whole and reading on teaches nothing."""
-        return self.num >= MAX_DEFECTS
+        return self.num >= MAX_DEFECTS and _REPORT.get() is None
 
     def add(self, line: int, finding: str) -> None:
         """Note that `line` (1-based) is unusable, and why."""
-        self.num += 1
+        self.lines.append(line)
         if len(self.examples) < 5:
             self.examples.append(f"line {line:,}: {finding}")
 
     def check(self, num_lines: int, remedy: str) -> None:
-        """Raise a `CorpusError` when something was collected in the `num_lines` read so far."""
+        """Raise a `CorpusError` when something was collected in the `num_lines` read so far; see `reported_to`."""
         if not self.num:
+            return
+        if report := _REPORT.get():
+            report(self, remedy)
             return
         rest = self.num - len(self.examples)
         listed = "; ".join(self.examples) + (f"; and {rest:,} more" if rest else "")
@@ -118,12 +137,28 @@ class Defects:
         raise CorpusError(f"{self.path}: {self.num:,} of {total} lines {self.verdict}. {listed}. {remedy}")
 
 
+Report = Callable[["Defects | CorpusError", str], None]
+"""Takes what is wrong with a file, and the remedy (an error's message has it already)."""
+
+_REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+@contextmanager
+def reported_to(report: Report) -> Iterator[None]:
+    """Hand what is wrong with a text file to `report` and read on, where otherwise an error would end the reading."""
+    token = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(token)
+
+
 def is_blank(text: str | None) -> bool:
     """True when `text` holds nothing a reader can see: None, empty, or `BLANK_CHARACTERS` only."""
     return not text or not text.strip(BLANK_CHARACTERS)
 
 
-def progress_bar(description: str, total: int, unit: str) -> tqdm:
+def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
     """Return a bar that short work does not show; `datasets.disable_progress_bars()` turns it off."""
     return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2)
 
@@ -215,7 +250,7 @@ class TextFile:
         self.path = path
         self.facts = FileFacts.of(path)
         self._num_lines_beyond_ascii = 0  # good ones: the file is UTF-8, if not all of it
-        self._undecodable = Defects(path, "cannot be read as UTF-8")
+        self._undecodable = self._new_defects()
         self._undecodable_sample = b""
         self._foreign_ends: Counter[str] = Counter()
 
@@ -224,18 +259,39 @@ class TextFile:
         """Lines read so far."""
         return self.facts.num_lines or 0
 
+    def first_line(self) -> str:
+        """Return the first line, "" if there is none; what is wrong with it is said when the file is read."""
+        try:
+            raw_line = next(self._raw_lines(), b"")
+        except CorpusError:
+            return ""
+        return raw_line.decode("utf-8", "replace").rstrip("\r\n")
+
     def __iter__(self) -> Iterator[str]:
         """Yield the lines; raises `CorpusError` at the end when some could not be decoded, or are no lines."""
-        self.facts.num_lines = 0
+        try:
+            yield from self._lines()
+        except CorpusError as error:
+            if (report := _REPORT.get()) is None:
+                raise
+            report(error, "")
+
+    def _lines(self) -> Iterator[str]:
+        self.facts.num_lines = self.facts.num_crlf_lines = 0
+        self._undecodable = self._new_defects()
         for number, raw_line in enumerate(self._raw_lines(), 1):
             self.facts.num_lines = number
             if len(raw_line) > MAX_LINE_BYTES:
                 raise CorpusError(self._describe_long_line())
             line = self._strip_line_end(self._decode(raw_line))
-            self._foreign_ends.update({end: line.count(end) for end in FOREIGN_LINE_ENDS if end in line})
+            if not line.isprintable():  # next to none is, and asking costs a tenth of looking for each
+                self._foreign_ends.update({end: line.count(end) for end in FOREIGN_LINE_ENDS if end in line})
             yield line
         self.check_encoding()
         self._check_line_ends()
+
+    def _new_defects(self) -> Defects:
+        return Defects(self.path, "cannot be read as UTF-8", "encoding")
 
     def check_encoding(self) -> None:
         """Raise a `CorpusError` when lines read so far were not UTF-8."""
@@ -291,7 +347,7 @@ class TextFile:
         self._undecodable.add(self.num_lines, f"byte 0x{raw_line[error.start]:02X} at position {error.start + 1:,}")
         if self._undecodable.is_full:
             self.check_encoding()
-        return raw_line.decode("utf-8", errors="replace")  # never written: check_encoding raises
+        return raw_line.decode("utf-8", errors="replace")  # never trained on: check_encoding raises
 
     def _encoding_remedy(self) -> str:
         encoding = guess_encoding(self._undecodable_sample)

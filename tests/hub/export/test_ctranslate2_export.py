@@ -13,7 +13,7 @@ from seqloom.hub.export.ctranslate2_loader import ConversionError, vocabulary_of
 from seqloom.hub.export.ctranslate2_options import greedy, translate_options
 from seqloom.hub.export.engine_parity import Engine, write
 from seqloom.hub.export.output_folder import EXPORT_NAME, ExportError
-from seqloom.hub.generate import load_folder
+from seqloom.hub.loading import load_folder
 from seqloom.training.confidence import compare_outputs
 from seqloom_cli import verbs
 from tests.toy import MODERN

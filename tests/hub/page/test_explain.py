@@ -1,13 +1,13 @@
 """Explanations against what the model itself says: its own scores, its own attentions, step by step."""
 
 import json
-from html.parser import HTMLParser
+import sys
 
 import pytest
 import torch
 
-from seqloom.hub.page.explain import Candidate, Explanation, Step, explain
-from seqloom.hub.page.explain_tables import attention_table, candidate_table
+from seqloom.hub.page.explain import Candidate, Explanation, Step, explain, middle_layer
+from seqloom.hub.page.explain_figures import alignment_figure, attention_figure, next_word_figure
 
 WORDS = "abcdefghijklmnop"
 
@@ -107,49 +107,45 @@ def test_no_candidate_is_refused(model, tokenizer):
         explain(model, tokenizer, "abc", num_candidates=0)
 
 
-class _Cells(HTMLParser):
-    """Collects the text of each row's cells."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.rows = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-
 @pytest.fixture
 def explanation():
     steps = [
-        Step("<b>", 0.75, [Candidate("<b>", 0.75), Candidate(" ", 0.125)]),
-        Step("\n", 0.25, [Candidate("\n", 0.25), Candidate("x", 0.0001)]),
+        Step("$b", 0.75, [Candidate("$b", 0.75), Candidate(" ", 0.125)]),
+        Step("\n", 0.25, [Candidate("x", 0.5), Candidate("\n", 0.25)]),
     ]
-    attention = [[[[0.9, 0.1], [0.25, 0.75]]], [[[0.7, 0.3], [0.25, 0.75]]]]
-    return Explanation("s", "o", ["&", " y"], steps, attention)
+    attention = [[[[0.9, 0.1], [0.25, 0.75]]], [[[0.1, 0.9], [0.7, 0.3]]]]
+    return Explanation("s", "o", ["今", " y"], steps, attention)
 
 
-def test_the_heat_map_shows_the_mean_weights(explanation):
-    html = attention_table(explanation)
-    assert _Cells(html).rows == [["", "&", "␣y"], ["<b>", "80", "20"], ["⏎", "25", "75"]]
-    assert "rgba(37, 99, 235, 0.800)" in html
-    assert "<b>" not in html, "texts are escaped"
+def test_alignment_reads_a_step_later(explanation):
+    assert explanation.alignment() == [1, None]
+    assert explanation.alignment(shift=False) == [0, 1]
+    assert explanation.alignment(layer=1) == [0, None]
+    assert [middle_layer(n) for n in (1, 2, 4, 6)] == [0, 0, 1, 2]
 
 
-def test_the_candidates_are_shown_best_first(explanation):
-    rows = _Cells(candidate_table(explanation)).rows
-    assert rows == [["", "1", "2"], ["<b>", "<b> 75.0%", "␣ 12.5%"], ["⏎", "⏎ 25.0%", "x <0.1%"]]
-    html = candidate_table(explanation)
-    assert html.count("22, 163, 74") == 2, "green: what was written"
+def test_a_causal_lm_is_explained_too(taught_model, model, tokenizer):
+    causal = taught_model("SeqloomForCausalLM")
+    causal.generation_config.update(max_new_tokens=9)
+    assert explain(causal, tokenizer, "abc") == explain(model, tokenizer, "abc")
 
 
-def test_an_empty_output_makes_an_empty_table():
-    empty = Explanation("", "", ["</s>"], [], [[[]]])
-    assert _Cells(candidate_table(empty)).rows == [[""]]
+def test_figures_show_the_numbers(explanation, tmp_path):
+    figure = attention_figure(explanation, layer=0, head=0)
+    (image,) = figure.axes[0].images
+    assert image.get_array().ravel().tolist() == pytest.approx([0.9, 0.1, 0.25, 0.75])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [r"\$b", "⏎"]
+    figure.savefig(tmp_path / "attention.png")
+    mean = attention_figure(explanation).axes[0].images[0].get_array()
+    torch.testing.assert_close(torch.tensor(mean), torch.tensor(explanation.mean_attention()), check_dtype=False)
+    lines = alignment_figure(explanation, shift=False).axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[0, 0], [1, 1]]
+    bars = next_word_figure(explanation, 1).axes[0].patches
+    assert [bar.get_width() for bar in bars] == [0.5, 0.25]
+    assert bars[0].get_facecolor() != bars[1].get_facecolor(), "green: what was written"
+
+
+def test_figures_need_matplotlib(explanation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'seqloom\[plots\]'"):
+        attention_figure(explanation)

@@ -17,9 +17,12 @@ from seqloom.hub.bundle import ALLOWED_PACKAGES
 from seqloom.hub.page.space import GRADIO_VERSION, write_space
 from seqloom_cli import verbs
 from seqloom_cli.command import visible
+from tests.browser import open_browser
 from tests.test_package import imports_of
 
 SPACE_KEYS = {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "app_file", "pinned", "tags"}
+PAGE_CODE = ["app.py", "explain.py", "walk.py", "walk_numbers.py", "walk_search.py"]
+PAGE_FILES = ["README.md", *PAGE_CODE[:2], "requirements.txt", "walk.html", *PAGE_CODE[2:]]
 WORDS = "abcdefghijklmnop"
 
 
@@ -41,7 +44,7 @@ def test_the_folder_has_all_that_a_space_needs(folder, tmp_path, capsys):
     assert verbs.main(["space", str(folder), "-o", str(tmp_path / "page")]) == 0
     page = tmp_path / "page"
     top = {path.name for path in page.iterdir()}
-    assert top == {"app.py", "explain.py", "explain_tables.py", "requirements.txt", "README.md", "model"}
+    assert top == {*PAGE_FILES, "model"}
     assert (page / "model" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert (page / "model" / "README.md").is_file()
     head = head_of((page / "README.md").read_text())
@@ -60,14 +63,14 @@ def test_the_folder_has_all_that_a_space_needs(folder, tmp_path, capsys):
 
 def test_it_imports_nothing_of_seqloom(folder, tmp_path):
     write_space(folder, tmp_path / "page")
-    for name in ("app.py", "explain.py", "explain_tables.py"):
+    for name in PAGE_CODE:
         packages = {module.split(".")[0] for module, _, _ in imports_of(tmp_path / "page" / name)}
-        assert packages <= ALLOWED_PACKAGES | {"gradio", "explain", "explain_tables"}
+        assert packages <= ALLOWED_PACKAGES | {"gradio", *(name.removesuffix(".py") for name in PAGE_CODE)}
 
 
 def test_a_model_on_the_hub_is_named_and_not_copied(folder, tmp_path):
     files = write_space(folder, tmp_path / "page", repo="alice/capitals")
-    assert files == ["README.md", "app.py", "explain.py", "explain_tables.py", "requirements.txt"]
+    assert files == PAGE_FILES
     assert 'MODEL = "alice/capitals"' in (tmp_path / "page" / "app.py").read_text()
     assert head_of((tmp_path / "page" / "README.md").read_text())["models"] == ["alice/capitals"]
 
@@ -157,16 +160,30 @@ def test_the_lines_to_paste_work_in_a_shell(folder, tmp_path, capsys, name):
     assert {path.name for path in tmp_path.iterdir()} == {name}
 
 
+def test_examples_come_from_the_test_set(folder, tmp_path, capsys):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    with_records(mine)
+    rows = ["abc", "abc", "", "x" * 999, "dab", "<b>", "d", "e", "f", "g"]
+    text = "".join(json.dumps({"source": row, "target": "", "output": ""}) + "\n" for row in rows)
+    (mine / "run" / "test_outputs.jsonl").write_text(text)
+    assert verbs.main(["space", str(mine), "-o", str(tmp_path / "page")]) == 0
+    assert json.loads((tmp_path / "page" / "examples.json").read_text()) == ["abc", "dab", "<b>", "d", "e"]
+    assert "quotes sources of the test set; delete it if they are private" in capsys.readouterr().out
+    for index, broken in enumerate(("[1]\n", "{}\n", "\x00", "[" * 20_000)):
+        (mine / "run" / "test_outputs.jsonl").write_text(broken)
+        assert "examples.json" not in write_space(mine, tmp_path / f"page{index}")
+
+
 ASK = """
 import sys
 from unittest.mock import MagicMock
 sys.modules["gradio"] = MagicMock()  # the page's widgets; what it answers is computed for real
 sys.path.insert(0, sys.argv[1])
 import app
-output, attention, candidates = app.answer("abc")
-assert app.answer("  ") == ("", "", "")
+output, frame = app.answer("abc")
+assert app.answer("  ") == ("", "")
 assert "seqloom" not in sys.modules
-print(output, attention.count("<tr>"), candidates.count("<tr>"))
+print(output, frame.count("<iframe"), frame.count("<"))
 """
 
 
@@ -180,42 +197,59 @@ def test_the_page_answers_as_the_model_does(folder, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = AutoModelForSeq2SeqLM.from_pretrained(folder).generate(**tokenizer(["abc"], return_tensors="pt"))[0]
-    num_rows = 1 + len(ids) - 1
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    assert run.stdout.split() == [text, str(num_rows), str(num_rows)]
+    assert run.stdout.split() == [tokenizer.decode(ids, skip_special_tokens=True), "1", "2"]
+
+
+IN_FRAME = "const inside = document.querySelector('iframe')?.contentWindow; "
 
 
 @pytest.mark.slow
-def test_the_page_stands_on_real_gradio(folder, tmp_path):
-    """Starts the server and asks it as gradio's own client does, through its HTTP API."""
-    gradio_client = pytest.importorskip("gradio_client", reason="gradio is no dependency of Seqloom")
-    write_space(folder, tmp_path / "page")
+def test_somebody_clicks_through_the_page(folder, tmp_path):
+    """On real Gradio, in Chromium: an example, the button, the output, and the walk in its frame."""
+    pytest.importorskip("gradio", reason="gradio is needed where the page runs, and is no dependency of Seqloom")
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    with_records(mine)
+    (mine / "run" / "test_outputs.jsonl").write_text('{"source": "bacd", "target": "", "output": ""}\n')
+    write_space(mine, tmp_path / "page")
     port = _free_port()
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     environment |= {"GRADIO_ANALYTICS_ENABLED": "False"}
     log = tmp_path / "log"
-    with log.open("w") as out:
+    with open_browser(tmp_path) as browser, log.open("w") as out:
         server = subprocess.Popen(
             [sys.executable, "app.py"], cwd=tmp_path / "page", env=environment, stdout=out, stderr=subprocess.STDOUT
         )
-    try:
-        _wait_for(port, server, log)
-        client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
-        output, attention, candidates = client.predict("abc", api_name="/write")
-        assert output.isupper()
-        assert "<table>" in attention
-        assert "<table>" in candidates
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+        try:
+            _wait_for(port, server, log)
+            browser.open(f"http://127.0.0.1:{port}")
+            _click_through(browser)
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _click_through(browser):
+    find = "return [...document.querySelectorAll('button, td, .gallery-item')].find(x => x.innerText.trim() === %r)"
+    for name in ("bacd", "Write"):
+        browser.wait(find % name)
+        browser.run(f"{find[7:] % name}.click()")
+        if name == "bacd":
+            browser.wait("return document.querySelector('textarea').value === 'bacd'")
+    browser.wait(f"{IN_FRAME} return inside?.walk && inside.walk.data.text === 'bacd'", 120)
+    output = browser.run("return document.querySelectorAll('textarea')[1].value")
+    assert output.isupper()
+    assert browser.run(f"{IN_FRAME} return inside.walk.data.output") == output
+    assert all(check["ok"] for check in browser.run(f"{IN_FRAME} return inside.walk.checks()"))
+    browser.run(f"{IN_FRAME} inside.document.getElementById('next').click()")
+    assert browser.run(f"{IN_FRAME} return inside.document.querySelector('h2').textContent") == "Words become numbers"
 
 
 def _free_port() -> int:
@@ -225,7 +259,7 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(1200):
+    for _ in range(2400):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 import seqloom
-from seqloom.hub.generate import generate_lines, load_folder
+from seqloom.hub.generate import generate_lines
+from seqloom.hub.loading import load_folder
 from seqloom.hub.serving import chat_request, chat_server, job_queue
 from seqloom.hub.serving.serve import limits_of, load_service, read_config
 from seqloom.training.tokenizer import CHAT_TEMPLATE, train_tokenizer

@@ -178,6 +178,7 @@ def test_other_training_or_validation_text_is_refused_and_another_test_told(tmp_
     save_checkpoint(folder)
     facts = {**FACTS, "validation": {"num_rows": 5, "fingerprint": "v"}}
     folder.write_data_facts(facts)
+    folder.begin()
     for split, words in (("train", "training"), ("validation", "validation")):
         changed = {"num_rows": 11, "fingerprint": "z"}
         with pytest.raises(
@@ -187,6 +188,8 @@ def test_other_training_or_validation_text_is_refused_and_another_test_told(tmp_
     assert not caplog.text
     folder.write_data_facts({**facts, "test": {"num_rows": 4, "fingerprint": "c"}})
     assert "The test text has changed since" in caplog.text
+    assert json.loads((folder.records / "data.json").read_text()) == facts, "nothing changes before the run begins"
+    folder.begin()
     kept = json.loads((folder.records / "data.json").read_text())
     assert [kept[split]["num_rows"] for split in ("train", "validation", "test")] == [10, 5, 4]
 

@@ -63,8 +63,9 @@ def logs(**values: Any) -> dict[str, Any]:
 
 
 def test_a_reading_is_one_line() -> None:
-    line = describe(logs(tokens_per_second=12345.6, padding=2.31))
-    assert line == "epoch 1.25  loss 3.215  learning_rate 0.0002  tokens_per_second 12,346  padding 2.31"
+    line = describe(logs(tokens_per_second=12345.6, padding=2.31, **{"gradient_norm/encoder.0": 1.0}), "13 min to go")
+    assert line == "epoch 1.25  loss 3.215  12,346 tokens/s  13 min to go  learning_rate 0.0002  padding 2.31"
+    assert describe({"eval_bleu": 3.0, "eval_truncated": 4, "eval_runtime": 9.0}) == "eval_bleu 3  eval_truncated 4"
     assert brief(logs(tokens_per_second=12345.6, padding=2.31)) == {
         "loss": "3.215",
         "tokens/s": "12,346",
@@ -74,7 +75,7 @@ def test_a_reading_is_one_line() -> None:
 
 
 def test_the_bar_begins_where_a_resumed_run_stands(capsys: Any) -> None:
-    bar = TrainingProgress()
+    bar = TrainingProgress(shows_bars=True)
     state = SimpleNamespace(is_world_process_zero=True, global_step=40, max_steps=100)
     bar.on_train_begin(None, state, None)
     assert (bar.training_bar.n, bar.training_bar.total) == (40, 100)
@@ -92,7 +93,7 @@ def test_the_bar_begins_where_a_resumed_run_stands(capsys: Any) -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_an_evaluation_has_a_bar_of_its_own_on_one_process(is_first: bool, capsys: Any) -> None:
-    bar = TrainingProgress()
+    bar = TrainingProgress(shows_bars=True)
     state = SimpleNamespace(is_world_process_zero=is_first, global_step=0, max_steps=9)
     bar.on_train_begin(None, state, None)
     for _ in range(2):
@@ -104,3 +105,23 @@ def test_an_evaluation_has_a_bar_of_its_own_on_one_process(is_first: bool, capsy
     bar.on_train_end(None, state, None)
     assert (bar.evaluation_bar, bar.training_bar) == (None, None)
     assert ("0/3" in capsys.readouterr().err) is is_first
+
+
+def test_a_log_file_has_lines_with_the_time_to_go_and_no_bars(capsys: Any, clock: Any) -> None:
+    progress_ = TrainingProgress()  # stderr is no terminal here
+    state = SimpleNamespace(is_world_process_zero=True, global_step=10, max_steps=40)
+    progress_.on_train_begin(None, state, None)
+    clock.seconds, state.global_step = 60.0, 20
+    progress_.on_step_end(None, state, None)
+    progress_.on_prediction_step(None, state, None, eval_dataloader=[1, 2])
+    progress_.on_evaluate(None, state, None)
+    progress_.on_log(None, state, None, logs=logs())
+    progress_.on_log(None, state, None, logs={"train_loss": 0.0, "train_runtime": 0.02})
+    state.global_step = 40
+    progress_.on_log(None, state, None, logs=logs())
+    progress_.on_train_end(None, state, None)
+    captured = capsys.readouterr()
+    first, last = captured.out.splitlines()
+    assert first == "update     20  epoch 1.25  loss 3.215  2 min to go  learning_rate 0.0002"
+    assert last == "update     40  epoch 1.25  loss 3.215  learning_rate 0.0002"
+    assert captured.err == ""

@@ -218,10 +218,8 @@ class TestTsv:
             "Separate the fields by tabs (.tsv) or commas (.csv), or name other columns."
         )
 
-    @pytest.mark.parametrize("header", ["src\ttgt", "Source\tTarget", "id\tsource\ttarget\tlabel"])
-    def test_an_unknown_header_is_not_taken_for_a_pair(self, refused, header):
-        columns = ["source", "tagret"] if header.startswith("id") else None
-        message = refused(("a.tsv", f"{header}\n".encode()), task="pairs", columns=columns)
+    def test_an_unknown_header_is_not_taken_for_a_pair(self, refused):
+        message = refused(("a.tsv", b"id\tsource\ttarget\tlabel\n"), task="pairs", columns=["source", "tagret"])
         assert "; its first line holds: " in message
         assert message.endswith("Name yours with `columns`, or number them if that is no header: ['1', '2'].")
 

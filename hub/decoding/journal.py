@@ -1,0 +1,183 @@
+"""Files of output that grow for hours: whole lines only, and after a kill they go on where they stopped.
+
+OUT.part            what is written so far
+OUT.part.json       the journal: lines of input that are done, bytes of each part, what made them
+|  every window of lines: parts are written and synced, then the journal is replaced in one step
+|  after a kill: parts are cut back to the journal's bytes, and the input is read on behind its lines
+v
+OUT                 the parts, renamed when all is written; then the journal goes
+"""
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seqloom.hub.files import read_object
+from seqloom.modeling.canary import write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PART = ".part"
+
+
+class JournalError(ValueError):
+    """Output that this command may not go on with."""
+
+
+class Journal:
+    """The parts of one command's files, and how far they are."""
+
+    def __init__(self, files: list[Path], work: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Open the parts, cut back to what the journal vouches for.
+
+        Args:
+            files: that are written, the output first; its name is the journal's.
+            work: what makes the output: values by name. A journal of other values is refused.
+            overwrite: begin anew, whatever an earlier command has left.
+
+        Raises:
+            JournalError: if the parts belong to another command, or are shorter than the journal says, or if another
+                command is writing them.
+        """
+        self.files = files
+        self.path = files[0].with_name(f"{files[0].name}{PART}.json")
+        self.work = json.loads(json.dumps(work))
+        self.lines, self._sizes, self._digest = 0, [0] * len(files), hashlib.sha256()
+        self._expected_digest = self._digest.hexdigest()
+        self.notes: dict[str, Any] = {}
+        """What the command wants to know again."""
+        self.is_finished = False
+        """Whether an earlier command had written everything, and was killed while it moved the parts."""
+        self._handles = [os.open(_part(file), os.O_RDWR | os.O_CREAT, 0o666) for file in files]
+        self._is_ours = False
+        try:
+            _lock(self._handles[0], files[0])
+            self._is_ours = True
+            if not overwrite and (found := read_object(self.path)) is not None:
+                self._adopt(found)
+            for handle, file, size in zip(self._handles, files, self._sizes, strict=True):
+                if os.fstat(handle).st_size < size and not self.is_finished:
+                    raise JournalError(
+                        f"{_part(file)} has {os.fstat(handle).st_size:,} bytes, and {self.path.name} says {size:,}; "
+                        f"add --overwrite to begin anew."
+                    )
+                os.ftruncate(handle, min(size, os.fstat(handle).st_size))
+                os.lseek(handle, 0, os.SEEK_END)
+        except BaseException:
+            self.close()
+            raise
+
+    def skip(self, lines: Iterator[bytes]) -> None:
+        """Read over the lines that are done, and compare them with those that were read before.
+
+        Raises:
+            JournalError: if they are others.
+        """
+        for _ in range(self.lines):
+            self._digest.update(next(lines, b""))
+        if self._digest.hexdigest() != self._expected_digest:
+            raise JournalError(
+                f"The first {self.lines:,} lines of the input are not those that {_part(self.files[0])} answers; "
+                f"add --overwrite to begin anew."
+            )
+
+    def commit(self, lines: list[bytes], texts: list[str], notes: dict[str, Any]) -> None:
+        """Add the answers to some lines of input, on the disk before this returns.
+
+        Args:
+            lines: of the input.
+            texts: for each file what they add to it.
+            notes: what the command wants to know again.
+        """
+        self.notes = notes
+        for place, (handle, file, text) in enumerate(zip(self._handles, self.files, texts, strict=True)):
+            data = text.encode()
+            if data and file.name.endswith(".gz"):
+                data = gzip.compress(data)  # members may follow each other in a file
+            view = memoryview(data)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fsync(handle)
+            self._sizes[place] += len(data)
+        for line in lines:
+            self._digest.update(line)
+        self.lines += len(lines)
+        self._write()
+
+    def finish(self) -> None:
+        """Put the parts in their places; an empty .gz becomes a gzip file of nothing."""
+        for place, (handle, file) in enumerate(zip(self._handles, self.files, strict=True)):
+            if not self._sizes[place] and file.name.endswith(".gz"):
+                self._sizes[place] = os.write(handle, gzip.compress(b""))
+        self.is_finished = True
+        self._write()
+        for file, size in zip(self.files, self._sizes, strict=True):
+            if size == _part(file).stat().st_size:  # else it was in its place before a kill
+                os.replace(_part(file), file)
+            _part(file).unlink(missing_ok=True)
+        self.path.unlink()
+        self.close()
+
+    def _write(self) -> None:
+        facts = {"lines": self.lines, "digest": self._digest.hexdigest(), "sizes": self._sizes, "work": self.work}
+        write_whole(self.path, json.dumps({**facts, "notes": self.notes, "is_finished": self.is_finished}))
+
+    def close(self) -> None:
+        """Let go of the parts; of a command that has done nothing none is left behind."""
+        while self._handles:
+            os.close(self._handles.pop())
+        if self._is_ours and not self.path.exists():
+            for file in self.files:
+                _part(file).unlink(missing_ok=True)
+
+    def _adopt(self, found: Mapping[str, Any]) -> None:
+        part = _part(self.files[0])
+        theirs = found.get("work")
+        if not isinstance(theirs, dict) or len(found.get("sizes", [])) != len(self.files):
+            raise JournalError(f"{self.path} is no journal of this command's; add --overwrite to begin anew.")
+        for name in sorted({*theirs, *self.work}, key=str):
+            if theirs.get(name) != self.work.get(name):
+                raise JournalError(
+                    f"{part} holds the answers to {found['lines']:,} lines that were written with "
+                    f"{name}={theirs.get(name)!r}, and now it is {self.work.get(name)!r}; repeat the earlier command "
+                    f"to go on with it, or add --overwrite to begin anew."
+                )
+        self.lines, self._sizes, self._expected_digest = found["lines"], list(found["sizes"]), found["digest"]
+        self.notes, self.is_finished = dict(found["notes"]), bool(found["is_finished"])
+
+
+@contextmanager
+def journal_of(files: list[Path], work: Mapping[str, Any], *, overwrite: bool) -> Iterator[Journal]:
+    """Open a `Journal`, and close it when the block ends, however it ends."""
+    journal = Journal(files, work, overwrite=overwrite)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _part(file: Path) -> Path:
+    return file.with_name(file.name + PART)
+
+
+def _lock(handle: int, file: Path) -> None:
+    """Keep a second command off the same output; where the file system has no locks, nothing does."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise JournalError(f"{file} is being written by another command; wait, or name another file.") from None
+
+
+__all__ = ["Journal", "JournalError", "journal_of"]

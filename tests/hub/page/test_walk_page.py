@@ -1,0 +1,167 @@
+"""The walk's page in Chromium, offline: its numbers against the model's, every station in both languages and themes."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from seqloom.hub.page.walk import render_walk, walk
+from seqloom.hub.page.walk_file import TEMPLATE
+from tests.browser import open_browser
+from tests.toy import MODERN
+
+pytestmark = pytest.mark.slow
+
+WORDS = "abcdefghijklmnop"
+ODD = "نهر <b>&'\"\u202e"
+
+LOOK = """
+const problems = [];
+const wide = document.documentElement.scrollWidth;
+if (wide > innerWidth) problems.push(`${wide} pixels wide`);
+for (const element of document.querySelectorAll("header *, nav *, main *, .walkbar *")) {
+  const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+  if (own && parseFloat(getComputedStyle(element).fontSize) < 11) problems.push(`tiny: ${element.textContent}`);
+  if (/button|link|img/.test(element.getAttribute("role")) && !element.getAttribute("aria-label")) problems.push(`no name: ${element.outerHTML.slice(0, 80)}`);
+}
+for (const control of document.querySelectorAll("button, select, input")) {
+  if (!(control.innerText || control.getAttribute("aria-label") || control.closest("label"))) problems.push(`no name: ${control.id}`);
+}
+const text = document.body.innerText;
+for (const word of ["undefined", "NaN", "[object", "{"]) if (text.includes(word)) problems.push(word);
+return problems;
+"""  # noqa: E501 - JavaScript
+
+
+@pytest.fixture(scope="module")
+def tokenizer(char_tokenizer):
+    return char_tokenizer(WORDS + "0123" + WORDS.upper())
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with open_browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(browser, tokenizer, tmp_path):
+    """Return a function that walks through a model, opens the page, and returns the walk."""
+
+    def open_(model, text, **options):
+        data = walk(model, tokenizer, text, name="capitals", **{"max_new_tokens": 9, **options})
+        page = tmp_path / "walk.html"
+        page.write_text(render_walk(data, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
+        browser.resize(1400)
+        browser.open(page)
+        browser.run("walk.set({zh: false, dark: false, all: false})")
+        return data
+
+    return open_
+
+
+SWITCHES = {
+    "paper": {},
+    "modern": MODERN,
+    "learned": {"position_embedding_type": "learned", "encoder_layers": 1, "encoder_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_every_station_stands(browser, opened, taught_model, switches):
+    opened(taught_model(**SWITCHES[switches]), "bacd", num_beams=3)
+    for width, chinese, dark in ((1400, False, False), (360, True, True), (360, False, False)):
+        browser.resize(width)
+        browser.run("walk.set({zh: arguments[0], dark: arguments[1]})", chinese, dark)
+        for index, name in enumerate(browser.run("return walk.stations")):
+            for kind in ("encoder_self", "self", "cross"):
+                browser.run("walk.set({i: arguments[0], kind: arguments[1], step: 1})", index, kind)
+                assert browser.run(LOOK) == [], (name, width, chinese)
+    assert [check for check in browser.run("return walk.checks()") if not check["ok"]] == []
+    assert browser.errors() == []
+
+
+def test_the_page_computes_what_the_model_says(browser, opened, taught_model):
+    model = taught_model()
+    data = opened(model, "bacd")
+    ids, target = torch.tensor([data["source"]["ids"]]), torch.tensor([data["target"]["ids"]])
+    logits = model(ids, decoder_input_ids=target[:, :-1]).logits[0].detach()
+    for step, row in enumerate(logits):
+        for temperature, top_k in ((1.0, 0), (0.5, 0), (2.0, 3)):
+            found = browser.run("return walk.distribution(...arguments)", step, temperature, top_k)
+            values = (row / temperature).sort(descending=True).values
+            expected = values[: top_k or None].softmax(-1)
+            torch.testing.assert_close(torch.tensor(found["words"])[: len(expected)], expected, atol=1e-4, rtol=1e-3)
+    weights = browser.run("return walk.plain(walk.data).decoder.layers[1].cross.weights")
+    model.set_attn_implementation("eager")
+    own = model(ids, decoder_input_ids=target[:, :-1], output_attentions=True).cross_attentions[1][0]
+    torch.testing.assert_close(torch.tensor(weights), own.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_click_spells_out_the_sum(browser, opened, taught_model):
+    model = taught_model()
+    data = opened(model, "bacd")
+    browser.run("walk.set({i: walk.stations.indexOf('attention'), kind: 'encoder_self', layer: 1, head: 2, token: 3})")
+    browser.run("document.querySelectorAll('main td button')[0].click()")
+    said = browser.run("return document.querySelector('main output.sum').textContent").replace("−", "-")
+    terms, _, result = said.rpartition(" = ")
+    products = [math.prod(float(x.strip("() ")) for x in term.split("×")) for term in terms.split(" + ")]
+    assert len(products) == model.config.d_model // model.config.encoder_attention_heads
+    assert sum(products) == pytest.approx(float(result), abs=0.05)
+    with torch.inference_mode():
+        layer = model.model.encoder.layers[1].self_attn
+        states = model.model.encoder(torch.tensor([data["source"]["ids"]]), output_hidden_states=True).hidden_states[1]
+        query, key = (layer.split_heads(part(states))[0, 2] for part in (layer.q_proj, layer.k_proj))
+    assert float(result) == pytest.approx(float(query[3] @ key[0]), rel=0.02, abs=0.02)
+
+
+def test_keys_slider_and_links(browser, opened, taught_model):
+    opened(taught_model(), "bacd")
+    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))"
+    browser.run(press, "ArrowRight")
+    browser.run(press, "]")
+    assert browser.run("return [walk.state.i, walk.state.step, location.hash]") == [1, 1, "#tokens"]
+    browser.run("walk.set({i: walk.stations.indexOf('cross')})")
+    browser.run(
+        "document.getElementById('link_cross').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))"
+    )
+    lit = "return [...document.querySelectorAll('#link_encoder_self rect[visibility=visible]')].length"
+    assert browser.run(lit) == 1, "the same word lights up in the encoder"
+    before = browser.run(
+        "walk.set({i: walk.stations.indexOf('align')}); return document.querySelector('main svg').outerHTML"
+    )
+    browser.run("document.getElementById('naive').click()")
+    assert browser.run("return document.querySelector('main svg').outerHTML") != before
+    browser.run("document.querySelectorAll('nav .block')[4].dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    assert browser.run("return walk.state.i") != browser.run("return walk.stations.indexOf('align')")
+
+
+def test_figures_and_numbers_can_be_taken_along(browser, opened, taught_model):
+    """What the buttons save, caught before it becomes a download."""
+    opened(taught_model(), "bacd")
+    browser.run("window.saved = []; URL.createObjectURL = blob => { saved.push(blob); return '#'; };")
+    browser.run(
+        "walk.set({i: walk.stations.indexOf('mask')}); document.querySelectorAll('.dl button').forEach(b => b.click())"
+    )
+    browser.run("document.getElementById('json').click()")
+    browser.wait("return saved.length === 3")
+    kinds = browser.run("return saved.map(blob => [blob.type, blob.size])")
+    assert sorted(kind for kind, _ in kinds) == ["application/json", "image/png", "image/svg+xml"]
+    assert all(size > 1000 for _, size in kinds)
+    browser.run("Promise.all(saved.map(blob => blob.text())).then(texts => { window.texts = texts; })")
+    texts = browser.wait("return window.texts")
+    (found,) = (json.loads(text) for text in texts if text.startswith('{"model"'))
+    assert abs(sum(found["encoder"]["layers"][0]["encoder_self"]["weights"][0][0]) - 1) < 1e-3
+    assert browser.errors() == []
+
+
+def test_odd_texts_are_texts(browser, opened, taught_model):
+    opened(taught_model(), f"ab {ODD}")
+    browser.run("walk.set({all: true})")
+    assert browser.run("return document.querySelectorAll('main b, main script, main img').length") == browser.run(
+        "return document.querySelectorAll('main .shapes b, main .sum b, main output b, main label b').length"
+    )
+    assert "\u202e" not in browser.run("return document.body.innerText")
+    assert browser.run("return document.querySelector('main .text').textContent").startswith("ab نهر <b>&'\"⟨U+202E⟩")
+    assert browser.errors() == []

@@ -1,0 +1,141 @@
+"""A finished folder says no to what it cannot do, yes to what it can, and nothing to the same command."""
+
+import pytest
+
+from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.hub.files import sha256_of
+from seqloom.training.fault_tolerance.checkpoints import seal, write_json
+from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished
+from seqloom.training.fault_tolerance.run_folder import RunFolder
+from seqloom.training.fault_tolerance.run_health import TrainingError
+
+COMMAND = {"max_steps": 30, "seed": 1}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder as a run of 30 updates leaves it, but for the model; and its command."""
+    for name in ("train.de", "train.en", "test.de", "test.en"):
+        (tmp_path / name).write_text(f"{name}\n" * 20)
+    command = {split: [str(tmp_path / f"{split}.{side}") for side in ("de", "en")] for split in ("train", "test")}
+    command |= {**COMMAND, "output": str(tmp_path / "run")}
+    folder = RunFolder(tmp_path / "run")
+    folder.open(resolve_recipe(None, {**command, "preset": "tiny", **fitted()}))
+    files = {
+        split: [
+            {
+                "path": path,
+                "num_bytes": len(path) and (tmp_path / path).stat().st_size,
+                "sha256": sha256_of(tmp_path / path),
+            }
+            for path in command[split]
+        ]
+        for split in ("train", "test")
+    }
+    folder.write_data_facts({split: {"num_rows": 20, "num_examples": 20, "files": files[split]} for split in files})
+    folder.begin()
+    write_json(folder.records / "results.json", {"updates": 30, "epochs": 3.0})
+    checkpoint = folder.path / "checkpoint-30"
+    checkpoint.mkdir()
+    (checkpoint / "optimizer.pt").write_text("o")
+    seal(checkpoint)
+    return folder, command
+
+
+def fitted():
+    """What preset=auto makes of 20 examples, as the recipe that is kept spells it out."""
+    from seqloom.configuration.data_size import settings_for
+
+    return {key: value for key, value in settings_for(20, tokenizer="bpe").items() if key != "preset"}
+
+
+def ask(finished, **changes):
+    folder, command = finished
+    return asked_of_finished(folder, resolve_recipe(None, {**command, **changes}))
+
+
+def test_the_same_command_asks_for_nothing(finished, tmp_path):
+    assert ask(finished) == Asked.NOTHING
+    assert ask(finished, num_proc=2, report_to="none", save_steps=9, tokens_per_device=99) == Asked.NOTHING
+    (tmp_path / "train.de").unlink()
+    assert ask(finished) == Asked.NOTHING, "text that is gone is no other text"
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"license": "mit"}, Asked.CARD),
+        ({"num_beams": 2}, Asked.SCORES),
+        ({"test": []}, Asked.SCORES),
+        ({"max_steps": 31}, Asked.LONGER),
+        ({"max_steps": 40, "num_beams": 2}, Asked.LONGER),
+    ],
+)
+def test_what_can_be_done_is_done(finished, changes, asked):
+    assert ask(finished, **changes) == asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": ["a.tsv"]}, r"trained with train=\S+train.de \S+train.en, and train=a.tsv is asked for now"),
+        ({"columns": ["x", "y"], "train": ["a.tsv"]}, r"columns=null, and columns=x y \(and 1 more: train\) is asked"),
+        ({"learning_rate": 0.5}, "learning_rate=0.0025, and learning_rate=0.5 is asked for now"),
+        ({"max_steps": 29}, "max_steps=29 is less than the 30 that it has had"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_ways_out(finished, changes, said):
+    with pytest.raises(TrainingError, match=f"holds a finished run of 30 updates, .*{said}") as refusal:
+        ask(finished, **changes)
+    for way in ("--max_steps above 30 goes on", "another --output", "--resume never --overwrite"):
+        assert way in str(refusal.value)
+    assert ask(finished, max_steps=31) == Asked.LONGER, "the first way out is one"
+
+
+def test_text_that_was_edited_is_other_text(finished, tmp_path):
+    (tmp_path / "test.en").write_text("other\n" * 20)
+    assert ask(finished) == Asked.SCORES
+    (tmp_path / "train.en").write_text("other.en\n" * 20)
+    with pytest.raises(TrainingError, match=r"and \S+train.en is another text since"):
+        ask(finished)
+
+
+def test_without_a_checkpoint_nothing_goes_on(finished):
+    folder, _ = finished
+    (folder.path / "checkpoint-30" / "optimizer.pt").unlink()
+    assert ask(finished) == Asked.NOTHING
+    with pytest.raises(TrainingError, match="without a whole checkpoint left to go on from") as refusal:
+        ask(finished, max_steps=40)
+    assert "goes on;" not in str(refusal.value), "no way that does not exist"
+
+
+@pytest.mark.parametrize(
+    ("asked", "settled", "now", "outcome"),
+    [
+        ({"valid": "auto"}, {"valid": ["75"], "metrics": ["per"]}, {"valid": ["auto"]}, Asked.NOTHING),
+        ({"valid": "auto"}, {"valid": [], "eval_strategy": "no"}, {"valid": ["auto"]}, Asked.NOTHING),
+        ({"valid": "0.05"}, {"valid": ["75"]}, {"valid": ["0.05"]}, Asked.NOTHING),
+        ({"valid": "auto"}, {"valid": ["75"]}, {"valid": ["75"]}, Asked.NOTHING),
+        ({"valid": "auto"}, {"valid": ["75"]}, {"valid": ["90"]}, "valid=75, and valid=90 is asked for now"),
+        ({"valid": "auto"}, {"valid": ["75"]}, {"valid": []}, "valid=75, and valid="),
+        ({"test": "100"}, {"test": ["100"]}, {"test": ["100"]}, Asked.NOTHING),
+        ({"test": "100"}, {"test": ["100"]}, {"test": ["200"]}, "test=100, and test=200 is asked for now"),
+        ({"test": "100"}, {"test": ["100"]}, {"test": ["other.tsv"]}, "test=100, and test=other.tsv is asked for"),
+    ],
+)
+def test_what_the_data_had_decided_is_no_change(finished, tmp_path, asked, settled, now, outcome):
+    """The same command as the user types it; another share is another training text."""
+    _, command = finished
+    plain = {**command, "valid": ["none"], "test": [], "output": str(tmp_path / "held")}
+    folder = RunFolder(tmp_path / "held")
+    folder.open(resolve_recipe(None, {**plain, "preset": "tiny", **fitted(), **settled}))
+    facts = {"num_rows": 20, "num_examples": 20, "files": [], "asked": asked}
+    folder.write_data_facts({"train": facts})
+    folder.begin()
+    write_json(folder.records / "results.json", {"updates": 30, "epochs": 3.0})
+    again = resolve_recipe(None, {**plain, **now})
+    if not isinstance(outcome, Asked):
+        with pytest.raises(TrainingError, match=outcome):
+            asked_of_finished(folder, again)
+    else:
+        assert asked_of_finished(folder, again) == outcome

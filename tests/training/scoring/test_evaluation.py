@@ -1,0 +1,260 @@
+"""`seqloom evaluate` through its door: the numbers against sacreBLEU's own command and against the model itself."""
+
+import json
+import math
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.hub.loading import load_folder
+from seqloom.training.scoring import evaluation as module
+from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
+from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
+from seqloom.training.scoring.evaluation_text import ReadingOptions, read_evaluation_text
+from seqloom.training.scoring.score_page import render_page
+from seqloom.training.scoring.system_answers import Answers, answer
+from seqloom_cli.verbs import main
+
+WORDS = "abcdefghijklmnop"  # the toy language's source words; it writes them in capitals
+SOURCES = ["abc", "p", "bacd", "hgfedcba", "mn", "ponm", "aab"]
+
+
+@pytest.fixture(scope="module")
+def folder(taught_model, char_tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "model"
+    model = taught_model()
+    model.generation_config.update(max_new_tokens=9)
+    model.save_pretrained(path)
+    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Line-aligned test files, of which the model should have all but the first and the last line right."""
+    references = [text.upper() for text in SOURCES]
+    references[0], references[-1] = "AXC", "B"
+    for name, lines in (("test.src", SOURCES), ("test.tgt", references)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    return [str(tmp_path / "test.src"), str(tmp_path / "test.tgt")]
+
+
+def test_the_command_scores_writes_and_says_where(folder, files, tmp_path, capsys):
+    output = tmp_path / "found"
+    assert main(["evaluate", str(folder), "--test", *files, "--beams", "1", "-o", str(output), "--debug"]) == 0
+    printed = capsys.readouterr().out
+    outputs = (output / "output.txt").read_text().splitlines()
+    references = (output / "reference.txt").read_text().splitlines()
+    right = 100 * sum(map(str.__eq__, outputs, references)) / len(SOURCES)
+    assert 0 < right < 100
+    record = json.loads((output / "scores.json").read_text())
+    assert {row["metric"]: row["value"] for row in record["scores"]}["exact_match"] == pytest.approx(right)
+    assert f"{right:8.2f}  [" in printed
+    rows = [json.loads(line) for line in (output / "outputs.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == SOURCES
+    assert [row["output"] for row in rows] == outputs
+    table = [line.split("\t") for line in (output / "outputs.tsv").read_text().splitlines()]
+    column = table[0].index("cer")
+    assert [float(line[column]) for line in table[1:]] == [row["cer"] for row in rows]
+    assert str(output / "evaluation.html") in printed
+    assert "The training text is not recorded in the folder; with --train FILES examples are compared" in printed
+
+
+def test_truncated_outputs_are_counted(folder, files, capsys):
+    found = evaluate_folder(folder, files, EvaluationOptions(num_beams=1, max_new_tokens=3))
+    long = [len(output) >= 3 for output in found.answers.outputs]
+    assert found.answers.is_cut.tolist() == long
+    assert f"{sum(long)} of 7 outputs were cut before their end" in found.notes[0]
+
+
+def corrupted(sentences, share, seed):
+    rng = random.Random(seed)
+    return [" ".join(word for word in text.split() if rng.random() > share) for text in sentences]
+
+
+@pytest.fixture
+def sentences(tmp_path, monkeypatch):
+    """A test set with two references and two systems, none of which is a model."""
+    rng = random.Random(3)
+    words = "the a cat dog sees eats small big house tree garden, stands near old and new".split()
+    references = [[" ".join(rng.choices(words, k=9)) + "." for _ in range(2)] for _ in range(60)]
+    first, second = map(list, zip(*references, strict=True))
+    for name, lines in (("s", [f"source {n}" for n in range(60)]), ("a", first), ("b", second)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    outputs = {"one": corrupted(first, 0.1, 1), "other": corrupted(first, 0.2, 2)}
+    for name in outputs:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(module, "answer", lambda folder, text, **_: Answers(str(folder), outputs[folder.name]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("names", [["s", "a"], ["s", "a", "b"]])
+def test_the_printed_command_of_sacrebleu_says_the_same(sentences, names):
+    options = EvaluationOptions(metrics=("bleu", "chrf", "ter"))
+    found = evaluate_folder(sentences / "one", [str(sentences / name) for name in names], options)
+    write_evaluation(found, sentences / "out dir")
+    (line,) = [line for line in describe_evaluation(found, sentences / "out dir").splitlines() if " sacrebleu " in line]
+    theirs = json.loads(run_sacrebleu(shlex.split(line)[1:]))
+    ours = {row.label.split()[0]: row for row in found.rows}
+    for score, row in zip(theirs, ("BLEU", "chrF", "Translation"), strict=True):
+        assert score["score"] == pytest.approx(ours[row].value, abs=0.05), row  # it rounds to one digit
+        assert f"nrefs:{len(names) - 1}" in score["signature"]
+
+
+def test_a_comparison_is_sacrebleus_own(sentences):
+    options = EvaluationOptions(metrics=("bleu", "chrf", "exact_match"), compare=str(sentences / "hypotheses.txt"))
+    (sentences / "hypotheses.txt").write_text(
+        "".join(f"{t}\n" for t in module.answer(sentences / "other", None).outputs)
+    )
+    found = evaluate_folder(sentences / "one", [str(sentences / "s"), str(sentences / "a")], options)
+    write_evaluation(found, sentences / "out")
+    files = [str(sentences / "out" / name) for name in ("reference.txt", "other.txt", "output.txt")]
+    for kind, key in (("--paired-ar", "p_value"), ("--paired-bs", "p_bootstrap")):
+        table = run_sacrebleu([files[0], "-i", *files[1:], "-m", "bleu", "chrf", kind], "text")  # its JSON fails for bs
+        theirs = [float(number) for number in re.findall(r"\(p = ([\d.]+)\)", table)]
+        assert [getattr(row.difference, key) for row in found.rows[:2]] == pytest.approx(theirs, abs=1e-4), kind
+    assert found.rows[0].difference.interval[0] < found.rows[0].difference.value < found.rows[0].difference.interval[1]
+    assert found.rows[2].difference is not None, "and where sacreBLEU has no such metric, by the same sums"
+
+
+def run_sacrebleu(arguments, form="json"):
+    """Run the installed command, and return what it prints."""
+    command = [sys.executable, "-m", "sacrebleu", *arguments, "-f", form]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_a_folder_compared_with_itself_does_not_differ(folder, files):
+    found = evaluate_folder(folder, files, EvaluationOptions(num_beams=1, compare=str(folder)))
+    assert {row.difference.value for row in found.rows} == {0}
+    assert {row.difference.p_value for row in found.rows} == {1}
+
+
+def test_bits_and_next_characters_are_those_of_the_model(folder, files):
+    """Sentence by sentence and token by token, in double precision, from the model's own logits."""
+    text = read_evaluation_text(files, ReadingOptions())
+    forced = answer(folder, text, num_beams=1, is_continuation=True).forced
+    model, tokenizer = load_folder(folder)
+    bits, characters, ranks = 0.0, 0, []
+    for source, (target,) in zip(text.sources, text.references, strict=True):
+        labels = tokenizer(target, return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = model(**tokenizer(source, return_tensors="pt"), labels=labels).logits[0].double()
+        chosen = logits.log_softmax(-1)[range(len(labels[0])), labels[0]]
+        bits -= float(chosen.sum()) / math.log(2)
+        characters += len(target) + 1
+        ranks += (logits > logits[range(len(labels[0])), labels[0]][:, None]).sum(-1).tolist()
+    assert forced["bits_per_character"].value == pytest.approx(bits / characters, rel=1e-5)
+    assert forced["token_accuracy"].value == pytest.approx(100 * np.mean(np.array(ranks) == 0))
+    assert forced["token_top5"].value == pytest.approx(100 * np.mean(np.array(ranks) < 5))
+    assert forced["perplexity"].value == pytest.approx(2 ** (bits / len(ranks)), rel=1e-5)
+
+
+def test_a_continuation_is_cut_where_training_cuts(folder, tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    from seqloom.training.reading.tasks import get_task
+
+    documents = ["abcdef", "ponmlk", "aabbcc"]
+    (tmp_path / "text.txt").write_text("\n".join(documents) + "\n")
+    text = read_evaluation_text([str(tmp_path / "text.txt")], ReadingOptions("continuation", seed=7))
+    pairs = get_task("continuation").to_pairs(Dataset.from_dict({"text": documents}), seed=7)
+    assert (text.sources, text.first_references) == (pairs["source"][:], pairs["target"][:])
+    options = EvaluationOptions(task="continuation", num_beams=1)
+    found = evaluate_folder(folder, [str(tmp_path / "text.txt")], options)
+    assert "bits_per_character" in [row.metric for row in found.rows]
+    assert found.sentence_metric == "bits_per_character"
+    assert "bits" in render_page(found).lower()
+
+
+def test_columns_group_and_rows_of_one_source_are_one_example(folder, tmp_path):
+    rows = ["source\ttarget\tkind", "abc\tABC\tx", "abc\tCBA\tx", "p\tP\ty", "mn\tQ\ty"]
+    (tmp_path / "t.tsv").write_text("\n".join(rows) + "\n")
+    options = EvaluationOptions(by=("kind",), merge=True, num_beams=1, metrics=("exact_match",))
+    found = evaluate_folder(folder, [str(tmp_path / "t.tsv")], options)
+    assert found.text.references == [["ABC", "CBA"], ["P"], ["Q"]]
+    (by_kind,) = [each for each in found.groups if each.name == "kind"]
+    assert {group.label: group.count for group in by_kind.groups} == {"y": 2, "x": 1}
+    assert "By kind" in render_page(found)
+
+
+def test_rows_are_selected_as_the_run_did(folder, tmp_path):
+    """And tags at the start of sources make groups."""
+    run = tmp_path / "run-folder"
+    shutil.copytree(folder, run)
+    (run / "run").mkdir()
+    recipe = resolve_recipe(None, {"train": ["gone.tsv"], "where": ["kind=x"], "valid": "none", "metrics": ["cer"]})
+    recipe.save(run / "run" / "recipe.yaml")
+    (tmp_path / "t.tsv").write_text("source\ttarget\tkind\n<a>abc\tABC\tx\n<b>p\tP\ty\n<b>mn\tMN\tx\n")
+    found = evaluate_folder(run, [str(tmp_path / "t.tsv")], EvaluationOptions(num_beams=1))
+    assert found.text.sources == ["<a>abc", "<b>mn"]
+    assert [group.label for each in found.groups if each.name == "tag" for group in each.groups] == ["<a>", "<b>"]
+    assert found.rows[0].metric == "cer", "as the run scored"
+    assert "The training text cannot be read here" in found.notes[-1]
+    everything = evaluate_folder(run, [str(tmp_path / "t.tsv")], EvaluationOptions(num_beams=1, where=()))
+    assert len(everything.text) == 3
+
+
+def test_nearness_and_learned_sources_are_said(folder, files, tmp_path):
+    (tmp_path / "train.tsv").write_text("abc\tABC\nmnop\tMNOP\nhgfedcbb\tHGFEDCBB\n")
+    options = EvaluationOptions(training=(str(tmp_path / "train.tsv"),), num_beams=1, metrics=("exact_match",))
+    found = evaluate_folder(folder, files, options)
+    assert found.nearness.nearest[3].source == "hgfedcbb"
+    others = 100 * np.mean(found.sentence_scores[1:] == 0)
+    assert f"1 of 7 sources are training sources, which proves nothing; the others score exact_match {others:.2f}." in (
+        found.notes
+    )
+    assert "By nearness to the training text" in [each.title for each in found.groups]
+
+
+def test_a_page_shows_and_obeys_nothing(folder, tmp_path):
+    (tmp_path / "t.tsv").write_text("abc\t<script>alert(1)</script>\x1b[2J\nmn\tMN\np\tQ\n")
+    page = render_page(evaluate_folder(folder, [str(tmp_path / "t.tsv")], EvaluationOptions(num_beams=1)))
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "http" not in page.replace("http-equiv", ""), "nothing comes from elsewhere"
+    assert "<del" in page
+    assert "<ins" in page
+
+
+@pytest.mark.parametrize(
+    ("contents", "arguments", "sentence"),
+    [
+        ({"a": "", "b": ""}, "--test a b", "a + b holds nothing to score; a test set needs at least one line with"),
+        ({"a": "x\ny\n", "b": "x\n"}, "--test a b", "a has 2 lines and b 1; they must be line-aligned."),
+        ({"a": "x\ny\n", "b": "x\n \n"}, "--test a b", "1 of 2 lines cannot be scored. line 2: no reference"),
+        ({"a": "x\n", "b": "x\n"}, "--test a b --by kind", "plain text without columns, and --by names some; leave it"),
+        (
+            {"a": "x\n", "b": "x\n", "c": "1\n2\n"},
+            "--test a b --compare c",
+            "c has 2 outputs and a + b 1 examples; each",
+        ),
+        ({"a": "x\n", "b": "x\n"}, "--test a b --compare d", "compare=d is neither a folder nor a file of outputs"),
+        ({"a": "x\n", "b": "x\n"}, "--test a b --metrics blue", "metric 'blue' is unknown; did you mean 'bleu'?"),
+        (
+            {"a": "x\n", "b": "x\n", "c.tsv": "x\ty\n"},
+            "--test a b --compare c.tsv",
+            "c.tsv has no column output, only x",
+        ),
+        (
+            {"a": "x\n", "b": "x\n", "c.jsonl": "x\n"},
+            "--test a b --compare c.jsonl",
+            "c.jsonl line 1 is no JSON object",
+        ),
+    ],
+)
+def test_scores_that_cannot_be_are_errors(folder, tmp_path, monkeypatch, capsys, contents, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    assert main(["evaluate", str(folder), *arguments.split()]) == 1
+    assert sentence in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""Where a file's columns are not clear, ask the person at the terminal; elsewhere an error names the flag."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from seqloom.configuration.recipe import Recipe
+from seqloom.training.reading.corpus import open_corpus
+from seqloom.training.reading.readers import UnclearColumnsError
+from seqloom.training.reading.text_file import CorpusError
+from seqloom_cli.command import visible
+
+
+def settle_columns(recipe: Recipe, ask: Callable[[str], str] = input) -> Recipe:
+    """Return the recipe with the columns of its training text, which are asked about at a terminal where need be."""
+    if recipe.is_demo or recipe.columns is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return recipe
+    try:
+        source, _ = open_corpus(recipe.train, task=recipe.task, where=recipe.selection(), num_proc=recipe.num_proc)
+        next(iter(source.rows), None)
+    except UnclearColumnsError as error:
+        print(visible(error), file=sys.stderr)
+        columns = error.answers.get(ask("Read it so? [y/n] ").strip().lower()[:1])
+        if columns:
+            return replace(recipe, columns=columns, named=recipe.named | {"columns"})
+    except CorpusError:
+        pass  # the run says so in its place
+    return recipe
