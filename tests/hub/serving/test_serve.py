@@ -201,7 +201,7 @@ def test_answers_are_as_long_as_the_folder_says(fields, expected):
 
 
 def test_the_folders_settings_stay_and_its_length_fits_the_limit(copy):
-    GenerationConfig(max_length=40, num_beams=3, suppress_tokens=[3]).save_pretrained(copy)
+    GenerationConfig(max_length=40, num_beams=3, suppress_tokens=[3], decoder_start_token_id=1).save_pretrained(copy)
     config = read_config(copy)
     service = load_service(copy, limits_of(config, copy, None))
     generation = service.generation_config
