@@ -150,12 +150,16 @@ CONVERSATION = [{"role": role, "content": "a b"} for role in ("system", "user", 
 def template_faults(folder: Path, name: str) -> Iterator[str]:
     """Yield which of the chat templates in a file are too costly."""
     for template in _templates_in(folder / name):
-        is_ours = hashlib.sha256(template.strip().encode()).hexdigest() in OUR_TEMPLATES
-        if why := None if is_ours else _cost_of(template):
+        if why := None if is_ours(template) else _cost_of(template):
             yield (
                 f"a chat template that is not done with a conversation of four messages: {why}; delete the template, "
                 f"or get the folder anew."
             )
+
+
+def is_ours(template: str) -> bool:
+    """Return whether Seqloom wrote a template: it gives the last user message and nothing else, in no time."""
+    return hashlib.sha256(template.strip().encode()).hexdigest() in OUR_TEMPLATES
 
 
 def _templates_in(path: Path) -> list[str]:
@@ -188,6 +192,7 @@ __all__ = [
     "MOST_BYTES",
     "MOST_RECIPE",
     "OUR_TEMPLATES",
+    "is_ours",
     "number_faults",
     "parameter_fault",
     "read_header",

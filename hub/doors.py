@@ -335,7 +335,8 @@ def _serving(folder: str) -> Iterator[str]:
     from seqloom.hub.serving.chat_server import build_app
 
     service = serve.load_service(folder, serve.limits_of(serve.read_config(folder), folder, None))
-    service.queue.engine.model.float()
+    engine: Any = service.queue.engine
+    engine.model.float()
     with serve.open_socket(serve.HOST, 0) as listener, serve.listening(listener, build_app(service)):
         try:
             yield f"http://{serve.HOST}:{listener.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""The export of a folder that a command makes for itself, once: beside the folder, or in the cache if that is read-only.
+"""The export of a folder that a command makes for itself, once: beside the folder, or in the cache where it may not.
 
 It is made again when the folder's files or the engine are no longer those it was made of.
 """
@@ -36,10 +36,7 @@ def engine_folder(folder: str | PathLike[str], quantization: str = "float32") ->
     made_from = files_made_from(folder)
     for place in places_for(folder, quantization):
         manifest = read_object(place / EXPORT_NAME) or {}
-        is_ours = manifest.get("made_from") == made_from and manifest.get("ctranslate2_version") == version(
-            "ctranslate2"
-        )
-        if is_ours:
+        if manifest.get("made_from") == made_from and manifest["ctranslate2_version"] == version("ctranslate2"):
             refuse_foreign(place)  # every file is as it was written
             return place
     for place in places_for(folder, quantization):

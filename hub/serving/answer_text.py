@@ -4,8 +4,11 @@ A character may take several tokens, a token may hold more than a stop string's 
 several pieces. What was given out once is never taken back, and nothing is held longer than it has to be.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
+
+from seqloom.hub.serving.job_queue import Job
 
 HALF = "\ufffd"
 """How a tokenizer writes bytes that are no character, or not yet one."""
@@ -64,7 +67,7 @@ class UntilStop:
 
     def rest(self) -> str:
         """Return what was held, for nothing follows."""
-        return self._held
+        return "" if self.is_stopped else self._held
 
     def _length_to_hold(self, text: str) -> int:
         longest = max(map(len, self._stops), default=1) - 1
@@ -72,4 +75,41 @@ class UntilStop:
         return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)
 
 
-__all__ = ["HALF", "AnswerPieces", "UntilStop"]
+class Answer:
+    """One job as it is read: what there is to say of it, also while it is written."""
+
+    def __init__(self, job: Job, tokenizer: Any, *, name: str, model: str) -> None:
+        self.job, self.tokenizer, self.name, self.model = job, tokenizer, name, model
+        self.created = int(time.time())
+        self.prompt_tokens, self.text = job.prompt_tokens, ""
+        self.num_tokens = 0
+        """Tokens that were written, an end of sequence included."""
+        self.is_cut = False
+        """Whether it ended for want of room."""
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """Yield the text before the first stop string as it comes; in one piece, if nobody watches."""
+        if not self.job.is_watched:
+            tokens = [token async for token in self.job]
+            self.num_tokens, self.text = len(tokens), self.tokenizer.decode(tokens, skip_special_tokens=True)
+            self.is_cut = self.job.is_cut
+            yield self.text
+            return
+        async for piece in self._watch():
+            self.text += piece
+            yield piece
+
+    async def _watch(self) -> AsyncIterator[str]:
+        pieces, until = AnswerPieces(self.tokenizer), UntilStop(self.job.stops)
+        async for token in self.job:
+            self.num_tokens += 1
+            if piece := until.take(pieces.take(token)):
+                yield piece
+            if until.is_stopped:
+                return
+        self.is_cut = self.job.is_cut
+        if piece := until.take(pieces.rest()) + until.rest():
+            yield piece
+
+
+__all__ = ["HALF", "Answer", "AnswerPieces", "UntilStop"]

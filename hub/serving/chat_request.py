@@ -39,36 +39,31 @@ MAX_SHOWN = 80
 """Characters of a wrong value in a message."""
 
 
+@dataclass(eq=False)
 class RequestError(ValueError):
-    """A request that is answered with an HTTP error; the text is for whoever wrote the request."""
+    """A request that is answered with an HTTP error."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        status: int = 400,
-        retry_after: int | None = None,
-    ) -> None:
-        """Say what is wrong.
+    message: str
+    """For whoever wrote the request: what is wrong, and what helps."""
+    param: str | None = None
+    """Field of the request."""
+    code: str | None = None
+    """A word of OpenAI's, for programs."""
+    status: int = 400
+    retry_after: int | None = None
+    """Seconds after which it may be asked again."""
 
-        Args:
-            message: a sentence, with what helps.
-            param: field of the request.
-            code: a word of OpenAI's for programs.
-            status: of HTTP.
-            retry_after: seconds after which it may be asked again.
-        """
-        super().__init__(message)
-        self.param, self.code, self.status, self.retry_after = param, code, status, retry_after
+    def __str__(self) -> str:
+        return self.message
 
     @property
     def body(self) -> dict[str, Any]:
         """The error as OpenAI's servers write it, which is where the client looks for its text."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        kind = "rate_limit_error" if self.status == 429 else kind
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        kind = {429: "rate_limit_error"}.get(self.status, "server_error" if self.status >= 500 else KIND)
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+KIND = "invalid_request_error"
 
 
 @dataclass(frozen=True)
@@ -97,28 +92,25 @@ def parse_object(data: bytes | str, what: str = "The request", param: str | None
     Raises:
         RequestError: if it is anything else.
     """
-
-    def no(reason: str) -> RequestError:
-        return RequestError(f"{what} is no JSON object: {reason}.", param=param)
-
     try:
         text = data.decode() if isinstance(data, bytes) else data
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
+        if not _is_flat(value):
+            raise _NotJSONError(_TOO_DEEP if isinstance(value, dict) else "it is a list")
+        if isinstance(value, dict):
+            return value
+        reason = f"it is {_show(value)}"
     except UnicodeDecodeError as error:
-        raise no(f"byte {error.start + 1:,} is not UTF-8") from error
+        reason = f"byte {error.start + 1:,} is not UTF-8"
     except json.JSONDecodeError as error:
-        raise no(f"{error.msg} at character {error.pos + 1:,}") from error
+        reason = f"{error.msg} at character {error.pos + 1:,}"
     except _NotJSONError as error:
-        raise no(str(error)) from error
-    except ValueError as error:  # Python's own limit, against numbers that take minutes to read
-        raise no(f"a number has more than {sys.get_int_max_str_digits():,} digits") from error
-    except RecursionError as error:
-        raise no(_TOO_DEEP) from error
-    if not isinstance(value, dict):
-        raise no(f"it is {_show(value) if _is_flat(value) else 'a list'}")
-    if not _is_flat(value):
-        raise no(_TOO_DEEP)
-    return value
+        reason = str(error)
+    except ValueError:  # Python's own limit, against numbers that take minutes to read
+        reason = f"a number has more than {sys.get_int_max_str_digits():,} digits"
+    except RecursionError:
+        reason = _TOO_DEEP
+    raise RequestError(f"{what} is no JSON object: {reason}.", param)
 
 
 _TOO_DEEP = f"lists and objects stand in each other more than {MAX_DEPTH} deep"
@@ -175,14 +167,12 @@ def source_of(door: str, body: Mapping[str, Any]) -> str:
     read = {CHAT: _last_user_text, COMPLETION: _text, RESPONSE: _input_text}[door]
     text = read(body.get(param), param)
     if not text.strip():
-        raise RequestError("The source text is empty; send a text.", param=param)
+        raise RequestError("The source text is empty; send a text.", param)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(
-            f"Character {error.start + 1} of the source text is half of a surrogate pair; send whole characters.",
-            param=param,
-        ) from error
+        found = f"Character {error.start + 1} of the source text is half of a surrogate pair"
+        raise RequestError(f"{found}; send whole characters.", param) from error
     return text
 
 
@@ -193,13 +183,9 @@ def check_length(num_tokens: int, limits: Limits, param: str) -> None:
         RequestError: with OpenAI's code for what is too long.
     """
     if num_tokens < 2:
-        raise RequestError("Nothing is left of the source text when it is cut into tokens; send a text.", param=param)
+        raise RequestError("Nothing is left of the source text when it is cut into tokens; send a text.", param)
     if num_tokens > limits.max_tokens:
-        raise RequestError(
-            f"The source text has {num_tokens:,} tokens, and this server takes {limits.max_tokens:,}; {limits.remedy}.",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise _too_long(f"{num_tokens:,} tokens, and this server takes {limits.max_tokens:,}", limits, param)
 
 
 def check_characters(text: str, longest_token: int, limits: Limits, param: str) -> None:
@@ -209,13 +195,13 @@ def check_characters(text: str, longest_token: int, limits: Limits, param: str) 
         RequestError: with OpenAI's code for what is too long.
     """
     longest = max(longest_token, MIN_CHARACTERS_PER_TOKEN)
-    if len(text) > limits.max_tokens * longest:
-        raise RequestError(
-            f"The source text has {len(text):,} characters, and this server takes {limits.max_tokens * longest:,}: "
-            f"{limits.max_tokens:,} tokens of at most {longest}; {limits.remedy}.",
-            param=param,
-            code="context_length_exceeded",
-        )
+    if len(text) > (most := limits.max_tokens * longest):
+        found = f"{len(text):,} characters, and this server takes {most:,}: {limits.max_tokens:,} tokens of at most "
+        raise _too_long(f"{found}{longest}", limits, param)
+
+
+def _too_long(found: str, limits: Limits, param: str) -> RequestError:
+    return RequestError(f"The source text has {found}; {limits.remedy}.", param, "context_length_exceeded")
 
 
 def _input_text(value: Any, param: str) -> str:
@@ -227,15 +213,10 @@ def _input_text(value: Any, param: str) -> str:
 
 def _last_user_text(messages: Any, param: str) -> str:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise RequestError(
-            f'{param}={_show(messages)} must be a list of messages such as {{"role": "user", "content": "a text"}}.',
-            param=param,
-        )
+        raise _wrong(param, messages, 'a list of messages such as {"role": "user", "content": "a text"}')
     of_user = [message for message in messages if message.get("role") == "user"]
     if not of_user:
-        raise RequestError(
-            "The chat has no user message; the last user message is the source text, so add one.", param=param
-        )
+        raise RequestError("The chat has no user message; the last user message is the source text, so add one.", param)
     return _text(of_user[-1].get("content"), param)
 
 
@@ -244,13 +225,13 @@ def _text(value: Any, param: str) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise RequestError(f"{param} holds {_show(value)} where the source text is expected; send a text.", param=param)
+        raise RequestError(f"{param} holds {_show(value)} where the source text is expected; send a text.", param)
     return "".join(_part(part, param) for part in value)
 
 
 def _part(part: Any, param: str) -> str:
     if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type") not in _TEXT_PARTS:
-        raise RequestError(f"{param} holds {_show(part)}; this model reads text, in parts of type text.", param=param)
+        raise RequestError(f"{param} holds {_show(part)}; this model reads text, in parts of type text.", param)
     return str(part["text"])
 
 
@@ -310,10 +291,8 @@ def _read_generation_config(text: Any, limits: Limits) -> dict[str, Any]:
     fields = parse_object(text, "generation_config", "generation_config")
     given = {name: value for name, value in fields.items() if value is not None and name != "transformers_version"}
     for name in given.keys() - GENERATION_FIELDS:
-        raise RequestError(
-            f"generation_config holds {_show(name)}; this server takes {', '.join(sorted(GENERATION_FIELDS))}.",
-            param="generation_config",
-        )
+        known = ", ".join(sorted(GENERATION_FIELDS))
+        raise RequestError(f"generation_config holds {_show(name)}; this server takes {known}.", "generation_config")
     return {name: _check(name, value, limits) for name, value in given.items()}
 
 
@@ -368,11 +347,8 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
     is_whole = isinstance(low, int)
     is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # as nan is not
-        raise _wrong(
-            name,
-            value,
-            f"a whole number from {low:,} to {high:,}" if is_whole else f"a number from {low:g} to {high:g}",
-        )
+        ends = f"a whole number from {low:,} to {high:,}" if is_whole else f"a number from {low:g} to {high:g}"
+        raise _wrong(name, value, ends)
     return int(value) if is_whole else float(value)
 
 
@@ -432,11 +408,12 @@ NOT_DONE: dict[str, tuple[Sequence[Any], str]] = {
 """Field -> values that ask for nothing, and advice for all others."""
 
 WITHOUT_EFFECT = frozenset(
-    """access_programs background_options context_management function_call include instructions max_tool_calls metadata
-    parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
-    reasoning_effort safety_identifier service_tier store stream_options tool_choice truncation user verbosity""".split()
+    """access_programs background_options context_management function_call include instructions max_tool_calls
+    metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
+    reasoning_effort safety_identifier service_tier store stream_options tool_choice truncation user
+    verbosity""".split()
 )
-"""Fields about bills, caches, tools and thoughts: a model that reads one text answers the same with and without them."""
+"""Fields about bills, caches, tools and thoughts: a model that reads one text answers the same without them."""
 
 
 def _wrong(name: str, value: Any, rule: str) -> RequestError:

@@ -14,13 +14,13 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -29,11 +29,12 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from seqloom.hub.chat_template import ChatTemplate, TemplateFault
-from seqloom.hub.serving.answer_doors import DOORS, Answer, Door
-from seqloom.hub.serving.answer_text import AnswerPieces, UntilStop
+from seqloom.hub.costs import is_ours
+from seqloom.hub.serving.answer_doors import DOORS, Door
+from seqloom.hub.serving.answer_text import Answer
 from seqloom.hub.serving.chat_request import (
-    CHAT,
     COMPLETION,
+    RESPONSE,
     SOURCE_FIELD,
     Limits,
     RequestError,
@@ -62,17 +63,6 @@ REQUEST_ID = "x-request-id"
 
 MAX_DETAIL = 500
 """Characters of somebody else's message; it may quote the whole request."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request that was understood."""
-
-    source: list[int]
-    """Ids, the end of sequence included."""
-    prompt_tokens: int
-    settings: dict[str, Any]
-    is_stream: bool
 
 
 class Service:
@@ -109,9 +99,9 @@ class Service:
         self.longest_token = max(map(len, tokenizer.get_vocab()))
         self.tokenizing = Lock()  # a tokenizer that is set up and used at once says "Already borrowed"
         self.chat_template: ChatTemplate | None = None
-        """None: the last message is the source."""
-        if tokenizer.chat_template is not None:
-            self.chat_template = ChatTemplate(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+        """None: the last message is the source, as our own template has it."""
+        if tokenizer.chat_template is not None and not is_ours(template := tokenizer.get_chat_template()):
+            self.chat_template = ChatTemplate(template, tokenizer.special_tokens_map)
             self.chat_template.render("text", MAX_BODY_BYTES)
         self.metrics = Metrics()
         self.queue = JobQueue(engine, max_waiting, self.metrics.batch_size.observe)
@@ -124,6 +114,12 @@ class Service:
         if self.chat_template is not None:
             self.chat_template.close()
 
+    def leave(self, answer: Answer) -> None:
+        """Forget a job that nobody reads any more, for it is read, or its reader gone."""
+        self.queue.drop(answer.job)
+        self.metrics.tokens.labels("read").inc(answer.prompt_tokens)
+        self.metrics.tokens.labels("written").inc(answer.num_tokens)
+
     def check_name(self, name: Any) -> None:
         """Refuse a request for another model; none named is this one.
 
@@ -132,14 +128,10 @@ class Service:
         """
         if name is not None and name not in self.names:
             shown = name if isinstance(name, str) else json.dumps(name)  # no deeper than json can write
-            raise RequestError(
-                f"The model {shown[:200]!r} is not served here; use {self.names[0]!r}.",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
+            message = f"The model {shown[:200]!r} is not served here; use {self.names[0]!r}."
+            raise RequestError(message, "model", "model_not_found", 404)
 
-    def prepare(self, kind: str, data: bytes) -> Prepared:
+    def prepare(self, kind: str, data: bytes, loop: asyncio.AbstractEventLoop) -> Job:
         """Return what a request asks for, its text in tokens.
 
         Raises:
@@ -152,7 +144,12 @@ class Service:
         settings, stream = settings_of(body, self.limits), is_stream(body)
         ids = self.ids_of(kind, source)
         closed = ids if not self.ends or ids[-1] in self.ends else [*ids, self.ends[0]]  # chat templates leave it open
-        return Prepared(closed, len(ids), settings, stream)
+        length = settings.get("max_new_tokens", self.generation_config.max_new_tokens)
+        stops = settings.get("stop_strings") or self.generation_config.stop_strings or []
+        stops = [stops] if isinstance(stops, str) else stops
+        job = Job(loop, closed, settings, length, frozenset(self.ends), stops, stream, len(ids))
+        self.queue.engine.admit(job)
+        return job
 
     def ids_of(self, kind: str, source: str) -> list[int]:
         """Return the ids of a source, or of what the chat template makes of it.
@@ -181,82 +178,19 @@ class Service:
                 param=param,
             ) from fault
 
-    def submit(self, prepared: Prepared) -> "Reading":
-        """Let a request wait for its answer; called on the event loop.
-
-        Raises:
-            RequestError: if too many wait, or the engine cannot do what is asked.
-        """
-        settings = prepared.settings
-        stops = settings.get("stop_strings") or self.generation_config.stop_strings or []
-        length = settings.get("max_new_tokens", self.generation_config.max_new_tokens)
-        job = Job(prepared.source, settings, length, frozenset(self.ends), prepared.is_stream or bool(stops))
-        self.queue.put(job)
-        self.metrics.tokens.labels("read").inc(prepared.prompt_tokens)
-        return Reading(self, job, [stops] if isinstance(stops, str) else stops, prepared.prompt_tokens)
-
-
-class Reading:
-    """The text of one job, as somebody reads it."""
-
-    def __init__(self, service: Service, job: Job, stops: Sequence[str], prompt_tokens: int) -> None:
-        self.service, self.job, self.stops, self.prompt_tokens = service, job, stops, prompt_tokens
-        self.text, self.num_tokens, self.is_cut = "", 0, False
-
-    async def pieces(self) -> AsyncIterator[str]:
-        """Yield the text before the first stop string, piece by piece; whole, if nobody wants pieces."""
-        tokenizer = self.service.tokenizer
-        pieces, until = AnswerPieces(tokenizer), UntilStop(self.stops)
-        try:
-            if not self.job.is_watched:
-                tokens = [token async for token in self.job]
-                self.num_tokens, self.text = len(tokens), tokenizer.decode(tokens, skip_special_tokens=True)
-                yield self.text
-                return
-            async for token in self.job:
-                self.num_tokens += 1
-                if piece := until.take(pieces.take(token)):
-                    self.text += piece
-                    yield piece
-                if until.is_stopped:
-                    return
-            if piece := until.take(pieces.rest()) + ("" if until.is_stopped else until.rest()):
-                self.text += piece
-                yield piece
-        finally:
-            self.is_cut = self.job.is_cut and not until.is_stopped
-            self.service.queue.drop(self.job)
-            self.service.metrics.tokens.labels("written").inc(self.num_tokens)
-
-    def answer(self, name: str) -> Answer:
-        """Return what was read."""
-        return Answer(
-            name, self.service.names[0], int(time.time()), self.text, self.prompt_tokens, self.num_tokens, self.is_cut
-        )
-
 
 class Metrics:
     """What Prometheus asks for."""
 
     def __init__(self) -> None:
-        self.registry = registry = prometheus_client.CollectorRegistry()
-        self.requests = prometheus_client.Counter(
-            "seqloom_requests", "Requests that were answered.", ["route", "status"], registry=registry
-        )
-        self.seconds = prometheus_client.Histogram(
-            "seqloom_request_seconds", "From a request's head to its answer's end.", ["route"], registry=registry
-        )
-        self.tokens = prometheus_client.Counter("seqloom_tokens", "Tokens of texts.", ["kind"], registry=registry)
-        sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-        self.batch_size = prometheus_client.Histogram(
-            "seqloom_batch_size", "Requests that were answered together.", buckets=sizes, registry=registry
-        )
-        self.waiting = prometheus_client.Gauge("seqloom_waiting", "Requests that wait.", registry=registry)
-        self.running = prometheus_client.Gauge("seqloom_running", "Requests that are in work.", registry=registry)
-
-    def text(self) -> bytes:
-        """Return all in Prometheus' text form."""
-        return prometheus_client.generate_latest(self.registry)
+        self.registry = to = prometheus_client.CollectorRegistry()
+        self.requests = Counter("seqloom_requests", "Requests that were answered.", ["route", "status"], registry=to)
+        self.seconds = Histogram("seqloom_request_seconds", "From head to end of answer.", ["route"], registry=to)
+        self.tokens = Counter("seqloom_tokens", "Tokens of texts.", ["kind"], registry=to)
+        sizes = [2**power for power in range(9)]
+        self.batch_size = Histogram("seqloom_batch_size", "Requests written together.", buckets=sizes, registry=to)
+        self.waiting = Gauge("seqloom_waiting", "Requests that wait.", registry=to)
+        self.running = Gauge("seqloom_running", "Requests that are written.", registry=to)
 
 
 # The application -----------------------------------------------------------------------------------------------------
@@ -292,7 +226,8 @@ async def _health(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    return Response(_service(request).metrics.text(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+    text = prometheus_client.generate_latest(_service(request).metrics.registry)
+    return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
 async def _models(request: Request) -> Response:
@@ -323,20 +258,24 @@ def _asking(door: Door) -> Callable[[Request], Awaitable[Response]]:
         name = request.headers.get(REQUEST_ID, "")
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= MAX_DETAIL):  # what any client can read
             name = str(uuid.uuid4())
-        prepared = await asyncio.to_thread(service.prepare, door.kind, await _read(request))
-        reading = service.submit(prepared)
+        job = await asyncio.to_thread(service.prepare, door.kind, await _read(request), asyncio.get_running_loop())
+        service.queue.put(job)
+        answer = Answer(job, service.tokenizer, name=name, model=service.names[0])
         headers = {REQUEST_ID: name}
-        if prepared.is_stream:
-            return StreamingResponse(_events(door, reading, name), media_type="text/event-stream", headers=headers)
-        await _unless_left(request, _read_all(reading))
-        return JSONResponse(door.whole(reading.answer(name)), headers=headers)
+        if job.is_stream:
+            return StreamingResponse(_events(door, answer, service), media_type="text/event-stream", headers=headers)
+        await _unless_left(request, _read_all(answer, service))
+        return JSONResponse(door.whole(answer), headers=headers)
 
     return ask
 
 
-async def _read_all(reading: Reading) -> None:
-    async for _ in reading.pieces():
-        pass
+async def _read_all(answer: Answer, service: Service) -> None:
+    try:
+        async for _ in answer.pieces():
+            pass
+    finally:
+        service.leave(answer)
 
 
 async def _unless_left(request: Request, work: Awaitable[None]) -> None:
@@ -361,15 +300,14 @@ async def _unless_left(request: Request, work: Awaitable[None]) -> None:
             task.cancel()
 
 
-async def _events(door: Door, reading: Reading, name: str) -> AsyncIterator[str]:
+async def _events(door: Door, answer: Answer, service: Service) -> AsyncIterator[str]:
     """Write an answer as events; an error is the last of them, for the status is sent already."""
-    pieces = reading.pieces()
     try:
-        for event in door.first(reading.answer(name)):
+        for event in door.first(answer):
             yield _event(event)
-        async for piece in pieces:
-            yield _event(door.piece(reading.answer(name), piece))
-        for event in door.last(reading.answer(name)):
+        async for piece in answer.pieces():
+            yield _event(door.piece(answer, piece))
+        for event in door.last(answer):
             yield _event(event)
     except RequestError as error:
         yield _event(error.body)
@@ -377,9 +315,8 @@ async def _events(door: Door, reading: Reading, name: str) -> AsyncIterator[str]
         logger.exception("An answer could not be streamed to its end.")
         yield _event(RequestError(str(error), status=500).body)
     finally:
-        await pieces.aclose()
-        reading.service.queue.drop(reading.job)
-    if door.kind in (CHAT, COMPLETION):
+        service.leave(answer)
+    if door.kind != RESPONSE:
         yield "data: [DONE]\n\n"
 
 

@@ -40,8 +40,9 @@ class ServerStopping(RequestError):  # noqa: N818
 
 @dataclass(eq=False)
 class Job:
-    """One request from its acceptance to its last token; made on the event loop, written to by an engine's thread."""
+    """One request from its acceptance to its last token; an engine's thread writes to it, an event loop reads."""
 
+    loop: asyncio.AbstractEventLoop
     source: list[int]
     """Ids, the end of sequence included."""
     settings: dict[str, Any]
@@ -49,8 +50,10 @@ class Job:
     max_new_tokens: int
     ends: frozenset[int]
     """Ids that end an answer."""
-    is_watched: bool
-    """Whether each token is wanted as it comes, or all of them at the end."""
+    stops: Sequence[str] = ()
+    """Texts before which the answer ends, whoever notices."""
+    is_stream: bool = False
+    prompt_tokens: int = 0
     key: Hashable = None
     """Jobs of equal keys may be written together."""
     num_beams: int = 1
@@ -61,7 +64,8 @@ class Job:
     begun: float = math.inf
 
     def __post_init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.is_watched = self.is_stream or bool(self.stops)
+        """Whether each token is wanted as it comes, or all of them at the end."""
         self._events: asyncio.Queue[int | Exception | None] = asyncio.Queue()
 
     @property
@@ -99,14 +103,14 @@ class Job:
         return self.is_over
 
     def end(self, error: Exception | None = None) -> None:
-        """Say that nothing follows, if that was not said."""
+        """Say that nothing follows, if that was not said yet."""
         if not self.is_over:
             self.is_over = True
             self._send(error)
 
     def _send(self, event: int | Exception | None) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody reads
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self.loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def __aiter__(self) -> AsyncIterator[int]:
         """Yield the tokens: as they come if it is watched, else when all are there.
@@ -143,7 +147,9 @@ class Engine(Protocol):
 class JobQueue:
     """What waits and what is written."""
 
-    def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING, note: Callable[[int], None] = lambda _: None):
+    def __init__(
+        self, engine: Engine, max_waiting: int = MAX_WAITING, note: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Start the threads.
 
         Args:
@@ -167,9 +173,8 @@ class JobQueue:
         """Let a job wait.
 
         Raises:
-            RequestError: 429 if too many wait; 503 if the server ends; what the engine cannot do.
+            RequestError: 429 if too many wait; 503 if the server ends.
         """
-        self.engine.admit(job)
         with self._changed:
             if self.is_stopping:
                 raise ServerStopping

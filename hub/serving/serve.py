@@ -79,10 +79,11 @@ def serve_folder(
     limits, app = limits_of(read_config(folder), folder, max_tokens), build_app()
     with open_socket(host, port) as listener, listening(listener, app):
         service = load_service(folder, limits, engine=engine, quantization=quantization, max_waiting=max_waiting)
-        app.state.service = service
         _set_up_log()
-        _announce(service.names[0], listener)
-        _wait_for_the_end(service)
+        with _ended_by_signals(service) as is_asked:
+            app.state.service = service
+            _announce(service.names[0], listener)
+            is_asked.wait()
 
 
 def require_serving() -> None:
@@ -254,8 +255,9 @@ def listening(listener: socket.socket, app: Any) -> Iterator[None]:
         thread.join()
 
 
-def _wait_for_the_end(service: "Service") -> None:
-    """Wait for Ctrl-C or SIGTERM, then for all answers; a second signal refuses what is left."""
+@contextmanager
+def _ended_by_signals(service: "Service") -> Iterator[threading.Event]:
+    """Give what Ctrl-C and SIGTERM set; at the end all answers are waited for, and a second signal refuses them."""
     is_asked = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
@@ -265,7 +267,7 @@ def _wait_for_the_end(service: "Service") -> None:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        is_asked.wait()
+        yield is_asked
         service.close()
     finally:
         for number, handler in before.items():

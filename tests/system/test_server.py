@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,9 +71,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder, typed, cwd, name):
+def serving(folder, typed, cwd, name, *options):
     process = subprocess.Popen(
-        [sys.executable, "-m", "seqloom_cli", "serve", typed, "--port", "0"],
+        [sys.executable, "-m", "seqloom_cli", "serve", typed, "--port", "0", *options],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
         stdout=subprocess.PIPE,
@@ -245,3 +246,47 @@ def test_ctrl_c_ends_a_server_of_beams_after_the_answer_in_work(folders):
         assert "".join(chunk.choices[0].delta.content or "" for chunk in answer) == server.written("ponmlkjihgfedcba")
         assert code == 0, printed
         assert "Traceback" not in printed
+
+
+def waiting_or_running(server):
+    text = urllib.request.urlopen(server.url.replace("/v1", "/metrics"), timeout=START_SECONDS).read().decode()
+    return sum(float(number) for number in re.findall(r"^seqloom_(?:waiting|running) (.+)$", text, re.MULTILINE))
+
+
+def test_sigterm_loses_nothing_that_was_accepted(folders):
+    """Whoever is answered while it ends gets the whole answer, all others are told to come again."""
+    with serving(folders / "beams", str(folders / "beams"), "/", "beams") as server, ThreadPoolExecutor(24) as pool:
+        expected = {source: server.written(source) for source in SOURCES}
+        accepted, ended = 0, threading.Event()
+
+        def ask(source):
+            outcomes = []
+            while True:
+                try:
+                    outcomes.append(server.ask(source, timeout=END_SECONDS) == expected[source])
+                except openai.InternalServerError as error:
+                    return [*outcomes, error.status_code]
+                except openai.APIConnectionError:
+                    return [*outcomes, ended.is_set()]  # nobody listens any more
+
+        asking = [pool.submit(ask, source) for source in SOURCES * 3]
+        while accepted < 12:
+            accepted = waiting_or_running(server)
+        ended.set()
+        code, printed = server.end(signal.SIGTERM)
+        outcomes = [outcome for future in asking for outcome in future.result()]
+    assert code == 0, printed
+    assert set(outcomes) <= {True, 503}, "no answer is half of one, and no accepted request is cut off"
+    assert printed.count('"POST /v1/chat/completions HTTP/1.1" 200') >= accepted
+    assert "Traceback" not in printed
+
+
+def test_the_other_engine_answers_the_same_from_an_export_beside_the_folder(folders):
+    pytest.importorskip("ctranslate2")
+    typed = str(folders / "模型 greedy@1")
+    with serving(Path(typed), typed, "/", "模型 greedy@1", "--engine", "ctranslate2") as server:
+        for source in SOURCES:
+            assert server.ask(source) == server.stream(source) == server.written(source)
+        code, printed = server.end(signal.SIGTERM)
+    assert (code, "Traceback" in printed) == (0, False)
+    assert (folders / "模型 greedy@1-ctranslate2-float32" / "seqloom_export.json").is_file()

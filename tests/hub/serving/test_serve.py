@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import signal
 import socket
 
 import pytest
@@ -200,7 +201,7 @@ def test_answers_are_as_long_as_the_folder_says(fields, expected):
 
 
 def test_the_folders_settings_stay_and_its_length_fits_the_limit(copy):
-    GenerationConfig(max_length=40, num_beams=3, suppress_tokens=[3]).save_pretrained(copy)
+    GenerationConfig(max_length=40, num_beams=3, suppress_tokens=[3], decoder_start_token_id=1).save_pretrained(copy)
     config = read_config(copy)
     service = load_service(copy, limits_of(config, copy, None))
     generation = service.generation_config
@@ -215,8 +216,8 @@ def test_serve_folder_raises_for_python_callers_too(tmp_path):
 
 
 def test_a_chat_template_that_cannot_be_rendered_is_refused_and_the_advice_helps(copy, capsys, monkeypatch):
-    monkeypatch.setattr(serve, "_wait_for_the_end", lambda service: service.close())
     monkeypatch.setattr(serve, "_set_up_log", lambda: None)
+    monkeypatch.setattr(serve, "_announce", lambda *_: signal.raise_signal(signal.SIGTERM))
     template = copy / "chat_template.jinja"
     template.write_text("{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}")
     assert fails(["serve", str(copy), "--port", "0"], capsys) == (
