@@ -881,8 +881,8 @@ def per_item(total: Tensor, labels: Tensor, num_items: Tensor | int | None) -> T
 
 
 NO_TARGET = (
-    "labels, decoder_input_ids and decoder_inputs_embeds are all missing; give one of them. Trainer takes the labels out "
-    "when label_smoothing_factor is set: set model.config.label_smoothing instead, or collate with "
+    "labels, decoder_input_ids and decoder_inputs_embeds are all missing; give one of them. Trainer takes the labels "
+    "out when label_smoothing_factor is set: set model.config.label_smoothing instead, or collate with "
     "DataCollatorForSeq2Seq(tokenizer, model=model)."
 )
 
@@ -900,6 +900,12 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
         self.model = SeqloomModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """Ids for both sides, for whoever wants the model to run once."""
+        ids = super().dummy_inputs["input_ids"]
+        return {"input_ids": ids, "decoder_input_ids": ids}
 
     @known_keywords
     @can_return_tuple

@@ -180,7 +180,7 @@ class TestImports:
         assert "seqloom" in (run.stderr if line == "trian" else run.stdout)
 
     def test_everything_imported_is_declared(self, project):
-        """Dependencies at the top of a file, extras only inside the function that needs them, or the file it imports."""
+        """Dependencies at the top of a file, extras inside the function that needs them, or the file it imports."""
         imported_by_functions = {"chat_server.py"}
         required = distributions(project["project"]["dependencies"])
         optional = set().union(*map(distributions, project["project"]["optional-dependencies"].values()))

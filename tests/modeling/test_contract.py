@@ -311,7 +311,10 @@ def test_a_missing_target_is_explained(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     vectors = model.get_input_embeddings()(torch.tensor([[5, 6, 2]]))
     with pytest.raises(ValueError, match="decoder_input_ids and decoder_inputs_embeds are both missing"):
-        model(inputs_embeds=vectors)
+        model.model(inputs_embeds=vectors)
+    for inputs in ({"inputs_embeds": vectors}, {"input_ids": torch.tensor([[5, 6, 2]])}):
+        with pytest.raises(ValueError, match="labels, decoder_input_ids and decoder_inputs_embeds are all missing"):
+            model(**inputs)
 
 
 def test_dummy_inputs_run(tiny_model: Callable[..., Any]) -> None:

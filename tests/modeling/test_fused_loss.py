@@ -158,8 +158,9 @@ def test_the_model_learns_the_same_without_logits(
 
 
 def test_the_model_says_what_skipping_needs(tiny_model: Callable[..., Any]) -> None:
+    ids = torch.tensor([[5, 2]])
     with pytest.raises(ValueError, match=r"skip_logits=True .* without labels"):
-        tiny_model()(input_ids=torch.tensor([[5, 2]]), skip_logits=True)
+        tiny_model()(input_ids=ids, decoder_input_ids=ids, skip_logits=True)
 
 
 def test_the_compiled_model_has_no_graph_break(tiny_model: Callable[..., Any]) -> None:

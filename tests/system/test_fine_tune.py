@@ -119,8 +119,8 @@ def test_plain_trainer_fine_tunes_a_folder_where_seqloom_is_missing(folder, tmp_
 def test_smoothing_without_a_target_is_refused(folder, tmp_path):
     """Trainer takes the labels out when it smooths; a collator that knows no model then leaves no target at all.
 
-    Both remedies of the message are used above: `DataCollatorForSeq2Seq(tokenizer, model=model)`, with smoothing, and the
-    model's own `label_smoothing` in every training by Seqloom.
+    Both remedies of the message are used above: `DataCollatorForSeq2Seq(tokenizer, model=model)`, with smoothing, and
+    the model's own `label_smoothing` in every training by Seqloom.
     """
     from transformers import (
         AutoModelForSeq2SeqLM,
@@ -132,16 +132,10 @@ def test_smoothing_without_a_target_is_refused(folder, tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [{**tokenizer(word), "labels": tokenizer(word.upper())["input_ids"]} for word in ("abc", "de", "fgh")]
-    options = {
-        "output_dir": str(tmp_path),
-        "label_smoothing_factor": 0.1,
-        "max_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-    }
+    options = {"label_smoothing_factor": 0.1, "max_steps": 1, "report_to": [], "use_cpu": True}
     trainer = Trainer(
         model=AutoModelForSeq2SeqLM.from_pretrained(folder),
-        args=TrainingArguments(**options),
+        args=TrainingArguments(str(tmp_path), **options),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         train_dataset=rows,
     )
