@@ -52,7 +52,7 @@ def test_a_finished_run_is_pushed_whole_and_private_with_its_scores(recipe, hub,
     assert is_generated(card)
     assert card == (folder / "README.md").read_text()
     assert card_errors(card) == []
-    assert f"| test | Character error rate (%) | {results['test_cer']:.2f} |" in card
+    assert f"| test | Character error rate (edits per 100 characters) | {results['test_cer']:.2f} |" in card
     assert "license: cc0-1.0" in card
     assert 'model="alice/words"' in card
 
@@ -83,7 +83,7 @@ def test_examples_that_are_too_long_are_told(recipe, tmp_path):
 
 
 def test_checkpoints_have_a_card_without_scores(recipe, tmp_path):
-    train(recipe(push_to_hub=False, hub_model_id=None))
+    train(recipe(push_to_hub=False, hub_model_id=None, save_total_limit=2))
     card = (tmp_path / "words" / "checkpoint-2" / "README.md").read_text()
     assert "saved at update 2; it has no final scores" in card
     assert "## Data" in card

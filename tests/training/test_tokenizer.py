@@ -444,8 +444,11 @@ def test_text_that_can_be_read_once_is_enough():
     assert train(once(), iter(CHINESE)).source.backend_tokenizer.to_str() == expected
 
 
-def test_progress_is_shown_unless_told_otherwise(capfd, caplog):
+def test_progress_is_shown_at_a_terminal_unless_told_otherwise(capfd, caplog, monkeypatch):
     caplog.set_level(logging.ERROR)
+    train_tokenizer(ENGLISH, kind="bpe", vocab_size=400)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train_tokenizer(ENGLISH, kind="bpe", vocab_size=400)
     assert "Counting characters" in capfd.readouterr().err
     train_tokenizer(ENGLISH, kind="bpe", vocab_size=400, show_progress=False)
