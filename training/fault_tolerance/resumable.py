@@ -159,14 +159,21 @@ class ResumableTrainer(Trainer):
     def _run_epoch(self, **kwargs: Any) -> None:
         """Compute an epoch, unless nothing is left to learn; the log goes on where the checkpoint's had stopped."""
         if self._is_done:
-            self.control.should_training_stop = True
-            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._end_epoch_without_updates()
             return
         unlogged, self._unlogged = self._unlogged, {}
         if unlogged:
             self._tr_loss += unlogged["loss"]
             self._globalstep_last_logged = int(unlogged["since"])
         super()._run_epoch(**kwargs)
+
+    def _end_epoch_without_updates(self) -> None:
+        """End an epoch of which nothing is left, with the reading that it would have ended with."""
+        unlogged, self._unlogged = self._unlogged, {}
+        self.control.should_training_stop = True
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        if unlogged and self.control.should_log:
+            self.log({"loss": unlogged["loss"] / (self.state.global_step - unlogged["since"])})
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Note what is computed, so that running out of memory can be explained."""
@@ -192,8 +199,7 @@ class ResumableTrainer(Trainer):
         last update has no reading of what was learned since the one before; with no epoch left it is made up for here.
         """
         if self._unlogged:
-            self.log({"loss": self._unlogged["loss"] / (self.state.global_step - self._unlogged["since"])})
-            self._unlogged = {}
+            self._end_epoch_without_updates()
         if self.stopper.hear_last():
             self.stopper.is_extra = True
             if not is_ours(self._final_folder()):
