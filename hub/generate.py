@@ -10,7 +10,6 @@ window. Lines from a pipe are answered when they come.
 import contextlib
 import logging
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from seqloom.hub.decoding.answers import Answer, answer
 from seqloom.hub.decoding.engines import CTranslate2Engine, Engine, Search, TorchEngine, cores
@@ -30,9 +28,7 @@ from seqloom.hub.decoding.rows import Layout, Row
 from seqloom.hub.decoding.sinks import open_sink, texts_of
 from seqloom.hub.decoding.windows import Window, layout_of, parsed, windows_of
 from seqloom.hub.lines import count_lines, open_bytes, stream_lines
-
-LOG_SECONDS = 60.0
-"""Between two lines about the progress, where nobody looks at a bar."""
+from seqloom.hub.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +54,8 @@ def generate_file(job: Job) -> None:
         layout, header, lines = layout_of(job, lines)
         sink = stack.enter_context(open_sink(job, layout))
         answers_to = stack.enter_context(_answering(job))
-        progress = stack.enter_context(_progress(job, sink.done, header))
+        total = count_lines(job.input_file) - header if job.input_file else None
+        progress = stack.enter_context(progress_bar("Writing", total, "line", done=sink.done))
         windows = windows_of(sink.behind(lines), whole=job.input_file is not None)
         for window, groups in answers_to(parsed(layout, windows, 1 + header + sink.done)):
             rows = _rows(window)
@@ -67,7 +64,7 @@ def generate_file(job: Job) -> None:
                     logger.warning(f"line {row.number:,} has {group[0].fault}; its output is empty.")
             sink.tally.count(rows, groups)
             sink.write([line for line, _ in window], texts_of(job, layout, rows, groups))
-            progress(len(window))
+            progress.update(len(window))
         sink.finish()
     if said := sink.tally.cut_sentence():
         print(said, file=sys.stderr)
@@ -184,30 +181,6 @@ def _in_order(pool: ProcessPoolExecutor, ahead: int, windows: Iterator[Window]) 
 
 def _rows(window: Window) -> list[Row]:
     return [row for _, row in window]
-
-
-# What is said --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(job: Job, done: int, header: int) -> Iterator[Callable[[int], None]]:
-    """Give what is told of finished lines: a bar at a terminal, a line a minute in a log."""
-    total = count_lines(job.input_file) - header if job.input_file else None
-    at_terminal = sys.stderr.isatty()
-    with tqdm(total=total, initial=done, unit="line", disable=not at_terminal, smoothing=0.1) as bar:
-        started = said = time.monotonic()
-        finished = done
-
-        def tell(lines: int) -> None:
-            nonlocal finished, said
-            finished += lines
-            bar.update(lines)
-            if not at_terminal and time.monotonic() - said >= LOG_SECONDS:
-                said = time.monotonic()
-                meter = tqdm.format_meter(finished, total or 0, said - started, unit="line", initial=done, ncols=0)
-                print(meter.strip(), file=sys.stderr)
-
-        yield tell
 
 
 __all__ = ["GenerateError", "Job", "Search", "engine_of", "generate_file", "generate_lines"]

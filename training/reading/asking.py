@@ -10,10 +10,11 @@ from seqloom.configuration.recipe import Recipe
 from seqloom.training.reading.corpus import open_corpus
 from seqloom.training.reading.readers import UnclearColumnsError
 from seqloom.training.reading.text_file import CorpusError
+from seqloom_cli.command import ask as ask_person
 from seqloom_cli.command import visible
 
 
-def settle_columns(recipe: Recipe, ask: Callable[[str], str] = input) -> Recipe:
+def settle_columns(recipe: Recipe, ask: Callable[[str], str | None] = ask_person) -> Recipe:
     """Return the recipe with the columns of its training text, which are asked about at a terminal where need be."""
     if recipe.is_demo or recipe.columns is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return recipe
@@ -22,7 +23,7 @@ def settle_columns(recipe: Recipe, ask: Callable[[str], str] = input) -> Recipe:
         next(iter(source.rows), None)
     except UnclearColumnsError as error:
         print(visible(error), file=sys.stderr)
-        columns = error.answers.get(ask("Read it so? [y/n] ").strip().lower()[:1])
+        columns = error.answers.get((ask("Read it so? [y/n] ") or "").strip().lower()[:1])
         if columns:
             return replace(recipe, columns=columns, named=recipe.named | {"columns"})
     except CorpusError:
