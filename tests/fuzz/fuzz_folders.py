@@ -166,7 +166,7 @@ def change_code(chance: random.Random, folder: Path, trace: Path) -> None:
     with path.open("a") as file:
         file.write(f"\nopen({str(trace)!r}, 'w')\n")
     if chance.random() < 0.7 and (folder / MANIFEST_NAME).is_file():
-        digests = {path.name: sha256_of(path) for path in folder.glob("*.py")}
+        digests = {path.name: sha256_of(path) for path in folder.glob("*.py") if path.is_file()}
         text = json.dumps({"seqloom_version": chance.choice(["0.1.0.dev0", EVIL, "9.9"]), "sha256": digests})
         (folder / MANIFEST_NAME).write_text(text)
 
