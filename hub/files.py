@@ -51,7 +51,7 @@ def sha256_of(path: Path) -> str:
 def files_made_from(folder: Path) -> dict[str, str]:
     """Return file -> SHA-256 of all in a model's folder that decides what it answers."""
     patterns = ("config.json", "generation_config.json", "tokenizer*.json", "target/tokenizer*.json", "*.safetensors")
-    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 

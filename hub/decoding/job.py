@@ -8,6 +8,7 @@ from seqloom.hub.decoding.answers import LongLines
 from seqloom.hub.decoding.engines import Search
 from seqloom.hub.decoding.rows import FORMATS, Layout
 from seqloom.hub.files import files_made_from
+from seqloom.hub.verify import check_folder
 from seqloom.hub.word_alignment import Units
 
 
@@ -62,7 +63,9 @@ def refuse_what_cannot_be(job: Job) -> None:
     Raises:
         GenerateError: with the remedy.
         FileNotFoundError: for an input that is not there.
+        FolderError: for a folder that is none, or dangerous to open.
     """
+    check_folder(job.folder)
     if job.input_file is not None and not Path(job.input_file).exists():
         raise FileNotFoundError(2, "No such file or directory", job.input_file)
     written = [file for file in (job.output_file, *job.files) if file is not None]

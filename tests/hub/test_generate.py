@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from seqloom.hub.decoding.journal import JournalError
 from seqloom.hub.generate import Job, Search, generate_file, generate_lines
 from seqloom.hub.lines import plan_batches, read_lines, stream_lines
 from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, load_folder
+from seqloom.hub.verify import FolderError
 from seqloom_cli.verbs import main
 
 WORDS = "abcdefghijklmnop"  # ids 4 to 19, the toy language's source words; its target words are ids 24 to 39
@@ -397,3 +399,14 @@ def test_endless_lines_and_cut_characters(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(lines_module, "MOST_LINE_BYTES", 10)
     (tmp_path / "in").write_bytes(b"ok\n" + "天".encode() * 1000 + b"\nend")
     assert read_lines(str(tmp_path / "in")) == ["ok", "天天天", "end"]
+
+
+def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "tokenizer_config.json").unlink()
+    os.mkfifo(copy / "tokenizer_config.json")
+    (tmp_path / "in").write_text("abc\n")
+    with pytest.raises(FolderError, match=r"tokenizer_config\.json"):
+        generate_file(Job(str(copy), str(tmp_path / "in"), str(tmp_path / "out")))
+    assert not list(tmp_path.glob("out*"))
