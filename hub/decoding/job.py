@@ -70,8 +70,11 @@ def refuse_what_cannot_be(job: Job) -> None:
         raise FileNotFoundError(2, "No such file or directory", job.input_file)
     written = [file for file in (job.output_file, *job.files) if file is not None]
     for file in written:
-        if not Path(file).absolute().parent.is_dir():
-            raise GenerateError(f"{file}: the folder {Path(file).absolute().parent} does not exist; create it.")
+        target, parent = Path(file).resolve(), Path(file).absolute().parent
+        if not parent.exists():
+            raise GenerateError(f"{file}: the folder {parent} does not exist; create it.")
+        if not target.parent.is_dir() or (target.exists() and not target.is_file()):
+            raise GenerateError(f"{file} is no place for a file; name another, or leave it away for standard output.")
         if job.input_file is not None and Path(file).resolve() == Path(job.input_file).resolve():
             raise GenerateError(f"{file} is read and written; give the output another name.")
     if len({Path(file).resolve() for file in written}) < len(written):

@@ -136,7 +136,7 @@ def open_sink(job: Job, layout: Layout) -> Iterator[Sink]:
             yield StreamSink([stack.enter_context(Path(file).open("wb")) for file in job.files], header)
         return
     begins_anew = job.overwrite or job.input_file is None  # who knows whether stdin says the same twice
-    files = [Path(file) for file in (job.output_file, *job.files)]
+    files = [Path(file).resolve() for file in (job.output_file, *job.files)]  # a link stays, and leads to the output
     with journal_of(files, work_of(job, layout), overwrite=begins_anew) as journal:
         if journal.lines and not journal.is_finished:
             print(f"{files[0]}: going on behind line {journal.lines:,}.", file=sys.stderr)

@@ -385,6 +385,9 @@ def test_memory_does_not_grow_with_the_file(able: Path, tmp_path: Path, monkeypa
         ({"output_file": "{dir}/a", "report_file": "{dir}/a"}, "two of them are the same file"),
         ({"column": "de"}, "is read as text, which has no columns; add --input_format tsv or jsonl"),
         ({"report_file": "{dir}/no/r"}, "no does not exist; create it"),
+        ({"output_file": "/dev/null"}, "/dev/null is no place for a file; name another"),
+        ({"output_file": "{dir}"}, "is no place for a file; name another"),
+        ({"output_file": "{in}/x"}, "is no place for a file; name another"),
     ],
 )
 def test_jobs_that_cannot_be(able: Path, tmp_path: Path, options: dict[str, str], message: str) -> None:
@@ -410,3 +413,11 @@ def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(folder: Path, tmp_pa
     with pytest.raises(FolderError, match=r"tokenizer_config\.json"):
         generate_file(Job(str(copy), str(tmp_path / "in"), str(tmp_path / "out")))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_link_stays_and_leads_to_the_output(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("abc\n")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    generate_file(Job(str(folder), str(tmp_path / "in"), str(tmp_path / "link")))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text().count("\n") == 1
