@@ -31,8 +31,8 @@ from ctranslate2.converters.transformers import MarianMTLoader
 from transformers import MarianConfig, MarianMTModel
 
 from seqloom.configuration.presets import preset_config
+from seqloom.hub.batches import plan_batches
 from seqloom.hub.export.ctranslate2_loader import build_spec
-from seqloom.hub.lines import plan_batches
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.tokenizer import train_tokenizer
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,28 @@ def files_made_from(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
+def recorded_outputs(folder: Path, most: int | None = None) -> list[dict[str, str]] | None:
+    """Return "source", "target" and "output" of the run's test examples, at most so many; None where it left none.
+
+    Raises:
+        ValueError: naming the line that is not one of ours.
+    """
+    path = folder / "run" / "test_outputs.jsonl"
+    if not path.is_file():
+        return None
+    rows = []
+    with path.open(encoding="utf-8", newline="\n") as file:
+        lines = iter(lambda: file.readline(MOST_SETTINGS), "")  # a line that never ends is no JSON
+        for number, line in enumerate(islice(lines, most), start=1):
+            try:
+                record = json.loads(line)
+                rows.append({name: str(record[name]) for name in ("source", "target", "output")})
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                found = f"{path}: line {number} is no test example"
+                raise ValueError(f"{found}; delete the file, or bring it back.") from error
+    return rows
+
+
 def entries_below(folder: str | PathLike[str]) -> list[str]:
     """Return whatever is no folder below one, and links to folders: relative to it, with forward slashes, in order.
 
@@ -89,5 +112,6 @@ __all__ = [
     "names_below",
     "read_object",
     "read_text",
+    "recorded_outputs",
     "sha256_of",
 ]

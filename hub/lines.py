@@ -1,4 +1,4 @@
-r"""Lines of text, however many: read one at a time, and grouped by length.
+r"""Lines of text, however many, read one at a time.
 
 Lines end at "\n" or "\r\n" alone, as in the corpus reader, and a byte order mark is dropped.
 """
@@ -6,7 +6,7 @@ Lines end at "\n" or "\r\n" alone, as in the corpus reader, and a byte order mar
 import gzip
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -85,22 +85,4 @@ def decode_line(line: bytes, number: int, name: str) -> str:
         raise ValueError(f"{name}: line {number} is not UTF-8 (byte {error.start + 1}); convert it first.") from error
 
 
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Group positions into batches of near-equal length, longest first.
-
-    Padding then costs little, and what does not fit in memory shows at once.
-
-    Args:
-        lengths: tokens of each line.
-        tokens_per_batch: most padded tokens (lines x longest) of a batch; a longer line stands alone.
-    """
-    batches: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
-    return batches
-
-
-__all__ = ["count_lines", "decode_line", "open_bytes", "plan_batches", "read_lines", "stream_lines"]
+__all__ = ["count_lines", "decode_line", "open_bytes", "read_lines", "stream_lines"]

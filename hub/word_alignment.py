@@ -57,6 +57,11 @@ def origins(attention: Tensor, num_tokens: int, is_end: Sequence[bool], place: P
     return [None if is_end[source] else source for source in found] + [None] * (num_tokens - len(found))
 
 
+def middle_layer(num_layers: int) -> int:
+    """Return the layer whose cross attention aligns best, counted from 0: the third of six in Chen et al. 2020."""
+    return (num_layers - 1) // 2
+
+
 @torch.inference_mode()
 def find_place(model: Any, sentences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Place:
     """Ask a model where its alignments stand.
@@ -69,7 +74,6 @@ def find_place(model: Any, sentences: Sequence[tuple[Sequence[int], Sequence[int
         The paper's, the third layer of six and shifted, where no sentence says anything.
     """
     layers = model.config.decoder_layers
-    fallback = Place((layers - 1) // 2, is_shifted=True)
     short = [pair for pair in sentences if 2 < len(pair[0]) <= MOST_TOKENS and 1 < len(pair[1]) <= MOST_TOKENS]
     agreed = torch.zeros(layers, 2)
     for source, target in short[:MOST_SENTENCES]:
@@ -80,7 +84,7 @@ def find_place(model: Any, sentences: Sequence[tuple[Sequence[int], Sequence[int
         for number, rows in enumerate((attention[:, :-1], attention[:, 1:])):
             agreed[:, number] += ((rows.argmax(dim=-1) == wanted) & clear).sum(dim=-1).cpu()
     if not agreed.any():
-        return fallback
+        return Place(middle_layer(layers), is_shifted=True)
     best = int(agreed.flatten().argmax())
     return Place(best // 2, bool(best % 2))
 
@@ -172,5 +176,17 @@ def _touched(units: Sequence[tuple[int, int]], span: tuple[int, int]) -> list[in
     return [place for place, (begin, end) in enumerate(units) if begin < span[1] and span[0] < end]
 
 
-__all__ = ["UNITS", "Place", "Units", "eager_attention", "find_place", "origins", "pharaoh", "source_spans"]
-__all__ += ["target_spans"]
+__all__ = [
+    "UNITS",
+    "Place",
+    "Units",
+    "attention_of",
+    "eager_attention",
+    "fall_without",
+    "find_place",
+    "middle_layer",
+    "origins",
+    "pharaoh",
+    "source_spans",
+    "target_spans",
+]

@@ -3,13 +3,11 @@
 B sources of a batch    R outputs of each    S source length    T output length, without the end of sequence
 """
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +17,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from seqloom.hub.batches import before_end, padded, plan_batches
 from seqloom.hub.export.ctranslate2_loader import vocabulary_of
 from seqloom.hub.export.ctranslate2_options import translate_options
+from seqloom.hub.export.exported import Exported
 from seqloom.hub.export.output_folder import EXPORT_NAME
-from seqloom.hub.files import read_object
-from seqloom.hub.lines import plan_batches
+from seqloom.hub.files import read_object, recorded_outputs
 from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder, target_tokenizer
 from seqloom.hub.verify import check_folder
 from seqloom.hub.word_alignment import Place, eager_attention, find_place
@@ -187,7 +186,7 @@ class TorchEngine(Engine):
         settings = self.settings
         searched = max(settings.num_beams or 1, settings.num_return_sequences or 1)
         for batch in plan_batches([len(ids) for ids in sources], TOKENS_PER_BATCH // searched):
-            inputs = self._padded([sources[place] for place in batch])
+            inputs = padded([sources[place] for place in batch], self.config.pad_token_id, self.model.device)
             options = {}
             if prefixes is not None:
                 options = {"prefix_allowed_tokens_fn": self._beginning([prefixes[place] for place in batch])}
@@ -197,13 +196,6 @@ class TorchEngine(Engine):
                 copies = settings.num_return_sequences or 1
                 found[place] = outputs[number * copies : (number + 1) * copies]
         return found
-
-    def _padded(self, sources: Sequence[list[int]]) -> dict[str, Tensor]:
-        longest = max(map(len, sources))
-        pad = self.config.pad_token_id or 0
-        ids = torch.tensor([[*source, *[pad] * (longest - len(source))] for source in sources])
-        mask = torch.tensor([[1] * len(source) + [0] * (longest - len(source)) for source in sources])
-        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
     def _beginning(self, prefixes: Sequence[list[int]]) -> Any:
         """Return what tells `generate` which tokens may come next: the prefix's, then all."""
@@ -217,7 +209,7 @@ class TorchEngine(Engine):
 
     def _read_again(self, inputs: dict[str, Tensor], sequences: Tensor, in_detail: bool) -> list[Written]:
         """Cut outputs at their ends, and ask a forced pass for what is wanted of them."""
-        rows = [row[: _end_of(row, self.ends)] for row in sequences[:, 1:].tolist()]
+        rows = [before_end(row, self.ends) for row in sequences[:, 1:].tolist()]
         is_cut = [len(row) == sequences.shape[1] - 1 for row in rows]  # else an end stands behind it
         if not in_detail and self.search.n_best is None:
             return [Written(row, cut) for row, cut in zip(rows, is_cut, strict=True)]
@@ -255,11 +247,11 @@ class TorchEngine(Engine):
 
     def _find_place(self, inputs: dict[str, Tensor], outputs: Sequence[list[int]]) -> Place:
         """Ask the model where its alignments stand, on what the run has recorded, else on these outputs."""
-        recorded = recorded_outputs(self.folder) if self.folder else []
+        recorded = recorded_outputs(Path(self.folder), SAMPLE) if self.folder else None
+        recorded = [row for row in recorded or () if row["source"].strip() and row["output"].strip()]
         if recorded:
-            texts, written = zip(*recorded[:SAMPLE], strict=True)
-            sources = self.tokenizer(list(texts)).input_ids
-            targets = self.target_tokenizer(list(written)).input_ids
+            sources = self.tokenizer([row["source"] for row in recorded]).input_ids
+            targets = self.target_tokenizer([row["output"] for row in recorded]).input_ids
         else:
             lengths = inputs["attention_mask"].sum(-1).tolist()
             copies = len(outputs) // len(lengths)
@@ -288,31 +280,27 @@ class CTranslate2Engine(Engine):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.target_tokenizer = target_tokenizer(folder, self.tokenizer)
         self.search, self.settings = search, search.settings(settings)
-        self.names = vocabulary_of(self.tokenizer, self.config.vocab_size)
-        self.ids = {name: index for index, name in enumerate(self.names)}
-        self.options = translate_options(
-            SimpleNamespace(config=self.config, generation_config=self.settings), self.names
-        )
+        names = vocabulary_of(self.tokenizer, self.config.vocab_size)
+        self.options = translate_options(SimpleNamespace(config=self.config, generation_config=self.settings), names)
         from seqloom.hub.export.engine_folder import engine_folder  # the card's writer and more, for the first use
 
-        exported = engine_folder(folder, quantization)
+        place = engine_folder(folder, quantization)
         import ctranslate2
 
         if search.seed is not None:
             ctranslate2.set_random_seed(search.seed)  # counts for threads that begin after it
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         threads = max(1, torch.get_num_threads() // processes)
-        self.place = Place(**(read_object(exported / EXPORT_NAME) or {})["alignment"])
-        self.translator = ctranslate2.Translator(str(exported), device, inter_threads=processes, intra_threads=threads)
+        self.place = Place(**(read_object(place / EXPORT_NAME) or {})["alignment"])
+        self.exported = Exported(place, names, device=device, inter_threads=processes, intra_threads=threads)
 
     def write(
         self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None, *, seed: int | None, in_detail: bool
     ) -> list[list[Written]]:
         """See `Engine.write`."""
-        spelled = [self._spell(ids) for ids in sources]
-        results = self.translator.translate_batch(
-            spelled,
-            target_prefix=None if prefixes is None else [self._spell(ids) for ids in prefixes],
+        results = self.exported.translator.translate_batch(
+            self.exported.spell(sources),
+            target_prefix=None if prefixes is None else self.exported.spell(prefixes),
             return_end_token=True,
             return_attention=in_detail,
             max_batch_size=TOKENS_PER_BATCH,
@@ -326,45 +314,21 @@ class CTranslate2Engine(Engine):
             ]
             for result in results
         ]
-        return self._scored(spelled, found) if in_detail or self.search.n_best is not None else found
+        return self._scored(sources, found) if in_detail or self.search.n_best is not None else found
 
     def _cut(self, names: Sequence[str], attention: Tensor) -> Written:
-        ids = [self.ids[name] for name in names]
-        end = _end_of(ids, self.ends)
-        return Written(ids[:end], end == len(ids), attention=attention)
+        tokens = before_end(self.exported.read(names), self.ends)
+        return Written(tokens, len(tokens) == len(names), attention=attention)
 
-    def _scored(self, spelled: Sequence[list[str]], found: list[list[Written]]) -> list[list[Written]]:
+    def _scored(self, sources: Sequence[list[int]], found: list[list[Written]]) -> list[list[Written]]:
         """Add log-probabilities, by a forced pass over all outputs."""
-        pairs = [(source, written) for source, group in zip(spelled, found, strict=True) for written in group]
-        scored = self.translator.score_batch(
-            [source for source, _ in pairs],
-            [self._spell(written.tokens) for _, written in pairs],
-            max_input_length=0,
-            max_batch_size=TOKENS_PER_BATCH,
-            batch_type="tokens",
-        )
+        pairs = [(source, written) for source, group in zip(sources, found, strict=True) for written in group]
+        scores = self.exported.score([source for source, _ in pairs], [written.tokens for _, written in pairs])
         outputs = iter(
-            Written(w.tokens, w.is_cut, result.log_probs[: len(w.tokens) + (not w.is_cut)], w.attention)
-            for (_, w), result in zip(pairs, scored, strict=True)
+            replace(written, log_probs=log_probs[: len(written.tokens) + (not written.is_cut)])
+            for (_, written), log_probs in zip(pairs, scores, strict=True)
         )
         return [[next(outputs) for _ in group] for group in found]
-
-    def _spell(self, ids: Sequence[int]) -> list[str]:
-        return [self.names[index] for index in ids]
-
-
-def _end_of(ids: Sequence[int], ends: Sequence[int]) -> int:
-    return next((place for place, token in enumerate(ids) if token in ends), len(ids))
-
-
-def recorded_outputs(folder: str | PathLike[str]) -> list[tuple[str, str]]:
-    """Return sources and outputs of the run's test set; none if there was none."""
-    path = Path(folder) / "run" / "test_outputs.jsonl"
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in islice(file, SAMPLE)]
-    return [(row["source"], row["output"]) for row in rows if row["source"].strip() and row["output"].strip()]
 
 
 def cores() -> int:

@@ -7,7 +7,6 @@
 What the folder's generation_config.json says stands as arguments of `translate_batch` in README.md and in the manifest.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from seqloom.hub.export.ctranslate2_loader import build_spec, positions_in_table
 from seqloom.hub.export.ctranslate2_options import greedy, translate_options
 from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, Sentence, compare, decode, ends_of, write
 from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
-from seqloom.hub.files import files_made_from
+from seqloom.hub.files import files_made_from, recorded_outputs
 from seqloom.hub.lines import read_lines
 from seqloom.hub.loading import load_folder, target_tokenizer
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
@@ -156,7 +155,6 @@ def texts_of(folder: Path, files: Sequence[str] | None, facts: CardFacts) -> tup
     Raises:
         ExportError: for files that are not line-aligned, or hold nothing.
     """
-    recorded = folder / "run" / "test_outputs.jsonl"
     if files:
         columns = [read_lines(file) for file in files]
         if len({len(column) for column in columns}) > 1:
@@ -165,8 +163,7 @@ def texts_of(folder: Path, files: Sequence[str] | None, facts: CardFacts) -> tup
                 f"line-aligned."
             )
         texts, name = [Text(*row) for row in zip(*columns, strict=True)], " and ".join(Path(f).name for f in files)
-    elif recorded.is_file():
-        rows = [json.loads(line) for line in recorded.read_text(encoding="utf-8").split("\n") if line]
+    elif (rows := recorded_outputs(folder)) is not None:
         texts = [Text(row["source"], row["target"], row["output"] if facts.has_run else None) for row in rows]
         name = "the run's test set"
     else:

@@ -16,9 +16,10 @@ import torch
 from sacrebleu.metrics import CHRF
 from torch import Tensor
 
+from seqloom.hub.batches import before_end, padded, plan_batches
 from seqloom.hub.export.ctranslate2_loader import suppressing_bias
 from seqloom.hub.export.ctranslate2_options import greedy
-from seqloom.hub.lines import plan_batches
+from seqloom.hub.export.exported import TOKENS_PER_PASS, Exported
 
 TOLERANCE = 1e-4
 """By how much a forced log-probability may differ in float32; 1e-6 to 2e-5 was seen."""
@@ -30,7 +31,6 @@ FLOOR = -100.0
 """Log-probabilities below are alike: of words that are never written the engine has -1e4."""
 
 BEAMS = 5
-TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -81,36 +81,18 @@ class Parity:
         return self.forced_difference <= TOLERANCE and self.greedy_equal + self.greedy_ties == self.sentences
 
 
-class Engine:
-    """A loaded export that takes and gives ids."""
+class Engine(Exported):
+    """A loaded export that answers with its options."""
 
     def __init__(self, folder: str, names: Sequence[str], options: dict[str, Any]) -> None:
-        import ctranslate2
-
-        self.translator = ctranslate2.Translator(folder, intra_threads=torch.get_num_threads())
-        self.names = names
-        self.ids = {name: index for index, name in enumerate(names)}
+        super().__init__(folder, names)
         self.options = options
 
     def write(self, sources: Sequence[Sequence[int]], **changes: Any) -> list[list[int]]:
         """Return the best answer for each source, without the end of sequence."""
-        options = {**self.options, **changes, "max_batch_size": TOKENS_PER_BATCH, "batch_type": "tokens"}
-        results = self.translator.translate_batch([self._spell(ids) for ids in sources], **options)
-        return [[self.ids[name] for name in result.hypotheses[0]] for result in results]
-
-    def score(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probability of each token of each target, of the end of sequence too, which is not given."""
-        results = self.translator.score_batch(
-            [self._spell(ids) for ids in sources],
-            [self._spell(ids) for ids in targets],
-            max_input_length=0,  # else 1,024: longer sources are cut in silence
-            max_batch_size=TOKENS_PER_BATCH,
-            batch_type="tokens",
-        )
-        return [result.log_probs for result in results]
-
-    def _spell(self, ids: Sequence[int]) -> list[str]:
-        return [self.names[index] for index in ids]
+        options = {**self.options, **changes, "max_batch_size": TOKENS_PER_PASS, "batch_type": "tokens"}
+        results = self.translator.translate_batch(self.spell(sources), **options)
+        return [self.read(result.hypotheses[0]) for result in results]
 
 
 def compare(model: Any, tokenizer: Any, engine: Engine, sentences: Sequence[Sentence]) -> Parity:
@@ -150,15 +132,12 @@ def compare(model: Any, tokenizer: Any, engine: Engine, sentences: Sequence[Sent
 def write(model: Any, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
     """Return what torch writes for each source, without the end of sequence."""
     answers: list[list[int]] = [[] for _ in sources]
-    ends, pad = ends_of(model), model.config.pad_token_id or 0
-    for batch in plan_batches([len(ids) for ids in sources], TOKENS_PER_BATCH // options["num_beams"]):
-        longest = max(len(sources[i]) for i in batch)
-        ids = torch.tensor([[*sources[i], *[pad] * (longest - len(sources[i]))] for i in batch])
-        mask = torch.tensor([[1] * len(sources[i]) + [0] * (longest - len(sources[i])) for i in batch])
-        written = model.generate(input_ids=ids, attention_mask=mask, **options)[:, 1:].tolist()
+    ends = ends_of(model)
+    for batch in plan_batches([len(ids) for ids in sources], TOKENS_PER_PASS // options["num_beams"]):
+        inputs = padded([sources[i] for i in batch], model.config.pad_token_id)
+        written = model.generate(**inputs, **options)[:, 1:].tolist()
         for i, row in zip(batch, written, strict=True):
-            first = next((place for place, token in enumerate(row) if token in ends), len(row))
-            answers[i] = row[:first]
+            answers[i] = before_end(row, ends)
     return answers
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqloom.hub.word_alignment import eager_attention
+from seqloom.hub.word_alignment import Place, eager_attention, middle_layer, origins
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Explanation:
                 token is not read again.
         """
         layer = middle_layer(len(self.cross_attention)) if layer is None else layer
-        rows = torch.tensor(self.cross_attention[layer]).mean(0).argmax(-1).tolist()  # (T)
-        return [*rows[1:], None] if shift else rows
+        weights = torch.tensor(self.cross_attention[layer]).mean(0)  # (T, S)
+        return origins(weights, len(weights), [False] * weights.shape[1], Place(layer, shift))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as lists, dictionaries, texts and numbers, as JSON takes them."""
@@ -115,11 +115,6 @@ def explain(
         steps=_steps(target_tokenizer or tokenizer, outputs.logits[0], written[0, 1:], num_candidates),
         cross_attention=torch.stack(outputs.cross_attentions)[:, 0].float().tolist(),
     )
-
-
-def middle_layer(num_layers: int) -> int:
-    """Return the layer whose cross attention aligns best, counted from 0: the third of six in Chen et al. 2020."""
-    return (num_layers - 1) // 2
 
 
 def as_seq2seq(model: Any) -> Any:

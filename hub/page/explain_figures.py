@@ -6,7 +6,8 @@ Each function returns a matplotlib `Figure`; `figure.savefig("attention.pdf")` w
 from collections.abc import Sequence
 from typing import Any
 
-from seqloom.hub.page.explain import Explanation, middle_layer
+from seqloom.hub.page.explain import Explanation
+from seqloom.hub.word_alignment import middle_layer
 
 FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS"]
 """matplotlib takes the first that has a character; those that are not installed are passed over."""

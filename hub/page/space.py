@@ -17,9 +17,10 @@ from os import PathLike
 from pathlib import Path
 
 from seqloom.hub import word_alignment
-from seqloom.hub.files import names_below, read_text
+from seqloom.hub.files import names_below, recorded_outputs
 from seqloom.hub.model_card import CardFacts, card_environment, read_facts
 from seqloom.hub.page import explain, walk, walk_numbers, walk_search
+from seqloom.hub.page.walk_file import TEMPLATE
 from seqloom.hub.push import plan_push, write_files
 from seqloom.hub.quoting import markdown, shell, shown, yaml_head
 
@@ -70,11 +71,9 @@ def write_space(folder: str | PathLike[str], output: str | PathLike[str], *, rep
 
 def example_sources(folder: str | PathLike[str]) -> list[str]:
     """Return some short sources from the run's test set; none where the run left none, or what is none of ours."""
-    outputs = Path(folder) / "run" / "test_outputs.jsonl"
     try:
-        lines = read_text(outputs).splitlines()[:MOST_ROWS]
-        sources = [str(json.loads(line)["source"]) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sources = [row["source"] for row in recorded_outputs(Path(folder), MOST_ROWS) or ()]
+    except (OSError, ValueError):
         return []
     return list(dict.fromkeys(source for source in sources if 0 < len(source.strip()) <= MOST_CHARACTERS))[
         :NUM_EXAMPLES
@@ -117,7 +116,6 @@ def describe_space(output: str | PathLike[str], files: Iterable[str]) -> str:
 
 
 _COPIED = (explain, walk, walk_numbers, walk_search, word_alignment)
-TEMPLATE = Path(__file__).parents[1] / "templates" / "walk.html"
 
 
 def _copy_of(module: str, path: str | None) -> str:

@@ -74,9 +74,11 @@ def walk(
     beams = int(options.get("num_beams") or model.generation_config.num_beams or 1)
     names = target_tokenizer or tokenizer
     inputs = read_source(model, tokenizer, text)
-    written = write_target(model, inputs, target, names, **options)  # (1, 1 + T)
-    data, words = _pass_numbers(model, inputs, written, every_layer)
     tree = beam_tree(model, inputs, **{**options, "num_beams": beams if beams > 1 else BEAMS})
+    winner = torch.tensor([tree.pop("winner")], device=model.device)
+    is_found = target is None and beams > 1  # by the search that was just made
+    written = winner if is_found else write_target(model, inputs, target, names, **options)  # (1, 1 + T)
+    data, words = _pass_numbers(model, inputs, written, every_layer)
     words |= {node["id"] for node in tree["nodes"]}
     without = leave_one_out(model, tokenizer, text, written, MOST_TOKENS, **options)
     ids = inputs["input_ids"][0].tolist()

@@ -7,7 +7,6 @@ This file imports torch and transformers only, and explain.py: `seqloom space` c
 """
 
 import re
-from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -70,7 +69,7 @@ def beam_tree(model: Any, inputs: dict[str, Tensor], num_beams: int, **options: 
     for prefix in sorted([*watcher.following, *finals], key=len):
         if prefix[1:]:
             tree.add(prefix)
-    tree.rank(watcher.following)
+    tree.rank()
     ends = [
         {"node": tree.index[final], "score": float(score)}
         for final, score in dict(zip(reversed(finals), reversed(output.sequences_scores.tolist()))).items()
@@ -81,6 +80,7 @@ def beam_tree(model: Any, inputs: dict[str, Tensor], num_beams: int, **options: 
         "nodes": tree.nodes,
         "ends": sorted(ends, key=lambda end: -end["score"]),
         "overtook": tree.overtaking(finals[0]),
+        "winner": list(finals[0]),
     }
 
 
@@ -106,11 +106,11 @@ class _Tree:
         node = {"parent": parent, "id": prefix[-1], "logp": logp, "sum": self.nodes[parent]["sum"] + logp}
         self.nodes.append({**node, "depth": len(prefix) - 1, "rank": None})
 
-    def rank(self, running: dict[Prefix, Tensor]) -> None:
+    def rank(self) -> None:
         """Number the running beams of each depth, the best 0."""
         by_depth: dict[int, list[dict[str, Any]]] = {}
         for prefix, index in self.index.items():
-            if prefix in running:
+            if prefix in self.following:
                 by_depth.setdefault(len(prefix), []).append(self.nodes[index])
         for nodes in by_depth.values():
             for rank, node in enumerate(sorted(nodes, key=lambda node: -node["sum"])):
@@ -194,4 +194,4 @@ def _changes(whole: str, output: str) -> list[tuple[str, str]]:
     return pieces
 
 
-__all__: Sequence[str] = ["beam_tree", "leave_one_out", "source_pieces"]
+__all__ = ["beam_tree", "leave_one_out", "source_pieces"]

@@ -14,8 +14,7 @@ class Door:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """Return the answer to a request that wants it whole."""
-        said = {"message": {"role": "assistant", "content": answer.text}}
-        return self._choice(answer, self.object, said, is_last=True)
+        return self._choice(answer, self.object, self._whole_text(answer.text), is_last=True)
 
     def first(self, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield events before any text."""
@@ -23,11 +22,17 @@ class Door:
 
     def piece(self, answer: Answer, text: str) -> dict[str, Any]:
         """Return the event of a piece of text."""
-        return self._choice(answer, self.event, {"delta": {"content": text}})
+        return self._choice(answer, self.event, self._new_text(text))
 
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield events after all text."""
-        yield self._choice(answer, self.event, {"delta": {}}, is_last=True)
+        yield self._choice(answer, self.event, self._new_text(""), is_last=True)
+
+    def _whole_text(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
+
+    def _new_text(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
 
     @staticmethod
     def _choice(answer: Answer, kind: str, said: dict[str, Any], *, is_last: bool = False) -> dict[str, Any]:
@@ -40,23 +45,16 @@ class Door:
 class PromptDoor(Door):
     """/v1/completions."""
 
-    kind, object = COMPLETION, "text_completion"
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """Return the answer to a request that wants it whole."""
-        return self._choice(answer, self.object, {"text": answer.text}, is_last=True)
+    kind, object, event = COMPLETION, "text_completion", "text_completion"
 
     def first(self, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield nothing."""
         yield from ()
 
-    def piece(self, answer: Answer, text: str) -> dict[str, Any]:
-        """Return the event of a piece of text."""
-        return self._choice(answer, self.object, {"text": text})
+    def _whole_text(self, text: str) -> dict[str, Any]:
+        return {"text": text}
 
-    def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """Yield why it ended."""
-        yield self._choice(answer, self.object, {"text": ""}, is_last=True)
+    _new_text = _whole_text
 
 
 class ResponseDoor(Door):
@@ -112,8 +110,9 @@ class ResponseDoor(Door):
 
 def usage(answer: Answer, read: str = "prompt_tokens", written: str = "completion_tokens") -> dict[str, int]:
     """Return the counts under the names of a route."""
-    total = answer.prompt_tokens + answer.num_tokens
-    return {read: answer.prompt_tokens, written: answer.num_tokens, "total_tokens": total}
+    prompt_tokens = answer.job.prompt_tokens
+    total = prompt_tokens + answer.num_tokens
+    return {read: prompt_tokens, written: answer.num_tokens, "total_tokens": total}
 
 
 def _of_part(kind: str, answer: Answer, number: int, **more: Any) -> dict[str, Any]:

@@ -81,8 +81,7 @@ class Answer:
     def __init__(self, job: Job, tokenizer: Any, *, name: str, model: str) -> None:
         self.job, self.tokenizer, self.name, self.model = job, tokenizer, name, model
         self.created = int(time.time())
-        self.prompt_tokens, self.text = job.prompt_tokens, ""
-        self.num_tokens = 0
+        self.text, self.num_tokens = "", 0
         """Tokens that were written, an end of sequence included."""
         self.is_cut = False
         """Whether it ended for want of room."""

@@ -47,6 +47,7 @@ from seqloom.hub.serving.chat_request import (
     source_of,
 )
 from seqloom.hub.serving.job_queue import MAX_WAITING, Engine, Job, JobQueue, ServerStopping
+from seqloom.modeling.canary import ends_of
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ class Service:
         """
         self.tokenizer, self.generation_config = tokenizer, generation_config
         self.names, self.created, self.limits = names, created, limits
-        ends = generation_config.eos_token_id
-        self.ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
+        self.ends = ends_of(generation_config)
         self.longest_token = max(map(len, tokenizer.get_vocab()))
         self.tokenizing = Lock()  # a tokenizer that is set up and used at once says "Already borrowed"
         self.chat_template: ChatTemplate | None = None
@@ -117,7 +117,7 @@ class Service:
     def leave(self, answer: Answer) -> None:
         """Forget a job that nobody reads any more, for it is read, or its reader gone."""
         self.queue.drop(answer.job)
-        self.metrics.tokens.labels("read").inc(answer.prompt_tokens)
+        self.metrics.tokens.labels("read").inc(answer.job.prompt_tokens)
         self.metrics.tokens.labels("written").inc(answer.num_tokens)
 
     def check_name(self, name: Any) -> None:

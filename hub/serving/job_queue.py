@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from seqloom.hub.batches import plan_batches
 from seqloom.hub.decoding.engines import TOKENS_PER_BATCH
-from seqloom.hub.lines import plan_batches
 from seqloom.hub.serving.chat_request import RequestError
 
 logger = logging.getLogger(__name__)

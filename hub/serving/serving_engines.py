@@ -22,7 +22,9 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from seqloom.hub.batches import padded
 from seqloom.hub.export.ctranslate2_options import DIRECT, SAMPLING, greedy
+from seqloom.hub.export.exported import Exported
 from seqloom.hub.export.output_folder import EXPORT_NAME
 from seqloom.hub.files import read_object
 from seqloom.hub.serving.chat_request import RequestError
@@ -77,14 +79,9 @@ class TorchEngine:
             config.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0)  # the defaults, which no one warns of
         elif config.do_sample and jobs[0].settings.get("seed") is not None:
             torch.manual_seed(jobs[0].settings["seed"])
-        longest = max(len(job.source) for job in jobs)
-        pad = config.pad_token_id or 0
-        ids = torch.tensor([[*job.source, *[pad] * (longest - len(job.source))] for job in jobs])  # (B, S)
-        mask = torch.arange(longest) < torch.tensor([[len(job.source)] for job in jobs])
         with torch.inference_mode():
             written = self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.long().to(self.model.device),
+                **padded([job.source for job in jobs], config.pad_token_id, self.model.device),
                 generation_config=config,
                 logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList([_Rows(jobs, is_beams=config.num_beams > 1)]),
@@ -164,14 +161,12 @@ class CTranslate2Engine:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         """Load an export; `names` are those of its ids."""
-        import ctranslate2
-
         manifest = read_object(folder / EXPORT_NAME) or {}
         self.options: dict[str, Any] = manifest["translate_batch"]
         self.longest: int | None = manifest["longest"]
-        self.names, self.num_threads = names, min(MOST_THREADS, torch.get_num_threads())
+        self.num_threads = min(MOST_THREADS, torch.get_num_threads())
         threads = {"inter_threads": self.num_threads, "intra_threads": torch.get_num_threads() // self.num_threads}
-        self.translator = ctranslate2.Translator(str(folder), **threads)
+        self.exported = Exported(folder, names, **threads)
 
     def admit(self, job: Job) -> None:
         """Set a job's key and beams.
@@ -207,15 +202,14 @@ class CTranslate2Engine:
             "num_hypotheses": 1,
             "max_decoding_length": max(job.max_new_tokens for job in jobs),
         }
-        sources = [[self.names[token] for token in job.source] for job in jobs]
+        translate, sources = self.exported.translator.translate_batch, self.exported.spell([job.source for job in jobs])
         if num_beams == 1:
             hear = {"callback": lambda step: jobs[step.batch_id].take(step.token_id)}
-            self.translator.translate_batch(sources, **options, **hear)
+            translate(sources, **options, **hear)
             return
-        ids = {name: token for token, name in enumerate(self.names)}
-        results = self.translator.translate_batch(sources, return_end_token=True, **options)
+        results = translate(sources, return_end_token=True, **options)
         for job, result in zip(jobs, results, strict=True):
-            job.take_all(ids[name] for name in result.hypotheses[0])
+            job.take_all(self.exported.read(result.hypotheses[0]))
 
 
 __all__ = ["CTranslate2Engine", "TorchEngine"]

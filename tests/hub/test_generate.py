@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from seqloom.hub import generate, pipeline_seqloom
 from seqloom.hub import lines as lines_module
+from seqloom.hub.batches import plan_batches
 from seqloom.hub.decoding import windows
 from seqloom.hub.decoding.answers import Answer
 from seqloom.hub.decoding.journal import JournalError
 from seqloom.hub.generate import Job, Search, generate_file, generate_lines
-from seqloom.hub.lines import plan_batches, read_lines, stream_lines
+from seqloom.hub.lines import read_lines, stream_lines
 from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, load_folder
 from seqloom.hub.verify import FolderError
 from seqloom_cli.verbs import main

@@ -9,11 +9,11 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from seqloom.hub.batches import plan_batches
 from seqloom.hub.decoding.answers import Answer
 from seqloom.hub.decoding.answers import answer as answer_rows
 from seqloom.hub.decoding.engines import Search, TorchEngine
 from seqloom.hub.decoding.rows import Row
-from seqloom.hub.lines import plan_batches
 from seqloom.hub.progress_bar import progress_bar
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
 from seqloom.training.metrics import SentenceSums

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from seqloom.hub.page.explain import Candidate, Explanation, Step, explain, middle_layer
+from seqloom.hub.page.explain import Candidate, Explanation, Step, explain
 from seqloom.hub.page.explain_figures import alignment_figure, attention_figure, next_word_figure
+from seqloom.hub.word_alignment import middle_layer
 
 WORDS = "abcdefghijklmnop"
 
