@@ -182,7 +182,7 @@ class Report:
             for split in sizes
         }
         for found in self.findings:
-            found.num_rows = sizes.get(found.split, 0)
+            found.num_rows = sizes.get(found.split, found.num_rows)  # a glance has counted its own rows
             if found.facts.harm < Harm.refused and found.lines and refused.get(found.split):
                 found.lines = array("q", (line for line in found.lines if line not in refused[found.split]))
                 found.examples = [example for example in found.examples if example.line not in refused[found.split]]

@@ -311,5 +311,8 @@ def test_a_glance_sees_leaks_of_the_whole_text_and_faults_of_some(clean, tmp_pat
     files = {"train": write(tmp_path, "train", rows), "validation": write(tmp_path, "valid", [rows[7], *clean[2:3]])}
     corpus = {split: load_corpus(names).dataset for split, names in files.items()}
     found = {(each.rule, each.split): each for each in glance(corpus).findings}
-    assert found["swapped", "train"].count == 75
+    swapped, num_seen = found["swapped", "train"], len(clean)
+    assert (swapped.count, swapped.num_rows) == (75, num_seen)
+    assert swapped.harm == Harm.harmful
+    assert swapped.amount.startswith(f"75 of {num_seen:,}")
     assert list(found["leak-source", "validation"].lines) == [1, 2]
