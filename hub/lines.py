@@ -85,4 +85,9 @@ def decode_line(line: bytes, number: int, name: str) -> str:
         raise ValueError(f"{name}: line {number} is not UTF-8 (byte {error.start + 1}); convert it first.") from error
 
 
-__all__ = ["count_lines", "decode_line", "open_bytes", "read_lines", "stream_lines"]
+def one_line(text: str) -> str:
+    """Return a text with spaces for its line ends: as outputs are, and as files of lines hold it."""
+    return text.replace("\r\n", " ").replace("\n", " ")
+
+
+__all__ = ["count_lines", "decode_line", "one_line", "open_bytes", "read_lines", "stream_lines"]

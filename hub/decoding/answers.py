@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from seqloom.hub.decoding.engines import Engine, Written
 from seqloom.hub.decoding.rows import Row
+from seqloom.hub.lines import one_line
 from seqloom.hub.word_alignment import UNITS, Units, origins, pharaoh, source_spans, target_spans
 
 MOST_CHARACTERS = 1_000_000
@@ -173,7 +174,7 @@ def _answer_of(engine: Engine, source: str, written: Written, units: Units | Non
     score = sum(written.log_probs) / length if written.log_probs else None
     ids = engine.tokenizer(source).input_ids if units is not None else ()
     detail = None if units is None else _detail_of(engine, source, text, ids, written, units)
-    return Answer(text.replace("\r\n", " ").replace("\n", " "), score, written.is_cut, len(ids), detail=detail)
+    return Answer(one_line(text), score, written.is_cut, len(ids), detail=detail)
 
 
 def _detail_of(engine: Engine, source: str, text: str, ids: Sequence[int], written: Written, units: Units) -> Detail:

@@ -65,9 +65,9 @@ def refuse_what_cannot_be(job: Job) -> None:
         FileNotFoundError: for an input that is not there.
         FolderError: for a folder that is none, or dangerous to open.
     """
-    check_folder(job.folder)
     if job.input_file is not None and not Path(job.input_file).exists():
         raise FileNotFoundError(2, "No such file or directory", job.input_file)
+    check_folder(job.folder)
     written = [file for file in (job.output_file, *job.files) if file is not None]
     for file in written:
         target, parent = Path(file).resolve(), Path(file).absolute().parent

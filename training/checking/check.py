@@ -161,7 +161,10 @@ def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
                     table[found] = True
                 facts.known = known
         for split, store in stores.by_split.items():
-            findings = compare_rows(split, store, stores.by_split["train"])
+            findings = compare_rows(split, store)
+            if split != "train":
+                leaks = find_leaks(store, stores.by_split["train"])
+                findings += [_finding(rule, split, *lines) for rule, lines in leaks.items() if len(lines[0])]
             show_rows(findings, SplitReader(recipe, split).rows())
             report.findings += findings
     report.finish()
@@ -239,15 +242,13 @@ class _Worker:
 # Rows compared with each other ----------------------------------------------------------------------------------------
 
 
-def compare_rows(split: str, store: RowStore, train: RowStore) -> list[Finding]:
-    """Find what only all rows together show: duplicates, shifted lines, and leaks into the training text."""
+def compare_rows(split: str, store: RowStore) -> list[Finding]:
+    """Find what only all rows of a split together show: duplicates and shifted lines."""
     again = store.repeated("pair")
     findings = [_finding("duplicate", split, store.numbers(again))]
     near = np.setdiff1d(store.repeated("near"), again)
     findings.append(_finding("near-duplicate", split, store.numbers(near)))
     findings += [_shift_finding(split, store, shift) for shift in (find_shifts(store) if store.is_pairs else [])]
-    if split != "train":
-        findings += [_finding(rule, split, *lines) for rule, lines in find_leaks(store, train).items()]
     return [finding for finding in findings if finding.count]
 
 

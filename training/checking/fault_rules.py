@@ -471,8 +471,3 @@ def find_faults(batch: Batch, facts: ColumnFacts) -> dict[str, np.ndarray]:
             for hidden in rule.hides:
                 found[hidden] &= ~found[rule.name]
     return {name: mask for name, mask in found.items() if mask.any()}
-
-
-def order_of(name: str) -> tuple[int, int]:
-    """The rank of a rule in a report: worst first."""
-    return -RULES[name].harm, list(RULES).index(name)

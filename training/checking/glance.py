@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute
 from datasets import Dataset, DatasetDict
 
 from seqloom.training.checking.check import BATCH_ROWS, compare_rows, examine, show_rows
@@ -20,6 +19,7 @@ from seqloom.training.checking.fault_rules import Harm
 from seqloom.training.checking.row_store import Stores
 from seqloom.training.checking.text_batch import Batch
 from seqloom.training.fault_tolerance.checkpoints import write_text
+from seqloom.training.held_out import found_in
 from seqloom.training.reading.readers import Row
 
 NUM_WINDOWS, WINDOW = 10, BATCH_ROWS // 10
@@ -51,9 +51,7 @@ def glance(corpus: DatasetDict, *, is_text: bool = False) -> Report:
                 )
                 for rule, lines in examined.lines.items()
             ]
-            compared = [
-                each for each in compare_rows(split, store, stores.by_split["train"]) if "leak" not in each.rule
-            ]
+            compared = compare_rows(split, store)
             show_rows(compared, iter(seen))
             for each in compared:
                 each.num_rows = len(seen)
@@ -76,10 +74,9 @@ def _windows(rows: Dataset, *, is_text: bool) -> Iterator[Row]:
 
 def _leaks(split: str, small: Dataset, train: Dataset) -> list[Finding]:
     """Find sources that stand in the training text exactly so."""
-    sources = [dataset.with_format("arrow")[:]["source"] for dataset in (small, train)]
-    hits = pyarrow.compute.is_in(sources[1], value_set=sources[0].combine_chunks())
-    leaked = set(sources[1].filter(hits).to_pylist())
-    lines = [place for place, text in enumerate(sources[0].to_pylist(), 1) if text in leaked]
+    sources = small["source"][:]
+    leaked = found_in(train, sources)
+    lines = [place for place, text in enumerate(sources, 1) if text in leaked]
     examples = [Example.of(line, [small[line - 1]["source"], small[line - 1]["target"]]) for line in lines[:3]]
     found = Finding("leak-source", split, len(lines), array("q", lines), examples, num_rows=len(small))
     return [found] if lines else []

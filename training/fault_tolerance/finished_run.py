@@ -55,11 +55,11 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
     holds_out = any(each.share_of("test") for each in (fitted, resolve_recipe(folder.recipe_file)))
     own = CHANGEABLE - ({"test"} if holds_out else set())  # what is held out is no training text
     foreign = {key: values for key, values in changes.items() if key not in own}
-    other_files = list(other_texts(folder))
     if foreign:
         key, (before, now) = next(iter(foreign.items()))
         what = f"{key}={shown(before)}, and {key}={shown(now)}{and_more(list(foreign))} is asked for now"
         raise TrainingError(_refusal(folder, f"trained with {what}"))
+    other_files = list(other_texts(folder))
     if changed := [path for split, path in other_files if split != "test"]:
         raise TrainingError(_refusal(folder, f"and {changed[0]}{and_more(changed)} is another text since"))
     if changes.keys() & LENGTH:

@@ -19,7 +19,6 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from seqloom.hub.files import CURVE_NAME
 from seqloom.modeling.canary import write_whole
 from seqloom.training.monitoring.console import is_score
 from seqloom.training.monitoring.gradient_flow import can_draw
@@ -159,4 +158,4 @@ def draw_curve(log_history: Iterable[Mapping[str, Any]], path: Path, metric: str
     return True
 
 
-__all__ = ["CURVE_NAME", "History", "draw_curve", "histogram", "rows_of", "write_report"]
+__all__ = ["History", "draw_curve", "histogram", "rows_of", "write_report"]

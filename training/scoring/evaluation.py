@@ -24,13 +24,13 @@ import numpy as np
 from seqloom.configuration.recipe import Recipe, selection_of
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import read_object
-from seqloom.hub.lines import read_lines
+from seqloom.hub.lines import one_line, read_lines
 from seqloom.hub.model_card import Score
 from seqloom.training.confidence import Difference, interval, paired_test
 from seqloom.training.metrics import LOWER_IS_BETTER, METRICS, SentenceSums, bleu_tokenizer_for, get_metrics
 from seqloom.training.preparation import read_training
 from seqloom.training.reading.corpus import CorpusError
-from seqloom.training.scoring.evaluation_text import EvaluationText, ReadingOptions, one_line, read_evaluation_text
+from seqloom.training.scoring.evaluation_text import EvaluationText, ReadingOptions, read_evaluation_text
 from seqloom.training.scoring.groups import Breakdown, breakdowns
 from seqloom.training.scoring.nearness import Nearness, near_training
 from seqloom.training.scoring.system_answers import Answers, answer
@@ -211,12 +211,13 @@ def _other_outputs(compare: str | None, text: EvaluationText) -> Answers | None:
         return None
     if not Path(compare).is_file():
         raise EvaluationError(f"compare={compare} is neither a folder nor a file of outputs; check the spelling.")
-    rows = [_output_of(line, compare, number) for number, line in enumerate(read_lines(compare), start=1)]
+    lines = read_lines(compare)
+    rows = [_output_of(line, compare, number) for number, line in enumerate(lines, start=1)]
     if compare.endswith(".tsv") and rows:
-        names = read_lines(compare)[0].split("\t")
+        names = lines[0].split("\t")
         if "output" not in names:
             raise EvaluationError(f"{compare} has no column output, only {', '.join(names)}; name it so.")
-        rows = [line.split("\t")[names.index("output")] for line in read_lines(compare)[1:]]
+        rows = [line.split("\t")[names.index("output")] for line in lines[1:]]
     if len(rows) != len(text):
         raise EvaluationError(
             f"{compare} has {len(rows):,} outputs and {text.name} {len(text):,} examples; each needs one, in the same "

@@ -1,16 +1,17 @@
 """What an evaluation leaves behind: outputs for people and scripts, scores, and lines for a terminal."""
 
 import json
-import shlex
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from seqloom.hub.lines import one_line
+from seqloom.hub.quoting import shell
 from seqloom.modeling.canary import write_whole
 from seqloom.training.metrics import bleu_tokenizer_for
 from seqloom.training.scoring.evaluation import Evaluation, Row
-from seqloom.training.scoring.evaluation_text import EvaluationText, one_line
+from seqloom.training.scoring.evaluation_text import EvaluationText
 
 
 def write_evaluation(evaluation: Evaluation, output: str | PathLike[str]) -> dict[str, Path]:
@@ -127,7 +128,7 @@ def sacrebleu_command(evaluation: Evaluation, output: Path) -> str:
     streams = len(_reference_streams(evaluation.text))
     names = [output / f"reference{'' if n == 1 else f'.{n}'}.txt" for n in range(1, streams + 1)]
     tokenizer = bleu_tokenizer_for(evaluation.text.first_references)
-    words = [" ".join(shlex.quote(str(name)) for name in names), "-i", shlex.quote(str(output / "output.txt")), "-m"]
+    words = [" ".join(shell(name) for name in names), "-i", shell(output / "output.txt"), "-m"]
     words += [flags[row.metric].split()[0] for row in asked]
     words += [part for row in asked for part in flags[row.metric].split()[1:]]
     words += ["--tokenize", tokenizer] if any(row.metric == "bleu" for row in asked) else []

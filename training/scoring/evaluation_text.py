@@ -158,9 +158,4 @@ def _merged(text: EvaluationText) -> EvaluationText:
     return EvaluationText(text.name, list(rows), references, columns)
 
 
-def one_line(text: str) -> str:
-    """Return a text with spaces for its line ends: as outputs are, and as files of lines hold it."""
-    return text.replace("\r\n", " ").replace("\n", " ")
-
-
-__all__ = ["EvaluationText", "ReadingOptions", "one_line", "read_evaluation_text"]
+__all__ = ["EvaluationText", "ReadingOptions", "read_evaluation_text"]

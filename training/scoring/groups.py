@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def _grouped(labels: Sequence[str], sums: Mapping[str, SentenceSums]) -> list[Gr
 
 def _ordered(labels: Sequence[str]) -> list[str]:
     """Labels with a rank before a NUL stand in that order, others by their number of sentences."""
-    counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
+    counts = Counter(labels)
     return sorted(counts, key=lambda label: label if "\0" in label else f"{10**9 - counts[label]:010}")
 
 
@@ -97,12 +98,12 @@ def _lengths(text: EvaluationText) -> tuple[str, list[str]]:
     bounds = np.unique(np.quantile(lengths, np.linspace(0, 1, NUM_LENGTHS + 1)[1:], method="closest_observation"))
     places = np.searchsorted(bounds, lengths)
     unit = "phones" if are_phones(references) else "words" if has_words else "characters"
-    labels = []
-    for place in places:
+    names = {}
+    for place in np.unique(places):
         inside = lengths[places == place]
         low, high = int(inside.min()), int(inside.max())
-        labels.append(f"{place:02}\0{low if low == high else f'{low}–{high}'} {unit}")
-    return "Parts of near-equal size.", labels
+        names[place] = f"{place:02}\0{low if low == high else f'{low}–{high}'} {unit}"
+    return "Parts of near-equal size.", [names[place] for place in places]
 
 
 def _nearness_labels(nearness: Nearness) -> list[str]:
@@ -121,7 +122,7 @@ def _frequency_label(count: int) -> str:
 
 def _common(values: Sequence[str]) -> list[str]:
     """Keep the most frequent values, and call the rest "others"."""
-    counts = {value: values.count(value) for value in dict.fromkeys(values)}
+    counts = Counter(values)
     kept = set(sorted(counts, key=lambda value: -counts[value])[:MOST_VALUES])
     return [(value or "(empty)") if value in kept else "others" for value in values]
 
