@@ -1,9 +1,9 @@
 """Files of output that grow for hours: whole lines only, and after a kill they go on where they stopped.
 
 OUT.part            what is written so far
-OUT.part.json       the journal: lines of input that are done, bytes of each part, what made them
+OUT.part.json       the journal, there before the first part: lines of input that are done, bytes and digest of each part
 |  every window of lines: parts are written and synced, then the journal is replaced in one step
-|  after a kill: parts are cut back to the journal's bytes, and the input is read on behind its lines
+|  after a kill: parts are compared, cut back to the journal's bytes, and the input is read on behind its lines
 v
 OUT                 the parts, renamed when all is written; then the journal goes
 """
@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +46,32 @@ class Journal:
             overwrite: begin anew, whatever an earlier command has left.
 
         Raises:
-            JournalError: if the parts belong to another command, or are shorter than the journal says, or if another
-                command is writing them.
+            JournalError: if the parts belong to another command, or are not what the journal says, or have none, or if
+                another command is writing them.
         """
         self.files = files
         self.path = files[0].with_name(f"{files[0].name}{PART}.json")
         self.work = json.loads(json.dumps(work))
-        self.lines, self._sizes, self._digest = 0, [0] * len(files), hashlib.sha256()
+        self.lines, self._digest = 0, hashlib.sha256()
+        self._parts = [_Written() for _ in files]
         self._expected_digest = self._digest.hexdigest()
         self.notes: dict[str, Any] = {}
         """What the command wants to know again."""
         self.is_finished = False
         """Whether an earlier command had written everything, and was killed while it moved the parts."""
+        self._new = [_part(file) for file in files if not _part(file).exists()]
         self._handles = [os.open(_part(file), os.O_RDWR | os.O_CREAT, 0o666) for file in files]
         self._is_ours = False
         try:
             _lock(self._handles[0], files[0])
             self._is_ours = True
-            if not overwrite and (found := read_object(self.path)) is not None:
-                self._adopt(found)
-            for handle, file, size in zip(self._handles, files, self._sizes, strict=True):
-                if os.fstat(handle).st_size < size and not self.is_finished:
-                    raise JournalError(
-                        f"{_part(file)} has {os.fstat(handle).st_size:,} bytes, and {self.path.name} says {size:,}; "
-                        f"add --overwrite to begin anew."
-                    )
-                os.ftruncate(handle, min(size, os.fstat(handle).st_size))
+            if not overwrite:
+                self._adopt(read_object(self.path))
+            for handle, part in zip(self._handles, self._parts, strict=True):
+                os.ftruncate(handle, min(part.size, os.fstat(handle).st_size))
                 os.lseek(handle, 0, os.SEEK_END)
+            if not self.is_finished:
+                self._write()
         except BaseException:
             self.close()
             raise
@@ -107,7 +107,7 @@ class Journal:
             while view:
                 view = view[os.write(handle, view) :]
             os.fsync(handle)
-            self._sizes[place] += len(data)
+            self._parts[place].add(data)
         for line in lines:
             self._digest.update(line)
         self.lines += len(lines)
@@ -116,43 +116,98 @@ class Journal:
     def finish(self) -> None:
         """Put the parts in their places; an empty .gz becomes a gzip file of nothing."""
         for place, (handle, file) in enumerate(zip(self._handles, self.files, strict=True)):
-            if not self._sizes[place] and file.name.endswith(".gz"):
-                self._sizes[place] = os.write(handle, gzip.compress(b""))
+            if not self._parts[place].size and file.name.endswith(".gz"):
+                data = gzip.compress(b"")
+                os.write(handle, data)
+                self._parts[place].add(data)
         self.is_finished = True
         self._write()
-        for file, size in zip(self.files, self._sizes, strict=True):
-            if size == _part(file).stat().st_size:  # else it was in its place before a kill
+        for file, part in zip(self.files, self._parts, strict=True):
+            if part.size == _part(file).stat().st_size:  # else it was in its place before a kill
                 os.replace(_part(file), file)
             _part(file).unlink(missing_ok=True)
         self.path.unlink()
         self.close()
 
     def _write(self) -> None:
-        facts = {"lines": self.lines, "digest": self._digest.hexdigest(), "sizes": self._sizes, "work": self.work}
+        parts = [[part.size, part.digest.hexdigest()] for part in self._parts]
+        facts = {"lines": self.lines, "digest": self._digest.hexdigest(), "parts": parts, "work": self.work}
         write_whole(self.path, json.dumps({**facts, "notes": self.notes, "is_finished": self.is_finished}))
 
     def close(self) -> None:
         """Let go of the parts; of a command that has done nothing none is left behind."""
         while self._handles:
             os.close(self._handles.pop())
-        if self._is_ours and not self.path.exists():
-            for file in self.files:
-                _part(file).unlink(missing_ok=True)
+        if self._is_ours and not self.lines and not self.is_finished:
+            for file in (*map(_part, self.files), self.path):
+                file.unlink(missing_ok=True)
 
-    def _adopt(self, found: Mapping[str, Any]) -> None:
+    def _adopt(self, found: Mapping[str, Any] | None) -> None:
+        """Take over what an earlier command has written."""
         part = _part(self.files[0])
-        theirs = found.get("work")
-        if not isinstance(theirs, dict) or len(found.get("sizes", [])) != len(self.files):
-            raise JournalError(f"{self.path} is no journal of this command's; add --overwrite to begin anew.")
+        if found is None:
+            if written := sum(os.fstat(handle).st_size for handle in self._handles):
+                raise self._refused(
+                    f"{part} holds {written:,} bytes of an earlier command, and {self.path.name}, which says how far "
+                    f"they are good, is missing or damaged; add --overwrite to begin anew."
+                )
+            return
+        if found.get("lines") == 0 and not found.get("is_finished"):
+            return  # killed before its first window
+        try:
+            theirs, lines, parts = dict(found["work"]), int(found["lines"]), list(found["parts"])
+            if len(parts) != len(self.files):
+                raise ValueError
+            self._parts = [_Written(int(size), expected=str(digest)) for size, digest in parts]
+            self.notes, self.is_finished = dict(found["notes"]), bool(found["is_finished"])
+            self._expected_digest = str(found["digest"])
+        except (KeyError, TypeError, ValueError):
+            raise self._refused(f"{self.path} is no journal of this command's; add --overwrite to begin anew.") from None
+        self.lines = lines
         for name in sorted({*theirs, *self.work}, key=str):
             if theirs.get(name) != self.work.get(name):
-                raise JournalError(
-                    f"{part} holds the answers to {found['lines']:,} lines that were written with "
+                raise self._refused(
+                    f"{part} holds the answers to {lines:,} lines that were written with "
                     f"{name}={theirs.get(name)!r}, and now it is {self.work.get(name)!r}; repeat the earlier command "
                     f"to go on with it, or add --overwrite to begin anew."
                 )
-        self.lines, self._sizes, self._expected_digest = found["lines"], list(found["sizes"]), found["digest"]
-        self.notes, self.is_finished = dict(found["notes"]), bool(found["is_finished"])
+        for handle, file, written_part in zip(self._handles, self.files, self._parts, strict=True):
+            is_moved = self.is_finished and not os.fstat(handle).st_size and file.exists()
+            if not is_moved and not written_part.matches(handle):
+                raise self._refused(
+                    f"The first {written_part.size:,} bytes of {_part(file)} are not those that this command wrote: "
+                    f"the file was changed or cut; add --overwrite to begin anew."
+                )
+
+    def _refused(self, message: str) -> JournalError:
+        """Leave everything as it was found."""
+        self._is_ours = False
+        for part in self._new:
+            part.unlink(missing_ok=True)
+        return JournalError(message)
+
+
+@dataclass
+class _Written:
+    """What stands in a part."""
+
+    size: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    expected: str = ""
+
+    def add(self, data: bytes) -> None:
+        """Count bytes behind the others."""
+        self.size += len(data)
+        self.digest.update(data)
+
+    def matches(self, handle: int) -> bool:
+        """Read a part that an earlier command wrote, and return whether it begins with what that command says."""
+        left = self.size
+        os.lseek(handle, 0, os.SEEK_SET)
+        while left and (data := os.read(handle, min(left, 1 << 20))):
+            self.digest.update(data)
+            left -= len(data)
+        return not left and self.digest.hexdigest() == self.expected
 
 
 @contextmanager

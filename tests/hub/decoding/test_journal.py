@@ -83,6 +83,14 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"".join(LINES)
 
 
+def part_of(files: list[Path]) -> Path:
+    return files[0].with_name("out.part")
+
+
+def journal_file(files: list[Path]) -> Path:
+    return files[0].with_name("out.part.json")
+
+
 def half(tmp_path: Path) -> list[Path]:
     files = [tmp_path / "out"]
     journal = Journal(files, {"beams": 1})
@@ -97,7 +105,11 @@ def half(tmp_path: Path) -> list[Path]:
         (lambda files: write(files, LINES, {"beams": 4}), "were written with beams=1, and now it is 4; repeat"),
         (lambda files: write(files, [b"x\n", *LINES[1:]]), "The first 6 lines of the input are not those"),
         (lambda files: write(files, LINES[:3]), "The first 6 lines of the input are not those"),
-        (lambda files: (files[0].with_name("out.part").write_text("0\n"), write(files, LINES)), "says 12; add"),
+        (lambda files: (part_of(files).write_text("0\n"), write(files, LINES)), "was changed or cut; add"),
+        (lambda files: (part_of(files).write_text("0\n1\n2\n3\n4\n6\n"), write(files, LINES)), "The first 12 bytes of"),
+        (lambda files: (journal_file(files).write_text('{"lines"'), write(files, LINES)), "is missing or damaged; add"),
+        (lambda files: (journal_file(files).write_text('{"lines": 6}'), write(files, LINES)), "is no journal of this"),
+        (lambda files: (journal_file(files).rename(files[0].with_name("kept")), write(files, LINES)), "12 bytes of an"),
         (lambda files: write([*files, files[0].with_name("second")], LINES), "is no journal of this command's"),
     ],
 )
@@ -106,12 +118,12 @@ def test_what_is_not_this_commands_is_refused(tmp_path: Path, break_it, message:
     with pytest.raises(JournalError, match=message) as error:
         break_it(files)
     assert "--overwrite" in str(error.value)
-    assert (tmp_path / "out.part.json").exists(), "nothing is lost by trying"
+    assert part_of(files).read_bytes(), "nothing is lost by trying"
     with journal_of(files, {"beams": 4}, overwrite=True) as journal:  # the remedy
         journal.commit(LINES[:1], ["new\n"], {})
         journal.finish()
     assert files[0].read_text() == "new\n"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "second.part") == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "kept") == ["out"]
 
 
 def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
