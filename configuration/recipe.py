@@ -19,6 +19,7 @@ from seqloom.configuration.data_names import can_follow, is_aligned
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
+_NUMBER = r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?"
 _SHARE = r"[0-9]+|0?\.[0-9]+"
 
 CHAPTERS = ("data", "tokenizer", "model", "training", "evaluation")
@@ -238,6 +239,12 @@ class Recipe:
             raise RecipeError("test=auto is not chosen for you; name files, or how much to hold out: --test 500.")
         for split in ("train", "valid", "test"):
             names = getattr(self, split)
+            is_number = split != "train" and len(names) == 1 and re.fullmatch(_NUMBER, names[0])
+            if is_number and not re.fullmatch(_SHARE, names[0]):
+                raise RecipeError(
+                    f"{split}={names[0]} cannot be held out; write a number of examples, 1000, or a share below 1, "
+                    f"0.05; a file of that name is ./{names[0]}."
+                )
             if len(names) > 2 and not can_follow(names):
                 raise RecipeError(
                     f"{split} names {len(names)} files ({', '.join(names)}); give two line-aligned files, source and "

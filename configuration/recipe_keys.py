@@ -5,6 +5,7 @@ those keys Seqloom sets itself, and what other toolkits call a key.
 """
 
 import inspect
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -36,6 +37,58 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 """What Seqloom sets where transformers' default does not fit training from scratch; a preset's values come on top."""
 
 
+MOST = 10**9
+"""Of any number but a seed: more updates, tokens or entries than anybody trains with."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a key may hold."""
+
+    rule: str
+    """In words, behind "must be"."""
+    least: float = float("-inf")
+    most: float = MOST
+    also: float | None = None
+    """A number outside that stands for something."""
+
+    def fault_of(self, number: float) -> str:
+        """Return what is wrong with a number, or ""."""
+        if number == self.also or self.least <= number <= self.most:
+            return ""
+        if number < self.least:
+            return f"is too small; it must be {self.rule}."
+        return f"is too large; it must be {self.rule if self.most != MOST else f'at most {self.most:,}'}."
+
+
+_ANY = Range(f"at most {MOST:,}")
+_ABOVE_0 = Range("above 0", math.nextafter(0, 1))
+_NOT_NEGATIVE = Range("at least 0", 0)
+_SHARE = Range("at least 0 and below 1", 0, math.nextafter(1, 0))
+_INTERVAL = Range("above 0: a number of updates, or a share of the run", math.nextafter(0, 1))
+
+_ARGUMENT_RANGES = {
+    "max_steps": Range("at least 1, or -1: num_train_epochs decides", 1, also=-1),
+    "num_train_epochs": _NOT_NEGATIVE,
+    "learning_rate": _NOT_NEGATIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _NOT_NEGATIVE,
+    "eval_delay": _NOT_NEGATIVE,
+    "eval_steps": _INTERVAL,
+    "save_steps": _INTERVAL,
+    "logging_steps": _INTERVAL,
+    "save_total_limit": Range("at least 1, or null: all are kept", 1),
+    "dataloader_num_workers": _NOT_NEGATIVE,
+    "seed": Range("at least 0 and at most 4,294,967,295", 0, 2**32 - 1),
+    "data_seed": Range("at least 0 and at most 4,294,967,295", 0, 2**32 - 1),
+}
+"""Numbers that transformers' arguments may hold; those that it takes silently or refuses late among them."""
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of a recipe: the class that declares it, the chapter in which it stands, and what it may hold."""
@@ -46,7 +99,7 @@ class Key:
     hint: Any
     """The annotation that `convert` reads values by."""
     default: Any
-    minimum: float | None = None
+    range: Range = _ANY
     help: str = ""
 
 
@@ -119,11 +172,6 @@ SYNONYMS: dict[str, str] = {
 """What other toolkits call a thing -> what it is called here; only for the did-you-mean."""
 
 
-_NOT_NEGATIVE = frozenset(
-    {"learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "num_train_epochs", "warmup_steps", "seed"}
-)
-
-
 @cache
 def known_keys() -> Mapping[str, Key]:
     """Every key a recipe may hold, by name; the first call imports transformers' training arguments."""
@@ -148,7 +196,7 @@ def own_keys() -> tuple[Key, ...]:
             owner="recipe",
             hint=hints[item.name],
             default=_default(item),
-            minimum=item.metadata.get("minimum"),
+            range=_range_of(item.metadata.get("minimum")),
             help=docs[item.name],
         )
         for item in own_fields()
@@ -187,8 +235,9 @@ def read_value(name: str, value: Any, where: str) -> Any:
             raise RecipeError(f"{where}{name} stands without a value; {_what_follows(key)}") from None
         written = f"{name}={shown(value)}"
         raise RecipeError(f"{where}{written} {_rule(key, value)}") from None
-    if key.minimum is not None and converted is not None and converted < key.minimum:
-        raise RecipeError(f"{where}{name}={converted} is too small; it must be at least {key.minimum}.")
+    is_number = isinstance(converted, (int, float)) and not isinstance(converted, bool)
+    if is_number and (fault := key.range.fault_of(converted)):
+        raise RecipeError(f"{where}{name}={converted} {fault}")
     return converted
 
 
@@ -254,13 +303,17 @@ def _default(item: Any) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else None
 
 
+def _range_of(minimum: float | None) -> Range:
+    return _ANY if minimum is None else Range(f"at least {minimum}", minimum)
+
+
 def _argument_keys(arguments: type) -> Iterable[Key]:
     """Keys for transformers' training arguments, read from the class: making an instance has side effects."""
     hints = typing.get_type_hints(arguments)
     for item in fields(arguments):
-        minimum = 0 if item.name in _NOT_NEGATIVE else None
+        limits = _ARGUMENT_RANGES.get(item.name, _ANY)
         text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
-        yield Key(item.name, "training", "training_arguments", hints[item.name], _default(item), minimum, text)
+        yield Key(item.name, "training", "training_arguments", hints[item.name], _default(item), limits, text)
 
 
 __all__ = ["RESERVED", "SYNONYMS", "TRAINING_DEFAULTS", "Key", "known_keys", "model_keys", "own_keys"]

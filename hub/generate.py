@@ -66,8 +66,8 @@ def generate_file(job: Job) -> None:
             sink.write([line for line, _ in window], texts_of(job, layout, rows, groups))
             progress.update(len(window))
         sink.finish()
-    if said := sink.tally.cut_sentence():
-        print(said, file=sys.stderr)
+    for remark in sink.tally.remarks():
+        print(remark, file=sys.stderr)
     if sink.tally.faulty:
         raise GenerateError(sink.tally.fault_sentence(job.folder))
 

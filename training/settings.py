@@ -94,11 +94,20 @@ def refuse_missing_trackers(names: str | Sequence[str] | None) -> None:
             )
 
 
-def generation_config(recipe: Recipe, tokenizers: SeqloomTokenizers) -> GenerationConfig:
-    """Return how the folder decodes unless told otherwise; padding, start and unknown are never text."""
+def generation_config(
+    recipe: Recipe, tokenizers: SeqloomTokenizers, *, longest_source: int | None = None
+) -> GenerationConfig:
+    """Return how the folder decodes unless told otherwise; padding, start and unknown are never text.
+
+    Args:
+        recipe: with the search and the longest output.
+        tokenizers: with the ids of what is never text.
+        longest_source: tokens of the longest source that is trained on; the doors warn of longer ones.
+    """
     tokenizer = tokenizers.target
     return GenerationConfig(
         max_new_tokens=recipe.max_new_tokens,
+        longest_trained_source=longest_source,
         num_beams=recipe.num_beams,
         length_penalty=recipe.length_penalty,
         do_sample=False,

@@ -247,7 +247,9 @@ def build_trainer(
         check_packing(arguments)
     set_seed(arguments.seed)  # training a vocabulary and reading it back must not lead to different weights
     model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size))
-    model.generation_config = generation_config(recipe, tokenizers)
+    model.generation_config = generation_config(
+        recipe, tokenizers, longest_source=int(lengths_of(data["train"])[:, 0].max())
+    )
     if arguments.bf16 and arguments.device.type == "cpu":
         model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG: bf16)
     trainer = SeqloomTrainer(

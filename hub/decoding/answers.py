@@ -52,6 +52,8 @@ class Answer:
     is_cut: bool = False
     """Whether it ended because no more tokens were allowed."""
     source_tokens: int = 0
+    beyond: int = 0
+    """Tokens of the longest source that the model was trained on, if this one is longer."""
     pieces: int = 1
     detail: Detail | None = None
     fault: str | None = None
@@ -74,7 +76,8 @@ def answer(
         engine: that writes.
         rows: the input; a blank source has empty outputs.
         long_lines: what becomes of a source that is too long: an empty output with its reason, or pieces.
-        most_tokens: of a source or a piece, its end included; None: what the model can read.
+        most_tokens: of a source or a piece, its end included; None: what the model can read, and of a piece what
+            it was trained on.
         prefix: what every output begins with, where its row does not say it.
         units: tell details, with alignments in these units; None: no details.
         seed: for sampling.
@@ -86,17 +89,19 @@ def answer(
     pieces, faults = _pieces_of(engine, rows, long_lines, most_tokens)
     flat = [(place, piece) for place, texts in enumerate(pieces) for piece in texts]
     written: list[list[Written]] = []
+    ids: list[list[int]] = []
     if flat:
         prefixes = [rows[place].prefix or prefix for place, _ in flat]
+        ids = engine.tokenizer([piece for _, piece in flat]).input_ids
         written = engine.write(
-            engine.tokenizer([piece for _, piece in flat]).input_ids,
+            ids,
             _ids_of(engine, prefixes) if any(prefixes) else None,
             seed=seed,
             in_detail=units is not None,
         )
     groups: list[list[list[Answer]]] = [[] for _ in rows]
-    for (place, piece), outputs in zip(flat, written, strict=True):
-        groups[place].append([_answer_of(engine, piece, output, units) for output in outputs])
+    for (place, piece), tokens, outputs in zip(flat, ids, written, strict=True):
+        groups[place].append([_answer_of(engine, piece, tokens, output, units) for output in outputs])
     return [
         [_joined([piece[number] for piece in group]) for number in range(copies)]
         if group
@@ -110,6 +115,8 @@ def _pieces_of(
 ) -> tuple[list[list[str]], dict[int, str]]:
     """Return the texts that are written for each row, and why some rows have none."""
     limit, rule = engine.longest_source
+    if long_lines == "split" and most_tokens is None:
+        most_tokens = engine.trained_source
     if most_tokens is not None and most_tokens < limit:
         limit, rule = most_tokens, f"max_source_tokens={most_tokens:,}"
     pieces: list[list[str]] = [[row.source] if row.source.strip() else [] for row in rows]
@@ -167,14 +174,14 @@ def _ids_of(engine: Engine, prefixes: Sequence[str]) -> list[list[int]]:
     return [tokens[:-1] if tokens and tokens[-1] in engine.ends else tokens for tokens in ids]
 
 
-def _answer_of(engine: Engine, source: str, written: Written, units: Units | None) -> Answer:
+def _answer_of(engine: Engine, source: str, ids: Sequence[int], written: Written, units: Units | None) -> Answer:
     text = engine.tokenizer.decode(written.tokens, skip_special_tokens=True)
     penalty = engine.settings.length_penalty
     length = len(written.log_probs) ** (1.0 if penalty is None else penalty)
     score = sum(written.log_probs) / length if written.log_probs else None
-    ids = engine.tokenizer(source).input_ids if units is not None else ()
     detail = None if units is None else _detail_of(engine, source, text, ids, written, units)
-    return Answer(one_line(text), score, written.is_cut, len(ids), detail=detail)
+    trained = engine.trained_source or len(ids)
+    return Answer(one_line(text), score, written.is_cut, len(ids), trained if len(ids) > trained else 0, detail=detail)
 
 
 def _detail_of(engine: Engine, source: str, text: str, ids: Sequence[int], written: Written, units: Units) -> Detail:
@@ -208,6 +215,7 @@ def _joined(pieces: Sequence[Answer]) -> Answer:
         score=sum(scores) / len(scores) if scores else None,
         is_cut=any(piece.is_cut for piece in pieces),
         source_tokens=sum(piece.source_tokens for piece in pieces),
+        beyond=max(piece.beyond for piece in pieces),
         pieces=len(pieces),
         detail=_joined_details([piece.detail for piece in pieces if piece.detail is not None]),
     )

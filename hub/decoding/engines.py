@@ -139,6 +139,12 @@ class Engine(ABC):
         longest = max(known, MOST_SOURCE_TOKENS)
         return longest, f"{longest:,}, the most that is tried"
 
+    @property
+    def trained_source(self) -> int | None:
+        """Tokens of the longest source that the model was trained on, where its folder says so."""
+        known = getattr(self.settings, "longest_trained_source", None)
+        return known if isinstance(known, int) and known > 0 else None
+
     @abstractmethod
     def write(
         self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None, *, seed: int | None, in_detail: bool

@@ -1,7 +1,7 @@
 """Files of output that grow for hours: whole lines only, and after a kill they go on where they stopped.
 
 OUT.part            what is written so far
-OUT.part.json       the journal, there before the first part: lines of input that are done, bytes and digest of each part
+OUT.part.json       the journal, there first: lines of input that are done, bytes and digest of each part
 |  every window of lines: parts are written and synced, then the journal is replaced in one step
 |  after a kill: parts are compared, cut back to the journal's bytes, and the input is read on behind its lines
 v
@@ -162,7 +162,7 @@ class Journal:
             self.notes, self.is_finished = dict(found["notes"]), bool(found["is_finished"])
             self._expected_digest = str(found["digest"])
         except (KeyError, TypeError, ValueError):
-            raise self._refused(f"{self.path} is no journal of this command's; add --overwrite to begin anew.") from None
+            raise self._refused(f"{self.path} is none of this command's; add --overwrite to begin anew.") from None
         self.lines = lines
         for name in sorted({*theirs, *self.work}, key=str):
             if theirs.get(name) != self.work.get(name):

@@ -26,6 +26,10 @@ class Tally:
     total: int = 0
     cut: int = 0
     """Lines whose best output ended because no more tokens were allowed."""
+    beyond: int = 0
+    """Lines with a source that is longer than any of the training."""
+    trained: int = 0
+    """Tokens of that one."""
     faulty: int = 0
     """Lines without an answer."""
     first: list[int] = field(default_factory=list)
@@ -36,14 +40,25 @@ class Tally:
         faulty = [row.number for row, group in zip(rows, groups, strict=True) if group[0].fault]
         self.total += len(rows)
         self.cut += sum(group[0].is_cut for group in groups)
+        beyond = [group[0].beyond for group in groups if group[0].beyond]
+        self.beyond += len(beyond)
+        self.trained = max(beyond, default=self.trained)
         self.faulty += len(faulty)
         self.first += faulty[: MOST_NAMED - len(self.first)]
 
-    def cut_sentence(self) -> str:
-        """Return what to say of outputs that were cut."""
-        if not self.cut:
-            return ""
-        return f"{self.cut:,} of {self.total:,} outputs were cut: no more tokens were allowed; see --max_new_tokens."
+    def remarks(self) -> Iterator[str]:
+        """Return what to say of outputs that were cut, and of sources beyond the longest that was trained on."""
+        if self.cut:
+            yield (
+                f"{self.cut:,} of {self.total:,} lines have outputs that were cut: no more tokens were allowed; "
+                f"--max_new_tokens allows more."
+            )
+        if self.beyond:
+            yield (
+                f"{self.beyond:,} of {self.total:,} lines are longer than {self.trained:,} tokens, the longest source "
+                f"of the training, and what is written for such lengths is often wrong; --long_lines split cuts them at "
+                f"the ends of sentences."
+            )
 
     def fault_sentence(self, folder: str) -> str:
         """Return what to say of lines without an answer."""

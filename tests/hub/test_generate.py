@@ -246,6 +246,25 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW", 3)
 
 
+def test_lines_that_are_longer_than_all_of_the_training(able: Path, tmp_path: Path, capsys: Any) -> None:
+    """They are counted with the number that was trained on; the remedy, followed, cuts at that number."""
+    folder = tmp_path / "short"
+    shutil.copytree(able, folder)
+    settings = folder / "generation_config.json"
+    entries = {"longest_trained_source": 5, "_from_model_config": False}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | entries))
+    (tmp_path / "in.txt").write_text("abc\nfedcba\n\nabcd\n")
+    command = ["generate", str(folder), "-i", str(tmp_path / "in.txt"), "--beams", "1"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert said.out == "ABC\nFEDCBA\n\nABCD\n"
+    assert "1 of 4 lines are longer than 5 tokens, the longest source of the training, and what is" in said.err
+    report = tmp_path / "report.jsonl"
+    assert main([*command, "--long_lines", "split", "--report", str(report)]) == 0
+    assert "of the training" not in capsys.readouterr().err
+    assert [json.loads(line).get("pieces") for line in report.read_text().splitlines()] == [1, 2, None, 1]
+
+
 @pytest.mark.usefixtures("small_windows")
 def test_a_killed_command_goes_on(
     able: Path, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

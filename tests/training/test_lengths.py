@@ -121,7 +121,8 @@ def test_targets_of_300_characters_are_written_whole(
     assert run() == 0
     said = capsys.readouterr().out
     assert "outputs   at most 386 tokens, chosen from the longest target, which has 301" in said
-    assert json.loads((tmp_path / "run" / "generation_config.json").read_text())["max_new_tokens"] == 386
+    settings = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    assert (settings["max_new_tokens"], settings["longest_trained_source"]) == (386, 10)
     assert json.loads((tmp_path / "run" / "run" / "results.json").read_text())["test_truncated"] >= 0
 
 

@@ -298,6 +298,11 @@ def _notes(
             f"{int(answers.is_cut.sum()):,} of {len(text):,} outputs were cut before their end, for they reached the "
             f"longest output that is allowed, and are scored as they are; --max_new_tokens allows longer ones."
         )
+    if answers.beyond is not None and answers.beyond.any():
+        number = int((answers.beyond > 0).sum())
+        notes.append(
+            f"{number:,} of {len(text):,} sources are longer than {int(answers.beyond.max()):,} tokens, the longest of the training; of such lengths a model has learned nothing."
+        )
     if answers.num_too_long:
         notes.append(f"{answers.num_too_long:,} sources are too long for the model; their outputs are empty.")
     learned = np.array([line.similarity == 1 for line in near.nearest]) if near else np.zeros(len(text), dtype=bool)

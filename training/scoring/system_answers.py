@@ -39,6 +39,8 @@ class Answers:
     """One line each."""
     is_cut: np.ndarray | None = None
     """(sentences,) whether an output has no end, for the longest output left no room; None: another's outputs."""
+    beyond: np.ndarray | None = None
+    """(sentences,) tokens of the longest trained source where this one is longer, else 0; None: another's outputs."""
     num_too_long: int = 0
     """Sources that the model cannot read; their outputs are empty."""
     seconds: float = 0.0
@@ -70,6 +72,7 @@ def answer(
         name=str(folder),
         outputs=[each.text for each in found],
         is_cut=np.array([each.is_cut for each in found]),
+        beyond=np.array([each.beyond for each in found]),
         num_too_long=sum(each.fault is not None for each in found),
         seconds=perf_counter() - started,
         forced=forced_scores(engine, text, is_continuation=is_continuation),

@@ -108,9 +108,9 @@ def half(tmp_path: Path) -> list[Path]:
         (lambda files: (part_of(files).write_text("0\n"), write(files, LINES)), "was changed or cut; add"),
         (lambda files: (part_of(files).write_text("0\n1\n2\n3\n4\n6\n"), write(files, LINES)), "The first 12 bytes of"),
         (lambda files: (journal_file(files).write_text('{"lines"'), write(files, LINES)), "is missing or damaged; add"),
-        (lambda files: (journal_file(files).write_text('{"lines": 6}'), write(files, LINES)), "is no journal of this"),
+        (lambda files: (journal_file(files).write_text('{"lines": 6}'), write(files, LINES)), "is none of this"),
         (lambda files: (journal_file(files).rename(files[0].with_name("kept")), write(files, LINES)), "12 bytes of an"),
-        (lambda files: write([*files, files[0].with_name("second")], LINES), "is no journal of this command's"),
+        (lambda files: write([*files, files[0].with_name("second")], LINES), "is none of this command's"),
     ],
 )
 def test_what_is_not_this_commands_is_refused(tmp_path: Path, break_it, message: str) -> None:
