@@ -56,8 +56,8 @@ class Tally:
         if self.beyond:
             yield (
                 f"{self.beyond:,} of {self.total:,} lines are longer than {self.trained:,} tokens, the longest source "
-                f"of the training, and what is written for such lengths is often wrong; --long_lines split cuts them at "
-                f"the ends of sentences."
+                f"of the training, and what is written for such lengths is often wrong; --long_lines split cuts them "
+                f"at the ends of sentences."
             )
 
     def fault_sentence(self, folder: str) -> str:

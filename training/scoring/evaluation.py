@@ -301,7 +301,8 @@ def _notes(
     if answers.beyond is not None and answers.beyond.any():
         number = int((answers.beyond > 0).sum())
         notes.append(
-            f"{number:,} of {len(text):,} sources are longer than {int(answers.beyond.max()):,} tokens, the longest of the training; of such lengths a model has learned nothing."
+            f"{number:,} of {len(text):,} sources are longer than {int(answers.beyond.max()):,} tokens, the "
+            f"longest of the training; of such lengths a model has learned nothing."
         )
     if answers.num_too_long:
         notes.append(f"{answers.num_too_long:,} sources are too long for the model; their outputs are empty.")
