@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -41,6 +43,19 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+@contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Let an error of the system name the file, which one of an open file does not."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -110,6 +125,7 @@ __all__ = [
     "files_made_from",
     "models_in",
     "names_below",
+    "naming",
     "read_object",
     "read_text",
     "recorded_outputs",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqloom.hub.files import read_object
+from seqloom.hub.files import naming, read_object
 from seqloom.modeling.canary import write_whole
 
 try:
@@ -104,9 +104,10 @@ class Journal:
             if data and file.name.endswith(".gz"):
                 data = gzip.compress(data)  # members may follow each other in a file
             view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-            os.fsync(handle)
+            with naming(_part(file)):
+                while view:
+                    view = view[os.write(handle, view) :]
+                os.fsync(handle)
             self._parts[place].add(data)
         for line in lines:
             self._digest.update(line)

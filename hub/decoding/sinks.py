@@ -13,6 +13,7 @@ from seqloom.hub.decoding.answers import Answer
 from seqloom.hub.decoding.job import Job, work_of
 from seqloom.hub.decoding.journal import Journal, journal_of
 from seqloom.hub.decoding.rows import Layout, Row
+from seqloom.hub.files import naming
 from seqloom.hub.quoting import shown
 
 MOST_NAMED = 10
@@ -130,8 +131,9 @@ class StreamSink(Sink):
     def write(self, lines: list[bytes], texts: list[str]) -> None:
         """Write what answers some lines, at once."""
         for file, text in zip(self._files, texts, strict=True):
-            file.write(text.encode())
-            file.flush()
+            with naming("standard output" if file is sys.stdout.buffer else file.name):
+                file.write(text.encode())
+                file.flush()
 
     def finish(self) -> None:
         """Nothing is left to do."""

@@ -233,7 +233,7 @@ class Report:
             lines += ["", f"{found.harm.name.upper():9} {found.rule}, {found.split}: {found.amount or found.count}"]
             lines += [f"          {text}" for text in (f"{found.facts.meaning}.", found.where, found.message) if text]
             lines += [f"          {example.line:>7,} | {' | '.join(example.texts)}" for example in found.examples[:3]]
-            lines.append(f"          -> {found.facts.remedy}")
+            lines += [f"          -> {found.facts.remedy}"] * bool(found.facts.remedy)
         counted = [f"{sum(found.harm == harm for found in self.findings)} {harm.name}" for harm in reversed(Harm)]
         lines += ["", *self.notes, f"Found: {', '.join(counted)}." if self.findings else "Nothing found."]
         return "\n".join(lines)

@@ -45,7 +45,8 @@ class Rule:
     harm: Harm
     meaning: str
     """What is wrong, after "12 rows: "."""
-    remedy: str
+    remedy: str = ""
+    """What helps; "": the message of the finding says it."""
     cleaned: str | None = None
     """The first value of `clean` that leaves such rows out: default, strict; None: neither does."""
     find: Finder | None = None
@@ -269,12 +270,12 @@ _FOREIGN = "Remove these rows, or train with clean: default."
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("unreadable", Harm.refused, "cannot be read", "See the message."),
-        Rule("encoding", Harm.refused, "lines are not UTF-8", "See the message."),
-        Rule("line-counts", Harm.refused, "the two files have different numbers of lines", "See the message."),
-        Rule("columns", Harm.refused, "it is not clear which columns are meant", "See the message."),
-        Rule("record", Harm.refused, "lines cannot be used", "See the message."),
-        Rule("no-rows", Harm.refused, "nothing to train on", "Check that it is the right file."),
+        Rule("unreadable", Harm.refused, "cannot be read"),
+        Rule("encoding", Harm.refused, "lines are not UTF-8"),
+        Rule("line-counts", Harm.refused, "the two files have different numbers of lines"),
+        Rule("columns", Harm.refused, "it is not clear which columns are meant"),
+        Rule("record", Harm.refused, "lines cannot be used"),
+        Rule("no-rows", Harm.refused, "there are no rows", "Check that it is the right file."),
         Rule(
             "blank-test",
             Harm.refused,

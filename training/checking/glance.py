@@ -90,4 +90,5 @@ def note_glance(corpus: DatasetDict, task: str, file: Path) -> str:
     if worst:
         listed = "; ".join(f"{found.rule}, {found.split}: {found.amount}" for found in worst)
         return f"{listed}; seqloom check shows them, and what helps"
-    return f"nothing harmful at a glance; {file.name} holds {len(report.findings)} lesser findings"
+    lesser = f"; {len(report.findings)} lesser findings are in {file.name}" if report.findings else ""
+    return f"nothing harmful at a glance{lesser}"

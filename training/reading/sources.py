@@ -113,7 +113,7 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
     if not request.is_default:
         logger.warning("`columns` is ignored: %s and %s are plain text without columns.", source_path, target_path)
     if os.path.realpath(source_path) == os.path.realpath(target_path):
-        logger.warning("%s is both source and target: the model will learn to copy.", source_path)
+        logger.warning("%s is both source and target: each target is its source.", source_path)
     source, target = TextFile(source_path), TextFile(target_path)
     files = (source.facts, target.facts)
     name, identity = f"{source_path} + {target_path}", ["aligned", *(facts.sha256 for facts in files)]
@@ -172,6 +172,8 @@ def _refuse_selection(subject: str, request: Request) -> None:
 
 def _open_dataset(name: str, request: Request) -> Source:
     """Open a folder or a Hub data set: text with our readers, as by its name, and all else with `datasets`."""
+    if (Path(name) / "config.json").is_file() and (Path(name) / "tokenizer_config.json").is_file():
+        raise CorpusError(f"{name} is the folder of a model; give a file of text, or a folder of such files.")
     with _explained_errors(name):
         if any((Path(name) / mark).exists() for mark in ("state.json", "dataset_dict.json")):  # of `save_to_disk`
             return _open_tables(name, datasets.load_from_disk(name), request)

@@ -49,6 +49,10 @@ _CONTAINERS = (
     (b"\xfd7zXZ\x00", "xz", "unpack it with unxz"),
     (b"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd"),
     (b"%PDF-", "PDF", "extract its text first"),
+    (b"\x89PNG", "PNG", "write down what it shows"),
+    (b"\xff\xd8\xff", "JPEG", "write down what it shows"),
+    (b"\xd0\xcf\x11\xe0", "Word or Excel", "save it as text, UTF-8"),
+    (b"SQLite format 3", "SQLite", "export its table as .tsv or .csv"),
 )
 
 BLANK_CHARACTERS = "".join(
@@ -417,6 +421,8 @@ def name_foreign_content(path: str, head: bytes) -> str | None:
             f"is not text: {head.count(0):,} of its first {len(head):,} bytes are NUL. "
             f"If it is {encoding} without a byte order mark, convert it: {iconv_command(path, encoding)}"
         )
+    if 0 in head and b"\xef\xbf\xbd" in head.decode("utf-8", "replace")[:-1].encode():
+        return "is not text: it has NUL bytes, and is not UTF-8. Give a file of text."
     return None
 
 

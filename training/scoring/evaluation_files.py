@@ -134,7 +134,7 @@ def sacrebleu_command(evaluation: Evaluation, output: Path) -> str:
     words += ["--tokenize", tokenizer] if any(row.metric == "bleu" for row in asked) else []
     if tokenizer != "13a" and any(row.metric == "ter" for row in asked):
         words += ["--ter-normalized", "--ter-asian-support"]
-    return f"sacrebleu {' '.join(words)}"
+    return f"python -m sacrebleu {' '.join(words)}"
 
 
 __all__ = ["describe_difference", "describe_evaluation", "sacrebleu_command", "write_evaluation"]

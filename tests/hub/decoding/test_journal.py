@@ -1,9 +1,11 @@
 """Output that goes on after a kill: no line lost, none doubled, none of another command."""
 
+import contextlib
 import gzip
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from seqloom.hub.decoding import journal as module
 from seqloom.hub.decoding.journal import Journal, JournalError, journal_of
+from seqloom.hub.decoding.sinks import StreamSink
 
 LINES = [f"{number}\n".encode() for number in range(20)]
 
@@ -149,3 +152,24 @@ def test_a_command_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), journal_of([tmp_path / "out"], {}, overwrite=False):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part and standard output; the same command goes on with the part."""
+    write_to = os.write
+    monkeypatch.setattr(module.os, "write", lambda *_: write_to(full, b"x"))
+    with open("/dev/full", "wb", buffering=0) as device:
+        full = device.fileno()
+        with pytest.raises(OSError, match=re.escape("No space left on device: ")) as error:
+            write([tmp_path / "out"], LINES)
+        assert error.value.filename == str(tmp_path / "out.part")
+    monkeypatch.undo()
+    write([tmp_path / "out"], LINES)
+    with open("/dev/full", "w") as device:
+        monkeypatch.setattr("sys.stdout", device)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            StreamSink([], "").write([], ["text"])
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            device.close()

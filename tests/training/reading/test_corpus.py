@@ -121,7 +121,7 @@ class TestAlignedFiles:
     def test_one_file_on_both_sides_is_remarked(self, load, caplog):
         write_lines("a", SOURCES)
         load("a", "a")
-        assert caplog.messages == ["a is both source and target: the model will learn to copy."]
+        assert caplog.messages == ["a is both source and target: each target is its source."]
 
 
 class TestFormats:
