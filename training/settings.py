@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
@@ -53,6 +54,8 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     chosen.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     chosen.setdefault("ddp_find_unused_parameters", False)
     chosen.setdefault("hub_strategy", "end")  # a half-trained model is nobody's business unless it is asked for
+    if chosen.get("run_name") is None:  # a name of the tracker's own would be another one at the end and on resume
+        chosen["run_name"] = Path(recipe.output).absolute().name
     chosen["logging_nan_inf_filter"] = False  # a loss that is no number ends the run, see run_health
     chosen["restore_callback_states_from_checkpoint"] = True  # the clock goes on counting
     if chosen.pop("enable_jit_checkpoint", False):

@@ -161,6 +161,12 @@ def test_the_same_seed_gives_the_same_weights(recipe, tmp_path):
     assert not torch.equal(a, c)
 
 
+def test_a_tracker_gets_one_run_with_one_name(recipe, tmp_path):
+    """A name that it makes up would be another one for the scores at the end, and after each resume."""
+    assert training_arguments(recipe(output=str(tmp_path / "hungarian"))).run_name == "hungarian"
+    assert training_arguments(recipe(output=str(tmp_path / "hungarian"), run_name="first")).run_name == "first"
+
+
 @pytest.mark.parametrize(("keys", "seed"), [({}, 42), ({"seed": 3}, 3), ({"seed": 3, "data_seed": 4}, 4)])
 def test_cut_points_and_order_have_one_seed(recipe, keys, seed):
     assert seed_of(recipe(**keys)) == BatchSettings(1).in_run(training_arguments(recipe(**keys))).seed == seed
