@@ -330,7 +330,7 @@ def sum_of_lengths(pair: tuple[list[int], list[int]]) -> int:
 
 def encoded(options: argparse.Namespace) -> tuple[Any, Any]:
     """Return the vocabulary that Seqloom's run has trained, and the training pairs in it."""
-    from seqloom.training.preparation import encode_batch
+    from seqloom.training.preparation import encode
     from seqloom.training.reading.corpus import load_corpus
     from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 
@@ -339,7 +339,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any]:
     if not home.is_dir():
         train_tokenizer(corpus["source"], corpus["target"], kind="bpe", vocab_size=VOCABULARY).save(home)
     tokenizers = SeqloomTokenizers.load(home)
-    rows = corpus.map(encode_batch, batched=True, fn_kwargs={"tokenizers": tokenizers})
+    rows = encode(corpus, tokenizers, "train")
     return tokenizers.source, rows.select_columns(["input_ids", "labels"])
 
 

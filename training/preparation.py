@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
@@ -24,7 +25,7 @@ from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.target_kind import SAMPLE, kind_of
-from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
+from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -148,14 +149,16 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
 
 
 def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: int | None = None) -> Dataset:
-    """Add `input_ids` and `labels` to the texts."""
-    return pairs.map(
-        encode_batch,
-        batched=True,
-        num_proc=num_proc,
-        fn_kwargs={"tokenizers": tokenizers},
-        desc=f"Tokenizing {split}",
-    )
+    """Add `input_ids` and `labels` to the texts, in the threads of the tokenizers or in so many processes."""
+    with tokenizing_in_threads(is_on=num_proc is None):
+        encoded = pairs.with_format("arrow").map(
+            encode_table,
+            batched=True,
+            num_proc=num_proc,
+            fn_kwargs={"tokenizers": tokenizers},
+            desc=f"Tokenizing {split}",
+        )
+    return encoded.with_format(None)
 
 
 def leave_out_long(encoded: Dataset, recipe: Recipe, facts: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:
@@ -277,12 +280,13 @@ def refuse_beyond(known: int, lengths: dict[str, np.ndarray]) -> None:
     )
 
 
-def encode_batch(batch: dict[str, list[str]], tokenizers: SeqloomTokenizers) -> dict[str, list[list[int]]]:
-    """Return token ids of both sides, each ending in the end-of-sequence token."""
-    return {
-        "input_ids": tokenizers.source(batch["source"], return_attention_mask=False).input_ids,
-        "labels": tokenizers.target(batch["target"], return_attention_mask=False).input_ids,
-    }
+def encode_table(pairs: pa.Table, tokenizers: SeqloomTokenizers) -> pa.Table:
+    """Add token ids of both sides to some pairs, each ending in the end-of-sequence token."""
+    sides = (("input_ids", tokenizers.source, "source"), ("labels", tokenizers.target, "target"))
+    for name, tokenizer, text in sides:
+        ids = ids_of(tokenizer, pairs[text].to_pylist())
+        pairs = pairs.append_column(name, pa.array(ids, pa.list_(pa.int32())))
+    return pairs
 
 
 def epoch_encodings(

@@ -27,7 +27,9 @@ Byte fallback: SentencePiece.
 """
 
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +174,28 @@ def train_tokenizer(
         _build_tokenizer(_build_backend(source, _Other(target, _TARGET_MARKER, first=False), options), options, False),
         _build_tokenizer(_build_backend(target, _Other(source, _SOURCE_MARKER, first=True), options), options, False),
     )
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Return `tokenizer(texts).input_ids` without the objects that transformers makes of each: a third of the time."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+
+
+@contextmanager
+def tokenizing_in_threads(*, is_on: bool) -> Iterator[None]:
+    """Let tokenizers use all cores, or one, where the environment does not say it."""
+    if (name := "TOKENIZERS_PARALLELISM") in os.environ:
+        yield
+        return
+    os.environ[name] = str(is_on).lower()
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def check_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:

@@ -7,6 +7,7 @@ import gzip
 import os
 import random
 import unicodedata
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
-from seqloom.training.vocabulary import KINDS, NORMALIZATIONS, TokenizerError, normalize_text
+from seqloom.training import vocabulary
+from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, train_tokenizer
+from seqloom.training.vocabulary import KINDS, NORMALIZATIONS, Options, TokenizerError, normalize_text
 
 DATA = os.environ.get("SEQLOOM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="SEQLOOM_DATA does not name the folder of the shared data sets")
@@ -192,3 +194,23 @@ def test_lines_of_a_million_characters_can_be_trained_on(kind):
     lines = read_lines("messy/long_lines.de.gz")
     both = train_tokenizer(lines, kind=kind, vocab_size=600, character_coverage=0.99, show_progress=False)
     assert_lossless(both, lines, "nfc")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@PROPERTY
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5))
+def test_ids_are_those_of_transformers_own_call(kind: str, texts: list[str]) -> None:
+    tokenizer = tokenizers(kind).source
+    tokenizer(["padded", "and cut"], padding=True, truncation=True, max_length=4)  # leaves its traces in the backend
+    assert ids_of(tokenizer, texts) == tokenizer(texts).input_ids
+
+
+@PROPERTY
+@given(texts=st.lists(TEXTS, min_size=1, max_size=7), normalization=st.sampled_from(NORMALIZATIONS))
+def test_characters_are_counted_as_in_each_text_alone(texts: list[str], normalization: str) -> None:
+    options = Options("char", 10_000, normalization, None, 1.0, False, False)
+    expected = Counter("".join(normalize_text(text, normalization) for text in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "_TEXTS_AT_ONCE", 2)
+        if expected:
+            assert vocabulary._read_text("training", [texts], options).characters == expected
