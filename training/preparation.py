@@ -148,8 +148,18 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
     return SeqloomTokenizers.load(home)
 
 
-def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: int | None = None) -> Dataset:
-    """Add `input_ids` and `labels` to the texts, in the threads of the tokenizers or in so many processes."""
+def encode(
+    pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: int | None = None, **options: Any
+) -> Dataset:
+    """Add `input_ids` and `labels` to the texts, in the threads of the tokenizers or in so many processes.
+
+    Args:
+        pairs: columns `source` and `target`.
+        tokenizers: of both sides.
+        split: what the bar calls them.
+        num_proc: None: one process, whose tokenizers use all cores.
+        options: of `Dataset.map`.
+    """
     with tokenizing_in_threads(is_on=num_proc is None):
         encoded = pairs.with_format("arrow").map(
             encode_table,
@@ -157,6 +167,7 @@ def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: 
             num_proc=num_proc,
             fn_kwargs={"tokenizers": tokenizers},
             desc=f"Tokenizing {split}",
+            **options,
         )
     return encoded.with_format(None)
 
