@@ -38,7 +38,6 @@ SUITE = [
     "tests/system/test_demo_journey.py",
     "tests/system/test_remote_code.py",  # the doors from outside
     "tests/system/test_resume.py::test_a_real_process_killed_inside_a_save",
-    "tests/system/test_server.py",
     "tests/system/test_text_generation_outside.py",
     "tests/training/test_train.py",
     "tests/training/test_trainer.py",
