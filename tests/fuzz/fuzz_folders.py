@@ -142,7 +142,7 @@ def change_value(chance: random.Random, folder: Path, trace: Path) -> None:
 def add_value(chance: random.Random, folder: Path, trace: Path) -> None:
     path = folder / chance.choice(["config.json", "generation_config.json", "tokenizer_config.json", MANIFEST_NAME])
     value = chance.choice([chance.choice(VALUES), {EVIL: chance.choice(VALUES)}, {"a": "evil.Evil"}])
-    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError):  # an earlier change may have made it a list
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError):  # or a list
         path.write_text(json.dumps(json.loads(path.read_text()) | {chance.choice(KEYS): value}))
 
 
