@@ -384,7 +384,8 @@ def show_the_end(
         rotate(folder.path, max(1, recipe.average_checkpoints), trainer.state.best_model_checkpoint)
     trainer.create_model_card()
     learned = found_in(data["train"], prompts)
-    say_how_to_use(recipe.output, results, prompts, outputs, describe_share(folder.path), learned)
+    sizes = describe_share(folder.path)
+    say_how_to_use(recipe.output, results, prompts, outputs, sizes, recipe.num_beams, learned)
 
 
 def example_prompts(data: DatasetDict) -> list[str]:

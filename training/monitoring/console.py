@@ -61,6 +61,7 @@ def say_how_to_use(
     prompts: Sequence[str],
     outputs: Sequence[str],
     sizes: str,
+    num_beams: int = 1,
     learned: Collection[str] = (),
 ) -> None:
     """Print scores, three outputs, and the exact lines that use the folder and send it.
@@ -71,10 +72,13 @@ def say_how_to_use(
         prompts: three sources.
         outputs: what the model made of them; none, where writing failed.
         sizes: what of the folder is sent, and what stays.
+        num_beams: of the search that was scored; readings during the training are greedy.
         learned: sources that the training text holds; they are marked.
     """
-    say(f"\n{folder}: {results['updates']:,} updates in {results['seconds']:.0f} s")
-    for split, line in score_lines(results).items():
+    scores = score_lines(results)
+    searched = f"; scored with {num_beams} beams, and greedily in training" if num_beams > 1 and scores else ""
+    say(f"\n{folder}: {results['updates']:,} updates in {results['seconds']:.0f} s{searched}")
+    for split, line in scores.items():
         say(f"{split:12}{line}")
     say("")
     for prompt, output in zip(prompts, outputs, strict=False):

@@ -21,10 +21,10 @@ def test_the_line_for_the_shell_hands_the_text_over_as_it_is(text):
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_line_of_the_end_is_quoted(text, tmp_path, capsys):
     folder = f"-out {text}"
-    say_how_to_use(
-        folder, {"updates": 3, "seconds": 2.0, "test_bleu": 12.345, "test_truncated": 4}, [text], ["x"], "1 kB"
-    )
+    results = {"updates": 3, "seconds": 2.0, "test_bleu": 12.345, "test_truncated": 4}
+    say_how_to_use(folder, results, [text], ["x"], "1 kB", num_beams=4)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1].endswith(": 3 updates in 2 s; scored with 4 beams, and greedily in training")
     assert "test        bleu 12.35, truncated 4" in lines
     spy = "seqloom() { printf '%s\\0' \"$@\"; }; "  # prints what it is handed
     for line in (line for line in lines if " seqloom generate" in line or line.startswith("seqloom ")):
