@@ -33,7 +33,8 @@ ELSEWHERE = frozenset(
 by the engine's own rule."""
 
 HARMLESS = frozenset(
-    {"transformers_version", "use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config"}
+    {"transformers_version", "longest_trained_source", "use_cache", "cache_implementation", "cache_config"}
+    | {"max_cache_len", "compile_config"}
     | {"disable_compile", "output_scores", "output_logits", "output_attentions", "output_hidden_states", "remove_token"}
     | {"return_dict_in_generate", "renormalize_logits", "remove_invalid_values", "low_memory", "is_assistant"}
     | {"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "use_mtp"}
