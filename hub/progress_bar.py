@@ -27,6 +27,7 @@ def progress_bar(description: str, total: int | None, unit: str, *, done: int = 
     form = f"{{desc}}: {whole if total else f'{{n_fmt}} {unit}s, {{rate_fmt}}'}"
     # no thread of tqdm's own draws as well: a line would come twice
     timing: dict[str, Any] = {"mininterval": SECONDS, "maxinterval": math.inf, "miniters": 1, "delay": SECONDS}
+    timing["unit_scale"] = unit == "byte"
     return tqdm(**facts, unit=f" {unit}s", file=_Lines(), bar_format=form, **timing)
 
 

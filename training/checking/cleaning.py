@@ -25,7 +25,7 @@ from seqloom.training.checking.row_store import RowStore, Stores, records_of
 from seqloom.training.checking.text_batch import Batch
 from seqloom.training.reading.corpus import Corpus
 from seqloom.training.reading.readers import Row
-from seqloom.training.reading.text_file import CorpusError, progress_bar
+from seqloom.training.reading.text_file import CorpusError, reading_bar
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _find(corpora: Mapping[str, Corpus], level: str, num_proc: int) -> tuple[np.
         facts = ColumnFacts.of(Batch.of(sample_evenly(rows_of(train))))
         store.is_pairs = len(facts.scripts) == 2
         found: dict[str, list[np.ndarray]] = {}
-        with progress_bar("Cleaning train", len(train), " rows") as bar:
+        with reading_bar("Cleaning train", len(train), "row") as bar:
             for examined in in_processes(batches_of(rows_of(train)), facts, num_proc):
                 store.append(examined.records)
                 for rule, lines in examined.lines.items():

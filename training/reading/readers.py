@@ -26,7 +26,7 @@ from seqloom.training.reading.text_file import (
     Defects,
     TextFile,
     is_blank,
-    progress_bar,
+    reading_bar,
     shorten,
 )
 
@@ -395,7 +395,7 @@ def _holds_text(column_type: pa.DataType) -> bool:
 def read_tables(name: str, tables: Iterable[pa.Table], columns: Sequence[str], *, num_rows: int) -> Iterator[Row]:
     """Yield the rows of Arrow tables."""
     number = 0
-    with progress_bar(f"Reading {name}", num_rows, " rows") as bar:
+    with reading_bar(f"Reading {name}", num_rows, "row") as bar:
         for table in tables:
             flat = flatten(table)
             for texts in zip(*(flat.column(column).to_pylist() for column in columns)):

@@ -20,6 +20,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 import zlib
 from array import array
 from collections import Counter
@@ -31,9 +32,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets.utils import tqdm
+from datasets import are_progress_bars_disabled
+from tqdm import tqdm
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
+from seqloom.hub.progress_bar import progress_bar
 
 _UTF_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -162,9 +165,11 @@ def is_blank(text: str | None) -> bool:
     return not text or not text.strip(BLANK_CHARACTERS)
 
 
-def progress_bar(description: str, total: int | None, unit: str) -> tqdm:
-    """Return a bar that short work does not show; `datasets.disable_progress_bars()` turns it off."""
-    return tqdm(desc=description, total=total, unit=unit, unit_scale=True, delay=2)
+def reading_bar(description: str, total: int | None, unit: str) -> tqdm[Any]:
+    """Return a bar, or lines in a log; at a terminal `datasets.disable_progress_bars()` turns it off."""
+    if sys.stderr.isatty() and are_progress_bars_disabled():
+        return tqdm(disable=True)
+    return progress_bar(description, total, unit)
 
 
 class _MeteredFile(io.FileIO):
@@ -172,7 +177,7 @@ class _MeteredFile(io.FileIO):
 
     def __init__(self, path: str, work: str) -> None:
         super().__init__(path)
-        self._bar = progress_bar(f"{work} {Path(path).name}", os.fstat(self.fileno()).st_size, "B")
+        self._bar = reading_bar(f"{work} {Path(path).name}", os.fstat(self.fileno()).st_size, "byte")
 
     def readinto(self, buffer: Any) -> int:
         """Read as `io.FileIO` does."""

@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -635,3 +636,15 @@ class TestMissingFiles:
         os.chmod(write_lines("a.tsv", ["eins\tone"]), 0)
         with pytest.raises(CorpusError, match=r"a\.tsv cannot be read: Permission denied"):
             load("a.tsv")
+
+
+def test_a_long_reading_says_in_a_log_how_far_it_is(tmp_path, monkeypatch, capsys):
+    """Plain lines, and no bar that draws over itself."""
+    monkeypatch.setattr("seqloom.hub.progress_bar.SECONDS", 0)
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(f"{number}\t{number}\n" for number in range(50_000)))
+    assert sum(1 for _ in text_file.TextFile(str(path))) == 50_000
+    lines = capsys.readouterr().err.splitlines()
+    form = re.compile(r"(Fingerprint of|Reading) a\.tsv: \S+ of 578k bytes, \S+ bytes/s, \S+ to go")
+    assert lines
+    assert all(map(form.fullmatch, lines)), lines
