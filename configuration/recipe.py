@@ -110,6 +110,12 @@ class Recipe:
     preset: str = field(default=AUTO, metadata=MODEL)
     """A named size of the model, with the learning rate, warm-up and tokens per update that suit it; auto: chosen by
     the number of training examples, and with it vocabulary, dropout and number of epochs."""
+    init_from: str | None = field(default=None, metadata=MODEL)
+    """A finished folder, or a checkpoint in one, with whose weights the training begins; the shape of the model is
+    that folder's, and the learning rate suits it; null: random weights."""
+    init_vocabulary: Literal["keep", "new"] = field(default="keep", metadata=TOKENIZER)
+    """With init_from: keep the folder's vocabulary, or learn a new one from the training text; pieces that both have
+    keep their embeddings."""
 
     output: str = field(default="seqloom-model", metadata=TRAINING)
     """The folder that will hold the finished model; running checkpoints lie in OUTPUT/checkpoint-N."""
@@ -172,6 +178,7 @@ class Recipe:
         self._check_languages()
         self._check_continuation()
         self._check_run()
+        self._check_parent()
         self._check_quality_tools()
         self._check_averaging()
         self._check_best_model()
@@ -318,6 +325,19 @@ class Recipe:
             raise RecipeError(
                 f"eval_strategy={strategy} needs something to score and valid names nothing; add --valid, "
                 f"or use eval_strategy=no."
+            )
+
+    def _check_parent(self) -> None:
+        if self.init_from is None:
+            if self.init_vocabulary == "new":
+                raise RecipeError(
+                    "init_vocabulary=new needs init_from, for without it every vocabulary is new; leave it out, or add "
+                    "--init_from FOLDER."
+                )
+        elif Path(self.init_from).expanduser().resolve() == Path(self.output).expanduser().resolve():
+            raise RecipeError(
+                f"init_from={self.init_from} is the folder to be written, too; name another --output. To train the run "
+                f"in it longer, give its own command a higher --max_steps."
             )
 
     def _check_quality_tools(self) -> None:

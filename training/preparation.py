@@ -6,6 +6,7 @@ Everything here depends on recipe and files alone, so that a run started again f
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.hub.files import SEAL_NAME
 from seqloom.training.batching import BatchSettings
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.checkpoints import find_damage
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.held_out import held_facts, hold_out, shares_of
+from seqloom.training.parent import Parent, is_changed, read_parent, recorded_parent, refuse_misfit
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.tasks import get_task
@@ -30,6 +34,36 @@ logger = logging.getLogger(__name__)
 
 ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
+
+
+def parent_of(recipe: Recipe, run: RunFolder) -> Parent | None:
+    """Return what a recipe begins with: as an earlier start of the run has kept it, else as the folder is.
+
+    Raises:
+        RecipeError: for a folder that is none of ours, that is not whole, or that does not fit what was named.
+        FolderError: for one that is dangerous to open.
+    """
+    if recipe.init_from is None:
+        return None
+    known = recorded_parent(run.records) if recipe.resume == "auto" and run.last_checkpoint() else None
+    if known and known.folder == recipe.init_from:
+        if is_changed(known):
+            logger.warning(
+                "init_from=%s holds other weights now than when the run in %s began; the run goes on with its own.",
+                known.folder,
+                run.path,
+            )
+        return known
+    parent, folder = read_parent(recipe.init_from), Path(recipe.init_from).expanduser()
+    is_sealed = (folder / SEAL_NAME).is_file()
+    faults = [find_damage(folder)] if is_sealed else RunFolder(folder).installed_faults().values()
+    if fault := next(filter(None, faults), None):
+        raise RecipeError(
+            f"init_from={recipe.init_from} is not as its run left it: {fault}. Bring the file back, or name another "
+            f"folder."
+        )
+    refuse_misfit(recipe, parent)
+    return parent
 
 
 def read_corpus(
@@ -127,10 +161,10 @@ def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[
 
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:
-    """Return the vocabulary of this run: the one it was started with, or a new one from the training text."""
+    """Return the vocabulary of this run: the one it was started with, its parent's, or a new one from the text."""
     home = folder.prepared / "tokenizer"
     if not home.is_dir():
-        tokenizers = train_tokenizer(
+        tokenizers = _parents_tokenizers(recipe) or train_tokenizer(
             pairs["source"],
             pairs["target"],
             kind=recipe.tokenizer,
@@ -145,6 +179,12 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
         with folder.staged(home) as staged:
             tokenizers.save(staged)
     return SeqloomTokenizers.load(home)
+
+
+def _parents_tokenizers(recipe: Recipe) -> SeqloomTokenizers | None:
+    if recipe.init_from is None or recipe.init_vocabulary == "new":
+        return None
+    return SeqloomTokenizers.load(Path(recipe.init_from).expanduser())
 
 
 def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: int | None = None) -> Dataset:

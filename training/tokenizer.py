@@ -27,9 +27,10 @@ Byte fallback: SentencePiece.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
@@ -72,7 +73,7 @@ CHAT_TEMPLATE = """\
 
 _TARGET_FOLDER = "target"
 _SETTINGS_KEY = "seqloom_tokenizer"
-_SOURCE_MARKER, _TARGET_MARKER = "<source>", "<target>"
+SOURCE_MARKER, TARGET_MARKER = "<source>", "<target>"
 
 
 @dataclass
@@ -94,6 +95,32 @@ class SeqloomTokenizers:
     def vocab_size(self) -> int:
         """Number of ids, special tokens and bytes included: `SeqloomConfig.vocab_size`."""
         return len(self.source)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the vocabulary was made: "kind", "normalization", "joint", and "tag_columns" where sources have tags."""
+        return self.source.init_kwargs.get(_SETTINGS_KEY, {})
+
+    @property
+    def tags(self) -> list[str]:
+        """The tokens that may stand in front of a source, each a whole one; see `add_tags`."""
+        added = self.source.added_tokens_decoder.values()
+        return [token.content for token in added if not token.special]
+
+    def add_tags(self, tags: Iterable[str], columns: Sequence[str] = ()) -> None:
+        """Give tags an entry each, behind all others.
+
+        A blank behind a tag belongs to it, so that "<de> Haus" is read as "<de>Haus" is.
+
+        Args:
+            tags: e.g. "<de>".
+            columns: of a data set, whose values make tags; whoever reads columns puts them in front of the source.
+        """
+        tokens = [AddedToken(tag, normalized=False, rstrip=True, special=False) for tag in tags]
+        for tokenizer in [self.source] if self.is_joint else [self.source, self.target]:
+            tokenizer.add_tokens(tokens)
+            known = tokenizer.init_kwargs[_SETTINGS_KEY]
+            tokenizer.init_kwargs[_SETTINGS_KEY] = {**known, "tag_columns": list(columns)} if columns else known
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -169,8 +196,8 @@ def train_tokenizer(
         return SeqloomTokenizers(tokenizer, tokenizer)
     source, target = learn("source", [sources], options), learn("target", [targets], options)
     return SeqloomTokenizers(
-        _build_tokenizer(_build_backend(source, _Other(target, _TARGET_MARKER, first=False), options), options, False),
-        _build_tokenizer(_build_backend(target, _Other(source, _SOURCE_MARKER, first=True), options), options, False),
+        _build_tokenizer(_build_backend(source, _Other(target, TARGET_MARKER, first=False), options), options, False),
+        _build_tokenizer(_build_backend(target, _Other(source, SOURCE_MARKER, first=True), options), options, False),
     )
 
 
