@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.hub.files import SEAL_NAME
+from seqloom.hub.tags import TAG
 from seqloom.training.batching import BatchSettings
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
@@ -25,12 +26,16 @@ from seqloom.training.held_out import held_facts, hold_out, shares_of
 from seqloom.training.parent import Parent, is_changed, read_parent, recorded_parent, refuse_misfit
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
+from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.target_kind import SAMPLE, kind_of
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 
 logger = logging.getLogger(__name__)
+
+MOST_TAGS = 1000
+"""Different tokens in front of sources."""
 
 ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
@@ -88,6 +93,7 @@ def read_corpus(
                 task=recipe.task,
                 split=name,
                 where=recipe.selection(),
+                tags=recipe.tags,
                 num_proc=recipe.num_proc,
             )
     loaded["train"] = clean_corpus(loaded, recipe.clean, recipe.num_proc)
@@ -119,10 +125,10 @@ def read_training(recipe: Recipe | None, files: Sequence[str]) -> tuple[Dataset,
     """
     if recipe and list(files) == recipe.train:
         corpus, facts = read_corpus(recipe, ["train"])
-        return corpus["train"], str(facts["train"]["fingerprint"])
+        return with_tags(corpus["train"]), str(facts["train"]["fingerprint"])
     task, columns = (recipe.task, recipe.columns) if recipe else ("pairs", None)
     loaded = load_corpus(list(files), columns=columns if len(files) == 1 else None, task=task, split="train")
-    return get_task(task).to_pairs(loaded.dataset), loaded.facts.fingerprint
+    return with_tags(get_task(task).to_pairs(loaded.dataset)), loaded.facts.fingerprint
 
 
 def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
@@ -176,6 +182,8 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             split_digits=recipe.split_digits,
             show_progress=not recipe.training_arguments.get("disable_tqdm"),
         )
+        if tags := tags_of(pairs):
+            tokenizers.add_tags(tags, recipe.tags)
         with folder.staged(home) as staged:
             tokenizers.save(staged)
     return SeqloomTokenizers.load(home)
@@ -185,6 +193,40 @@ def _parents_tokenizers(recipe: Recipe) -> SeqloomTokenizers | None:
     if recipe.init_from is None or recipe.init_vocabulary == "new":
         return None
     return SeqloomTokenizers.load(Path(recipe.init_from).expanduser())
+
+
+def tags_of(pairs: Dataset) -> list[str]:
+    """Return the tags in front of sources, in the order of the alphabet.
+
+    Raises:
+        RecipeError: for more than a model can learn.
+    """
+    if Extra.TAGS not in pairs.column_names:
+        return []
+    tags = sorted({tag for several in pairs.unique(Extra.TAGS) for tag in TAG.findall(several)})
+    if len(tags) > MOST_TAGS:
+        raise RecipeError(
+            f"the sources have {len(tags):,} different tags, from {tags[0]} to {tags[-1]}, and each has to be learned "
+            f"from many examples; name columns in tags that have few different values, at most {MOST_TAGS:,}."
+        )
+    return tags
+
+
+def with_tags(pairs: Dataset, num_proc: int | None = None) -> Dataset:
+    """Put the tags of each pair in front of its source."""
+    if Extra.TAGS not in pairs.column_names:
+        return pairs
+    return pairs.map(_put_tags, batched=True, num_proc=num_proc, remove_columns=[Extra.TAGS], desc="Putting tags")
+
+
+def _put_tags(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"source": [tags + source for tags, source in zip(batch["tags"], batch["source"], strict=True)]}
+
+
+def describe_tags(tokenizers: SeqloomTokenizers) -> str:
+    """Say which tokens stand in front of sources."""
+    shown = " ".join(tokenizers.tags[:8]) + (" ..." if tokenizers.tags[8:] else "")
+    return f"{len(tokenizers.tags):,} in front of sources, each a token: {shown}"
 
 
 def encode(pairs: Dataset, tokenizers: SeqloomTokenizers, split: str, num_proc: int | None = None) -> Dataset:

@@ -35,6 +35,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from seqloom.hub.tags import SETTINGS_KEY
 from seqloom.training.vocabulary import (
     BYTE_TOKENS,
     SPECIAL_TOKENS,
@@ -72,7 +73,6 @@ CHAT_TEMPLATE = """\
 """The source text is the last user message, and nothing else is rendered, with and without a generation prompt."""
 
 _TARGET_FOLDER = "target"
-_SETTINGS_KEY = "seqloom_tokenizer"
 SOURCE_MARKER, TARGET_MARKER = "<source>", "<target>"
 
 
@@ -98,8 +98,8 @@ class SeqloomTokenizers:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the vocabulary was made: "kind", "normalization", "joint", and "tag_columns" where sources have tags."""
-        return self.source.init_kwargs.get(_SETTINGS_KEY, {})
+        """How the vocabulary was made: "kind", "normalization", "joint"; with tags also "tags" and "tag_columns"."""
+        return self.source.init_kwargs.get(SETTINGS_KEY, {})
 
     @property
     def tags(self) -> list[str]:
@@ -119,8 +119,8 @@ class SeqloomTokenizers:
         tokens = [AddedToken(tag, normalized=False, rstrip=True, special=False) for tag in tags]
         for tokenizer in [self.source] if self.is_joint else [self.source, self.target]:
             tokenizer.add_tokens(tokens)
-            known = tokenizer.init_kwargs[_SETTINGS_KEY]
-            tokenizer.init_kwargs[_SETTINGS_KEY] = {**known, "tag_columns": list(columns)} if columns else known
+            known = tokenizer.init_kwargs[SETTINGS_KEY]
+            tokenizer.init_kwargs[SETTINGS_KEY] = {**known, "tag_columns": list(columns), "tags": self.tags}
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -139,7 +139,7 @@ class SeqloomTokenizers:
             TokenizerError: If the folder holds no tokenizer.
         """
         source = _load_one(Path(folder))
-        if source.init_kwargs.get(_SETTINGS_KEY, {}).get("joint", True):
+        if source.init_kwargs.get(SETTINGS_KEY, {}).get("joint", True):
             return cls(source, source)
         return cls(source, _load_one(Path(folder) / _TARGET_FOLDER))
 
@@ -209,7 +209,7 @@ def check_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> Non
     """
     if not 0 <= dropout < 1:
         raise TokenizerError(f"bpe_dropout={dropout} is not a probability; use 0 (off) up to, but not including, 1.")
-    kind = tokenizer.init_kwargs.get(_SETTINGS_KEY, {}).get("kind", "bpe")
+    kind = tokenizer.init_kwargs.get(SETTINGS_KEY, {}).get("kind", "bpe")
     if not isinstance(tokenizer.backend_tokenizer.model, models.BPE) or kind != "bpe":
         raise TokenizerError(f"bpe_dropout={dropout} needs merges to skip; a tokenizer of the kind {kind!r} has none.")
 
@@ -278,7 +278,7 @@ def _build_tokenizer(backend: Tokenizer, options: Options, joint: bool) -> PreTr
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
-        **{_SETTINGS_KEY: {"kind": options.kind, "normalization": options.normalization, "joint": joint}},
+        **{SETTINGS_KEY: {"kind": options.kind, "normalization": options.normalization, "joint": joint}},
     )
 
 

@@ -27,10 +27,10 @@ from seqloom.hub.push import describe_share, push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
-from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, accumulation_steps
+from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, EpochRows, accumulation_steps
 from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
-from seqloom.training.examples import lengths_of
+from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
 from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished
 from seqloom.training.fault_tolerance.interruption import StopSignals
@@ -56,6 +56,7 @@ from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
 from seqloom.training.parent import Parent, fit_to_parent, take_over
 from seqloom.training.preparation import (
+    describe_tags,
     encode,
     epoch_encodings,
     fit_output_length,
@@ -64,6 +65,7 @@ from seqloom.training.preparation import (
     read_corpus,
     read_or_train_tokenizers,
     settle,
+    with_tags,
 )
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
@@ -183,7 +185,8 @@ def prepare(
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
-        data = DatasetDict({name: encode(rows, tokenizers, name, recipe.num_proc) for name, rows in corpus.items()})
+        tagged = {name: with_tags(rows, recipe.num_proc) for name, rows in corpus.items()}
+        data = DatasetDict({name: encode(rows, tokenizers, name, recipe.num_proc) for name, rows in tagged.items()})
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)
@@ -191,7 +194,8 @@ def prepare(
             say(f"check     {note_glance(corpus, recipe.task, folder.prepared / 'check.json')}")
     arguments = training_arguments(recipe)
     if arguments.process_index == 0:
-        for subject, line in (chosen | settled).items():
+        tags = {"tags": describe_tags(tokenizers)} if tokenizers.tags else {}
+        for subject, line in (chosen | settled | tags).items():
             say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
@@ -262,8 +266,9 @@ def build_trainer(
         recipe.tokens_per_update, recipe.tokens_per_device, packed=recipe.packing, num_passes=recipe.num_passes
     ).in_run(arguments)
     encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
+    lengths = encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"])
     arguments.gradient_accumulation_steps = accumulation_steps(
-        encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"]),
+        lengths[EpochRows(lengths, weights_of(data["train"]), settings.seed).longest()],
         settings,
         overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
     )
