@@ -51,6 +51,11 @@ class DataName:
     tag: str = ""
     """The token in front of each source; "": none."""
 
+    def __str__(self) -> str:
+        """Return it as a recipe names it."""
+        options = [*([self.weight] if self.weight else []), *([f"tag={self.tag}"] if self.tag else [])]
+        return ":".join([self.path, ",".join(options)]) if options else self.path
+
     @property
     def has_options(self) -> bool:
         """Whether anything stands behind the path."""

@@ -111,6 +111,7 @@ class ContinuationTask(Task):
         """Cut the documents of `dataset`; see `Task.to_pairs`. What cannot be cut is dropped and counted in the log."""
         self.check_columns(dataset)
         extras = {name: Value("string") for name in self.extras(dataset)}
+        dataset = dataset.select_columns([*self.columns, *extras])
         pairs = dataset.map(
             _split_batch,
             batched=True,
