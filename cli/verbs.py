@@ -58,6 +58,7 @@ def build_parser() -> CommandParser:
     _add_debug(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
+    _add_distill(verbs)
     _add_check(verbs)
     _add_generate(verbs)
     _add_evaluate(verbs)
@@ -145,6 +146,40 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _add_distill(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "train a model on what another, or several together, write for the training sources"
+    more = (
+        f"{_begin(text)}. What they write is kept in OUTPUT-distilled; a command that was killed goes on. All else is "
+        f"as in seqloom train, whose flags it takes."
+    )
+    usage = "seqloom distill TEACHER [TEACHER ...] --train A [B] [--unlabelled FILE ...] [--any_recipe_key value ...]"
+    parser = verbs.add_parser("distill", help=text, description=more, usage=usage)
+    help_text = "a trained model; of several, with the same vocabulary, the mean of the log-probabilities writes"
+    parser.add_argument("teachers", metavar="TEACHER", nargs="+", help=help_text)
+    help_text = "text of the source side, one a line, or files with columns: sources without targets"
+    parser.add_argument("--unlabelled", metavar="FILE", nargs="+", default=[], help=help_text)
+    _add_count(parser, "--teacher_beams", "beams of the teachers' search [the folder's generation_config.json]")
+    _add_count(parser, "--processes", "processes that share the writing [the GPUs, else 1]")
+    parser.complete = _add_recipe
+    parser.set_defaults(run=_run_distill)
+
+
+def _run_distill(namespace: argparse.Namespace, unknown: list[str]) -> int:
+    from seqloom.configuration.recipe_flags import recipe_from_arguments
+
+    print_what_goes()
+    recipe = recipe_from_arguments(namespace, unknown)
+    from seqloom.training.distillation import Teachers, write_corpus
+    from seqloom.training.languages import settle_languages
+    from seqloom.training.reading.asking import settle_columns
+    from seqloom.training.train import train
+
+    teachers = Teachers(tuple(namespace.teachers), namespace.teacher_beams, namespace.processes)
+    recipe = settle_languages(settle_columns(recipe))
+    train(write_corpus(recipe, teachers, namespace.unlabelled), dry_run=namespace.dry_run)
+    return 0
+
+
 def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "tell what is wrong with training, validation and test text, worst first"
     more = f"{_begin(text)}; nothing is changed. Ends with {EXIT_FAILED} when something is as bad as --fail_on says."
@@ -214,6 +249,8 @@ def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
         )
     text = "the source's column: name, number from 1, or key of JSON lines (a.b: b in a) [source, else the first]"
     parser.add_argument("--column", metavar="NAME", help=text)
+    text = "further models of the same vocabulary that write together with it: the mean of their log-probabilities"
+    parser.add_argument("--ensemble", metavar="FOLDER", nargs="+", default=[], help=text)
     parser.add_argument("--engine", choices=("torch", "ctranslate2"), default="torch", help="what computes [torch]")
     text = "number format of ctranslate2's weights, e.g. int8 [float32]"
     parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=text)
@@ -262,6 +299,7 @@ def _run_generate(namespace: argparse.Namespace) -> None:
             output_file=namespace.output,
             report_file=namespace.report,
             alignments_file=namespace.alignments,
+            ensemble=tuple(namespace.ensemble),
             search=Search(num_beams=namespace.beams, **{name: given[name] for name in search}),
             **{name: given[name] for name in same},
         )

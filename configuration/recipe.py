@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqloom.configuration.configuration_seqloom import MOST_BEAMS, MOST_TOKENS, SeqloomConfig
-from seqloom.configuration.data_names import can_follow, is_aligned
+from seqloom.configuration.data_names import DataNameError, can_follow, data_name, is_aligned
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
@@ -63,7 +63,8 @@ class Recipe:
     """pairs: source -> target; continuation: raw text, cut at a random point into prompt and continuation."""
     train: list[str] = field(default_factory=list, metadata=DATA)
     """Two line-aligned files, or one TSV, JSONL, CSV, Parquet or raw text file, or a Hub data set; several files with
-    columns are read one after the other; []: the demo."""
+    columns are read one after the other, and FILE:2 is learned twice an epoch, FILE:0.5,tag=bt in every other one and
+    with the token <bt> in front of its sources; []: the demo."""
     valid: list[str] = field(default_factory=lambda: [HOLD_OUT], metadata=DATA)
     """Validation text, decoded and scored during training: files as in train, or how much to hold out of train, in
     examples (1000) or as a share (0.05), whole sources; auto: a twentieth of it, 50 to 1,000; none: no validation."""
@@ -74,6 +75,9 @@ class Recipe:
     where: list[str] = field(default_factory=list, metadata=DATA)
     """Read only rows that have these values, each written COLUMN=VALUE; where a column is named more than once, a row
     needs one of its values; []: every row."""
+    tags: list[str] = field(default_factory=list, metadata=DATA)
+    """Columns whose values stand in front of the source, each a token of its own, e.g. language: <language=de>; files
+    that are read later need these columns too; []: none."""
     clean: Literal["none", "default", "strict"] = field(default="none", metadata=DATA)
     """Which training rows are left out by the rules of `seqloom check`, each counted; none: blank ones alone; default:
     broken, misplaced, repeated and leaked ones too; strict: also doubtful ones. Validation and test text stay whole."""
@@ -111,6 +115,12 @@ class Recipe:
     preset: str = field(default=AUTO, metadata=MODEL)
     """A named size of the model, with the learning rate, warm-up and tokens per update that suit it; auto: chosen by
     the number of training examples, and with it vocabulary, dropout and number of epochs."""
+    init_from: str | None = field(default=None, metadata=MODEL)
+    """A finished folder, or a checkpoint in one, with whose weights the training begins; the shape of the model is
+    that folder's, and the learning rate suits it; null: random weights."""
+    init_vocabulary: Literal["keep", "new"] = field(default="keep", metadata=TOKENIZER)
+    """With init_from: keep the folder's vocabulary, or learn a new one from the training text; pieces that both have
+    keep their embeddings."""
 
     output: str = field(default="seqloom-model", metadata=TRAINING)
     """The folder that will hold the finished model; running checkpoints lie in OUTPUT/checkpoint-N."""
@@ -173,6 +183,7 @@ class Recipe:
         self._check_languages()
         self._check_continuation()
         self._check_run()
+        self._check_parent()
         self._check_quality_tools()
         self._check_averaging()
         self._check_best_model()
@@ -245,6 +256,7 @@ class Recipe:
                     f"{split}={names[0]} cannot be held out; write a number of examples, 1000, or a share below 1, "
                     f"0.05; a file of that name is ./{names[0]}."
                 )
+            self._check_names(split, names)
             if len(names) > 2 and not can_follow(names):
                 raise RecipeError(
                     f"{split} names {len(names)} files ({', '.join(names)}); give two line-aligned files, source and "
@@ -255,6 +267,23 @@ class Recipe:
                 raise RecipeError(
                     f"{split}={' '.join(names)} is given and train is not; add --train with your training text, "
                     f"or leave {split} out to train the date demo."
+                )
+
+    def _check_names(self, split: str, names: list[str]) -> None:
+        try:
+            corpora = [data_name(name) for name in names]
+        except DataNameError as error:
+            raise RecipeError(f"{split}={error}") from None
+        for name, corpus in zip(names, corpora, strict=True):
+            if corpus.weight is not None and split != "train":
+                raise RecipeError(
+                    f"{split}={name}: how often an example is learned says nothing of text that is scored; leave the "
+                    f"{corpus.weight} out."
+                )
+            if corpus.has_options and len(names) == 2 and not can_follow(names):
+                raise RecipeError(
+                    f"{split}={' '.join(names)}: {name} has a weight or a tag, and two text files are source and "
+                    f"target, line by line; make one file of them: paste SOURCE TARGET > BOTH.tsv."
                 )
 
     def _check_columns(self) -> None:
@@ -271,8 +300,9 @@ class Recipe:
         data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"
         if self.columns is not None:
             raise RecipeError(f"columns={' '.join(self.columns)}: {data} no columns; leave columns out.")
-        if self.where:
-            raise RecipeError(f"where={' '.join(self.where)}: {data} no columns to select by; leave where out.")
+        for key, use in (("where", "select by"), ("tags", "make tags of")):
+            if given := getattr(self, key):
+                raise RecipeError(f"{key}={' '.join(given)}: {data} no columns to {use}; leave {key} out.")
 
     def _check_languages(self) -> None:
         for code in self.languages:
@@ -325,6 +355,19 @@ class Recipe:
             raise RecipeError(
                 f"eval_strategy={strategy} needs something to score and valid names nothing; add --valid, "
                 f"or use eval_strategy=no."
+            )
+
+    def _check_parent(self) -> None:
+        if self.init_from is None:
+            if self.init_vocabulary == "new":
+                raise RecipeError(
+                    "init_vocabulary=new needs init_from, for without it every vocabulary is new; leave it out, or add "
+                    "--init_from FOLDER."
+                )
+        elif Path(self.init_from).expanduser().resolve() == Path(self.output).expanduser().resolve():
+            raise RecipeError(
+                f"init_from={self.init_from} is the folder to be written, too; name another --output. To train the run "
+                f"in it longer, give its own command a higher --max_steps."
             )
 
     def _check_quality_tools(self) -> None:

@@ -78,6 +78,16 @@ def fit_recipe(recipe: Recipe, num_examples: int) -> tuple[Recipe, str]:
     return fitted, explain_choice(num_examples, fitted.flat(), recipe.named)
 
 
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Put values into a recipe for those keys that its author did not name.
+
+    Raises:
+        RecipeError, ValueError: where they do not go together with what was named.
+    """
+    own = {key: value for key, value in values.items() if key not in recipe.named}
+    return _build({**recipe.flat(), **own}, recipe.named)
+
+
 def _read_file(file: str | PathLike[str]) -> dict[str, Any]:
     """Read a recipe file and flatten its chapters."""
     try:
@@ -179,4 +189,4 @@ def _first_key(chapter: str) -> str:
     return next(key.name for key in own_keys() if key.chapter == chapter)
 
 
-__all__ = ["DEMO_RECIPE", "fit_recipe", "resolve_recipe", "shipped_recipes"]
+__all__ = ["DEMO_RECIPE", "fit_recipe", "resolve_recipe", "shipped_recipes", "with_values"]

@@ -76,7 +76,7 @@ def engine_of(job: Job, device: str | None = None) -> Engine:
     """Load what answers a job."""
     if job.engine == "ctranslate2":
         return CTranslate2Engine(job.folder, job.search, job.quantization, job.processes or 1)
-    return TorchEngine(job.folder, job.search, device)
+    return TorchEngine(job.folder, job.search, device, job.ensemble)
 
 
 def answer_rows(job: Job, engine: Engine, rows: Sequence[Row]) -> list[list[Answer]]:

@@ -157,6 +157,8 @@ class CardFacts:
     """results.json."""
     data: tuple[DataFacts, ...] = ()
     scores: tuple[Score, ...] = ()
+    parent: Mapping[str, Any] = field(default_factory=dict)
+    """What `run/parent.json` says of the folder with whose weights the training began; empty: random weights."""
     step: int | None = None
     """For a running checkpoint: the update it was saved at."""
     curve: str | None = None
@@ -256,6 +258,7 @@ def metadata_of(facts: CardFacts) -> ModelCardData:
         tags=list(TAGS),
         datasets=list(dict.fromkeys(datasets)) or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        base_model=facts.parent["name"] if facts.parent.get("is_on_hub") else None,
         model_name=facts.name,
         eval_results=results or None,
     )
@@ -408,6 +411,7 @@ def _with_run(facts: CardFacts, records: Path, step: int | None, model_id: str |
         environment=_read_json(records / "environment.json"),
         results=results,
         data=data,
+        parent=_read_json(records / "parent.json"),
         scores=tuple(_scores(results, {each.split for each in data})),
         step=step,
         curve=CURVE_NAME if results and (records.parent / CURVE_NAME).is_file() else None,

@@ -587,21 +587,77 @@ def _step_costs(updates: list[np.ndarray], lengths: np.ndarray, settings: BatchS
 # One process's share --------------------------------------------------------------------------------------------------
 
 
+class EpochRows:
+    """Which examples an epoch holds, where some are to be learned more often than others.
+
+    The whole part of a weight is as many copies in every epoch. For its fraction the examples of that weight, sorted by
+    length, are cut into as many runs as an epoch takes of them; it takes one of each run, the next epoch the next. So
+    all are learned equally often, and no epoch has longer examples than `longest`.
+    """
+
+    def __init__(self, lengths: np.ndarray, weights: np.ndarray | None, seed: int) -> None:
+        """Cut the examples into runs.
+
+        Args:
+            lengths: (examples, 2) source and target lengths in tokens.
+            weights: (examples,) how often an epoch holds each, on average over the epochs; None: once.
+            seed: of the run; says with which of a run the first epoch begins.
+        """
+        weights = np.ones(len(lengths)) if weights is None else weights
+        self._always = np.repeat(np.arange(len(lengths)), weights.astype(np.int64))
+        self._orders: list[np.ndarray] = []
+        self._starts: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+        self._first: list[np.ndarray] = []
+        rng = np.random.default_rng(seed)
+        for weight in np.unique(weights[weights % 1 > 0]):
+            rows = np.flatnonzero(weights == weight)
+            order = rows[np.argsort(token_counts(lengths[rows]), kind="stable")]
+            num_runs = max(1, round(weight % 1 * len(rows)))
+            bounds = np.arange(num_runs + 1) * len(rows) // num_runs
+            self._orders.append(order)
+            self._starts.append(bounds[:-1])
+            self._counts.append(np.diff(bounds))
+            self._first.append(rng.integers(0, self._counts[-1]))
+
+    def of(self, epoch: int) -> np.ndarray:
+        """Return the examples of an epoch; as many in each."""
+        parts = zip(self._orders, self._starts, self._counts, self._first, strict=True)
+        drawn = [order[starts + (first + epoch) % counts] for order, starts, counts, first in parts]
+        return np.concatenate([self._always, *drawn])
+
+    def longest(self) -> np.ndarray:
+        """Return the longest of each run, and what every epoch holds: no epoch is longer, example for example."""
+        parts = zip(self._orders, self._starts, self._counts, strict=True)
+        return np.concatenate([self._always, *(order[starts + counts - 1] for order, starts, counts in parts)])
+
+
 class UpdateSampler(Sampler[list[int]]):
     """One process's micro-batches, in the order of the updates."""
 
-    def __init__(self, lengths: np.ndarray, settings: BatchSettings, *, num_updates: int | None = None) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        settings: BatchSettings,
+        *,
+        weights: np.ndarray | None = None,
+        num_updates: int | None = None,
+    ) -> None:
         """Plan for one process.
 
         Args:
             lengths: (examples, 2) source and target lengths in tokens.
             settings: of this process.
+            weights: see `EpochRows`.
             num_updates: updates an epoch; None: as few as fit.
 
         Raises:
             ValueError: when an update of any epoch might have fewer examples than micro-batches.
         """
-        size = plan_size(lengths, settings.tokens_per_update, num_updates)
+        self.rows = None if weights is None else EpochRows(lengths, weights, settings.seed)
+        """Of each epoch; None: all examples once."""
+        longest = lengths if self.rows is None else lengths[self.rows.longest()]
+        size = plan_size(longest, settings.tokens_per_update, num_updates)
         _refuse_too_many_micro_batches(size.fewest_examples, settings.tokens_per_update, settings.num_micro_batches)
         self.lengths = lengths
         self.settings = settings
@@ -613,13 +669,19 @@ class UpdateSampler(Sampler[list[int]]):
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Return the updates of an epoch, the same for every process."""
-        return plan_updates(
-            self.lengths,
+        rows = None if self.rows is None else self.rows.of(epoch)
+        updates = plan_updates(
+            self.lengths if rows is None else self.lengths[rows],
             tokens_per_update=self.settings.tokens_per_update,
             seed=self.settings.seed,
             epoch=epoch,
             num_updates=self.num_updates,
         )
+        return updates if rows is None else [rows[update] for update in updates]
+
+    def num_tokens(self) -> int:
+        """Return the source + target tokens of the first epoch."""
+        return int(self.lengths.sum() if self.rows is None else self.lengths[self.rows.of(0)].sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration walks through."""

@@ -20,6 +20,14 @@ def _list_lengths(dataset: Dataset, column: str) -> np.ndarray:
     return pc.list_value_length(flat.data.column(column)).to_numpy().astype(np.int32)
 
 
+def weights_of(dataset: Dataset) -> np.ndarray | None:
+    """Return (examples,) how often an epoch holds each; None: once."""
+    if "weight" not in dataset.column_names:
+        return None
+    flat = dataset.flatten_indices() if dataset._indices is not None else dataset
+    return pc.cast(flat.data.column("weight"), "double").to_numpy()
+
+
 def longest_first(dataset: Dataset) -> Dataset:
     """Return the set sorted by source length, with each row's `position`: less padding, and memory runs out early."""
     order = np.argsort(-lengths_of(dataset)[:, 0], kind="stable")

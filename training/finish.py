@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 
 from seqloom.training.confidence import confidence_intervals
-from seqloom.training.examples import lengths_of
+from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoint_path,
@@ -227,7 +227,8 @@ def refuse_unfinished(folder: RunFolder, results: Mapping[str, Any]) -> None:
 
 def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:
     """Return what a model card says of the training beyond the recipe; over all starts of the run."""
-    source, target = lengths_of(data["train"]).sum(axis=0).tolist()
+    lengths, weights = lengths_of(data["train"]), weights_of(data["train"])
+    source, target = (lengths if weights is None else weights[:, None] * lengths).sum(axis=0).round().tolist()
     resumed = {"resumed_at": update_of(Path(checkpoint))} if checkpoint else {}
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunClock))
     return {
@@ -235,8 +236,8 @@ def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str |
         "updates": trainer.state.global_step,
         "train_loss": mean_loss(trainer.state.log_history),
         "epochs": trainer.state.epoch,
-        "train_source_tokens": source,
-        "train_target_tokens": target,
+        "train_source_tokens": int(source),
+        "train_target_tokens": int(target),
         "processes": trainer.args.world_size,
         **resumed,
     }

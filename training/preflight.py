@@ -224,7 +224,7 @@ def survey(sampler: UpdateSampler) -> Survey:
     rows, source, target, _ = shapes[padded.argmax()]
     return Survey(
         num_updates=len(sampler) // steps,
-        num_tokens=int(lengths.sum()),
+        num_tokens=sampler.num_tokens(),
         padding=float(1 - shapes[:, 3].sum() / padded.sum()),
         largest=(int(rows), int(source), int(target)),
     )

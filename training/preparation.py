@@ -6,6 +6,7 @@ Everything here depends on recipe and files alone, so that a run started again f
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.hub.files import SEAL_NAME
+from seqloom.hub.tags import TAG
 from seqloom.training.batching import BatchSettings
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
+from seqloom.training.fault_tolerance.checkpoints import find_damage
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.held_out import held_facts, hold_out, shares_of
+from seqloom.training.parent import Parent, is_changed, read_parent, recorded_parent, refuse_misfit
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
+from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.target_kind import SAMPLE, kind_of
@@ -29,8 +35,41 @@ from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_
 
 logger = logging.getLogger(__name__)
 
+MOST_TAGS = 1000
+"""Different tokens in front of sources."""
+
 ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
+
+
+def parent_of(recipe: Recipe, run: RunFolder) -> Parent | None:
+    """Return what a recipe begins with: as an earlier start of the run has kept it, else as the folder is.
+
+    Raises:
+        RecipeError: for a folder that is none of ours, that is not whole, or that does not fit what was named.
+        FolderError: for one that is dangerous to open.
+    """
+    if recipe.init_from is None:
+        return None
+    known = recorded_parent(run.records) if recipe.resume == "auto" and run.last_checkpoint() else None
+    if known and known.folder == recipe.init_from:
+        if is_changed(known):
+            logger.warning(
+                "init_from=%s holds other weights now than when the run in %s began; the run goes on with its own.",
+                known.folder,
+                run.path,
+            )
+        return known
+    parent, folder = read_parent(recipe.init_from), Path(recipe.init_from).expanduser()
+    is_sealed = (folder / SEAL_NAME).is_file()
+    faults = [find_damage(folder)] if is_sealed else RunFolder(folder).installed_faults().values()
+    if fault := next(filter(None, faults), None):
+        raise RecipeError(
+            f"init_from={recipe.init_from} is not as its run left it: {fault}. Bring the file back, or name another "
+            f"folder."
+        )
+    refuse_misfit(recipe, parent)
+    return parent
 
 
 def read_corpus(
@@ -55,6 +94,7 @@ def read_corpus(
                 task=recipe.task,
                 split=name,
                 where=recipe.selection(),
+                tags=recipe.tags,
                 num_proc=recipe.num_proc,
             )
     loaded["train"] = clean_corpus(loaded, recipe.clean, recipe.num_proc)
@@ -86,10 +126,10 @@ def read_training(recipe: Recipe | None, files: Sequence[str]) -> tuple[Dataset,
     """
     if recipe and list(files) == recipe.train:
         corpus, facts = read_corpus(recipe, ["train"])
-        return corpus["train"], str(facts["train"]["fingerprint"])
+        return with_tags(corpus["train"]), str(facts["train"]["fingerprint"])
     task, columns = (recipe.task, recipe.columns) if recipe else ("pairs", None)
     loaded = load_corpus(list(files), columns=columns if len(files) == 1 else None, task=task, split="train")
-    return get_task(task).to_pairs(loaded.dataset), loaded.facts.fingerprint
+    return with_tags(get_task(task).to_pairs(loaded.dataset)), loaded.facts.fingerprint
 
 
 def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
@@ -128,10 +168,10 @@ def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[
 
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:
-    """Return the vocabulary of this run: the one it was started with, or a new one from the training text."""
+    """Return the vocabulary of this run: the one it was started with, its parent's, or a new one from the text."""
     home = folder.prepared / "tokenizer"
     if not home.is_dir():
-        tokenizers = train_tokenizer(
+        tokenizers = _parents_tokenizers(recipe) or train_tokenizer(
             pairs["source"],
             pairs["target"],
             kind=recipe.tokenizer,
@@ -143,9 +183,51 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             split_digits=recipe.split_digits,
             show_progress=not recipe.training_arguments.get("disable_tqdm"),
         )
+        if tags := tags_of(pairs):
+            tokenizers.add_tags(tags, recipe.tags)
         with folder.staged(home) as staged:
             tokenizers.save(staged)
     return SeqloomTokenizers.load(home)
+
+
+def _parents_tokenizers(recipe: Recipe) -> SeqloomTokenizers | None:
+    if recipe.init_from is None or recipe.init_vocabulary == "new":
+        return None
+    return SeqloomTokenizers.load(Path(recipe.init_from).expanduser())
+
+
+def tags_of(pairs: Dataset) -> list[str]:
+    """Return the tags in front of sources, in the order of the alphabet.
+
+    Raises:
+        RecipeError: for more than a model can learn.
+    """
+    if Extra.TAGS not in pairs.column_names:
+        return []
+    tags = sorted({tag for several in pairs.unique(Extra.TAGS) for tag in TAG.findall(several)})
+    if len(tags) > MOST_TAGS:
+        raise RecipeError(
+            f"the sources have {len(tags):,} different tags, from {tags[0]} to {tags[-1]}, and each has to be learned "
+            f"from many examples; name columns in tags that have few different values, at most {MOST_TAGS:,}."
+        )
+    return tags
+
+
+def with_tags(pairs: Dataset, num_proc: int | None = None) -> Dataset:
+    """Put the tags of each pair in front of its source."""
+    if Extra.TAGS not in pairs.column_names:
+        return pairs
+    return pairs.map(_put_tags, batched=True, num_proc=num_proc, remove_columns=[Extra.TAGS], desc="Putting tags")
+
+
+def _put_tags(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"source": [tags + source for tags, source in zip(batch["tags"], batch["source"], strict=True)]}
+
+
+def describe_tags(tokenizers: SeqloomTokenizers) -> str:
+    """Say which tokens stand in front of sources."""
+    shown = " ".join(tokenizers.tags[:8]) + (" ..." if tokenizers.tags[8:] else "")
+    return f"{len(tokenizers.tags):,} in front of sources, each a token: {shown}"
 
 
 def encode(

@@ -32,10 +32,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from seqloom.hub.tags import SETTINGS_KEY
 from seqloom.training.vocabulary import (
     BYTE_TOKENS,
     SPECIAL_TOKENS,
@@ -73,8 +75,7 @@ CHAT_TEMPLATE = """\
 """The source text is the last user message, and nothing else is rendered, with and without a generation prompt."""
 
 _TARGET_FOLDER = "target"
-_SETTINGS_KEY = "seqloom_tokenizer"
-_SOURCE_MARKER, _TARGET_MARKER = "<source>", "<target>"
+SOURCE_MARKER, TARGET_MARKER = "<source>", "<target>"
 
 
 @dataclass
@@ -97,6 +98,32 @@ class SeqloomTokenizers:
         """Number of ids, special tokens and bytes included: `SeqloomConfig.vocab_size`."""
         return len(self.source)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the vocabulary was made: "kind", "normalization", "joint"; with tags also "tags" and "tag_columns"."""
+        return self.source.init_kwargs.get(SETTINGS_KEY, {})
+
+    @property
+    def tags(self) -> list[str]:
+        """The tokens that may stand in front of a source, each a whole one; see `add_tags`."""
+        added = self.source.added_tokens_decoder.values()
+        return [token.content for token in added if not token.special]
+
+    def add_tags(self, tags: Iterable[str], columns: Sequence[str] = ()) -> None:
+        """Give tags an entry each, behind all others.
+
+        A blank behind a tag belongs to it, so that "<de> Haus" is read as "<de>Haus" is.
+
+        Args:
+            tags: e.g. "<de>".
+            columns: of a data set, whose values make tags; whoever reads columns puts them in front of the source.
+        """
+        tokens = [AddedToken(tag, normalized=False, rstrip=True, special=False) for tag in tags]
+        for tokenizer in [self.source] if self.is_joint else [self.source, self.target]:
+            tokenizer.add_tokens(tokens)
+            known = tokenizer.init_kwargs[SETTINGS_KEY]
+            tokenizer.init_kwargs[SETTINGS_KEY] = {**known, "tag_columns": list(columns), "tags": self.tags}
+
     def __len__(self) -> int:
         return self.vocab_size
 
@@ -114,7 +141,7 @@ class SeqloomTokenizers:
             TokenizerError: If the folder holds no tokenizer.
         """
         source = _load_one(Path(folder))
-        if source.init_kwargs.get(_SETTINGS_KEY, {}).get("joint", True):
+        if source.init_kwargs.get(SETTINGS_KEY, {}).get("joint", True):
             return cls(source, source)
         return cls(source, _load_one(Path(folder) / _TARGET_FOLDER))
 
@@ -171,8 +198,8 @@ def train_tokenizer(
         return SeqloomTokenizers(tokenizer, tokenizer)
     source, target = learn("source", [sources], options), learn("target", [targets], options)
     return SeqloomTokenizers(
-        _build_tokenizer(_build_backend(source, _Other(target, _TARGET_MARKER, first=False), options), options, False),
-        _build_tokenizer(_build_backend(target, _Other(source, _SOURCE_MARKER, first=True), options), options, False),
+        _build_tokenizer(_build_backend(source, _Other(target, TARGET_MARKER, first=False), options), options, False),
+        _build_tokenizer(_build_backend(target, _Other(source, SOURCE_MARKER, first=True), options), options, False),
     )
 
 
@@ -206,7 +233,7 @@ def check_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> Non
     """
     if not 0 <= dropout < 1:
         raise TokenizerError(f"bpe_dropout={dropout} is not a probability; use 0 (off) up to, but not including, 1.")
-    kind = tokenizer.init_kwargs.get(_SETTINGS_KEY, {}).get("kind", "bpe")
+    kind = tokenizer.init_kwargs.get(SETTINGS_KEY, {}).get("kind", "bpe")
     if not isinstance(tokenizer.backend_tokenizer.model, models.BPE) or kind != "bpe":
         raise TokenizerError(f"bpe_dropout={dropout} needs merges to skip; a tokenizer of the kind {kind!r} has none.")
 
@@ -275,7 +302,7 @@ def _build_tokenizer(backend: Tokenizer, options: Options, joint: bool) -> PreTr
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
-        **{_SETTINGS_KEY: {"kind": options.kind, "normalization": options.normalization, "joint": joint}},
+        **{SETTINGS_KEY: {"kind": options.kind, "normalization": options.normalization, "joint": joint}},
     )
 
 

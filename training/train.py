@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,16 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
-from seqloom.configuration.recipe_layers import fit_recipe
 from seqloom.hub.files import CURVE_NAME
 from seqloom.hub.model_card import CARD_NAME, write_model_card
 from seqloom.hub.push import describe_share, push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
-from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, accumulation_steps
+from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, EpochRows, accumulation_steps
 from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
-from seqloom.training.examples import lengths_of
+from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
 from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished
 from seqloom.training.fault_tolerance.interruption import StopSignals
@@ -55,14 +54,18 @@ from seqloom.training.monitoring.gradient_flow import can_draw
 from seqloom.training.monitoring.history import History, draw_curve, histogram
 from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
+from seqloom.training.parent import Parent, fit_to_parent, take_over
 from seqloom.training.preparation import (
+    describe_tags,
     encode,
     epoch_encodings,
     fit_output_length,
     leave_out_long,
+    parent_of,
     read_corpus,
     read_or_train_tokenizers,
     settle,
+    with_tags,
 )
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
@@ -134,10 +137,9 @@ def train_in(
             return {} if dry_run else finished_before(folder, recipe, arguments, asked)
         if arguments.process_index == 0 and lost:
             say(f"{folder.path} holds a finished run, but {lost}; it is brought back from the last checkpoint.")
-    recipe, trainer, data = prepare(folder, recipe, arguments)
+    recipe, trainer, data, checkpoint = prepare(folder, recipe, arguments)
     trainer.listen_to(signals)
     num_updates = check_before_training(trainer, data, recipe)
-    checkpoint = from_main_process(folder.last_checkpoint)
     listen_before_training(trainer, data, folder, checkpoint)
     if trainer.is_world_process_zero():
         say_where_it_begins(trainer, checkpoint, num_updates)
@@ -168,18 +170,23 @@ def train_in(
 
 def prepare(
     folder: RunFolder, recipe: Recipe, arguments: Seq2SeqTrainingArguments
-) -> tuple[Recipe, SeqloomTrainer, DatasetDict]:
-    """Return the recipe with all that the data decide, the trainer, and the data; nothing of an earlier run is lost."""
+) -> tuple[Recipe, SeqloomTrainer, DatasetDict, str | None]:
+    """Return the recipe with all that the data decide, the trainer, the data, and the checkpoint that it goes on from.
+
+    Nothing of an earlier run is lost.
+    """
     set_seed(arguments.seed)
+    parent = from_main_process(lambda: parent_of(recipe, folder))
     with arguments.main_process_first(desc="preparing data and vocabulary"):
         corpus, facts = read_corpus(recipe)
         facts["train"]["num_examples"] = len(corpus["train"])
-        recipe, choice = fit_recipe(recipe, len(corpus["train"]))
+        recipe, chosen = fit_to_parent(recipe, len(corpus["train"]), parent)
         recipe, settled = settle(recipe, corpus, facts)
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
-        data = DatasetDict({name: encode(rows, tokenizers, name, recipe.num_proc) for name, rows in corpus.items()})
+        tagged = {name: with_tags(rows, recipe.num_proc) for name, rows in corpus.items()}
+        data = DatasetDict({name: encode(rows, tokenizers, name, recipe.num_proc) for name, rows in tagged.items()})
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])
     if arguments.process_index == 0:
         folder.write_data_facts(facts)
@@ -187,12 +194,20 @@ def prepare(
             say(f"check     {note_glance(corpus, recipe.task, folder.prepared / 'check.json')}")
     arguments = training_arguments(recipe)
     if arguments.process_index == 0:
-        for subject, line in (({"auto": choice} if choice else {}) | settled).items():
+        tags = {"tags": describe_tags(tokenizers)} if tokenizers.tags else {}
+        for subject, line in (chosen | settled | tags).items():
             say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
-    return recipe, build_trainer(recipe, arguments, tokenizers, data, folder), data
+    checkpoint = from_main_process(folder.last_checkpoint)
+    model = build_model(recipe, arguments, tokenizers, parent, int(lengths_of(data["train"])[:, 0].max()))
+    if parent and checkpoint is None:
+        parent = take_over(model, tokenizers, parent)
+        if arguments.process_index == 0:
+            folder.write_parent(asdict(parent))
+            say(f"weights   {parent.describe_embeddings()}")
+    return recipe, build_trainer(recipe, arguments, model, tokenizers, data, folder), data, checkpoint
 
 
 def finished_before(
@@ -225,33 +240,45 @@ def noted(stop: StoppedError, folder: RunFolder) -> StoppedError:
 # The trainer ---------------------------------------------------------------------------------------------------------
 
 
+def build_model(
+    recipe: Recipe,
+    arguments: Seq2SeqTrainingArguments,
+    tokenizers: SeqloomTokenizers,
+    parent: Parent | None,
+    longest_source: int,
+) -> SeqloomForConditionalGeneration:
+    """Return a model with random weights, of a parent's shape if it has one."""
+    set_seed(arguments.seed)  # training a vocabulary and reading it back must not lead to different weights
+    rotation = {"rope_parameters": parent.rope_parameters} if parent and parent.rope_parameters else {}
+    model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size, **rotation))
+    model.generation_config = generation_config(recipe, tokenizers, longest_source=longest_source)
+    if arguments.bf16 and arguments.device.type == "cpu":
+        model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG: bf16)
+    return model
+
+
 def build_trainer(
     recipe: Recipe,
     arguments: Seq2SeqTrainingArguments,
+    model: SeqloomForConditionalGeneration,
     tokenizers: SeqloomTokenizers,
     data: DatasetDict,
     folder: RunFolder,
 ) -> SeqloomTrainer:
-    """Return a fresh model in a trainer that does what the recipe says."""
+    """Return a trainer that does with a model what the recipe says."""
     settings = BatchSettings(
         recipe.tokens_per_update, recipe.tokens_per_device, packed=recipe.packing, num_passes=recipe.num_passes
     ).in_run(arguments)
     encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
+    lengths = encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"])
     arguments.gradient_accumulation_steps = accumulation_steps(
-        encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"]),
+        lengths[EpochRows(lengths, weights_of(data["train"]), settings.seed).longest()],
         settings,
         overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
     )
 
     if recipe.packing:
         check_packing(arguments)
-    set_seed(arguments.seed)  # training a vocabulary and reading it back must not lead to different weights
-    model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size))
-    model.generation_config = generation_config(
-        recipe, tokenizers, longest_source=int(lengths_of(data["train"])[:, 0].max())
-    )
-    if arguments.bf16 and arguments.device.type == "cpu":
-        model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG: bf16)
     trainer = SeqloomTrainer(
         model,
         arguments,

@@ -40,7 +40,7 @@ from seqloom.modeling.packing import attend_to_packed
 from seqloom.training import metrics as scoring
 from seqloom.training.batching import BatchSettings, UpdateLoader, UpdateSampler
 from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
-from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_of, longest_first
+from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_of, longest_first, weights_of
 from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
 from seqloom.training.fault_tolerance.resumable import ResumableTrainer
 from seqloom.training.fault_tolerance.run_health import MouthError, speechless
@@ -181,7 +181,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         settings = self.batching.in_run(self.args)
         if self.encodings:
             return self.encodings.sampler(settings)
-        return UpdateSampler(lengths_of(self.train_dataset), settings)
+        return UpdateSampler(lengths_of(self.train_dataset), settings, weights=weights_of(self.train_dataset))
 
     def _seed_worker(self, worker_id: int) -> None:
         ignore_stop_signals()

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LogitsProcessorList
 
 from seqloom.hub.batches import before_end, padded, plan_batches
+from seqloom.hub.decoding.ensemble import MeanOfModels, log_probs_of
 from seqloom.hub.export.ctranslate2_loader import vocabulary_of
 from seqloom.hub.export.ctranslate2_options import translate_options
 from seqloom.hub.export.exported import Exported
@@ -163,12 +164,21 @@ class TorchEngine(Engine):
     """The folder's own model."""
 
     folder: str | PathLike[str] | None = None
+    others: Sequence[Any] = ()
+    """Models that write together with it; see `ensemble.py`."""
 
-    def __init__(self, folder: str | PathLike[str], search: Search, device: str | None = None) -> None:
-        """Load the folder; see `load_folder`."""
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        search: Search,
+        device: str | None = None,
+        ensemble: Sequence[str | PathLike[str]] = (),
+    ) -> None:
+        """Load the folder, and those that write together with it; see `load_folder`."""
         model, tokenizer = load_folder(folder, device)
         self._set(model, tokenizer, target_tokenizer(folder, tokenizer), search)
         self.folder = folder
+        self.others = [load_folder(other, device)[0] for other in ensemble]
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, search: Search) -> "TorchEngine":
@@ -193,9 +203,11 @@ class TorchEngine(Engine):
         searched = max(settings.num_beams or 1, settings.num_return_sequences or 1)
         for batch in plan_batches([len(ids) for ids in sources], TOKENS_PER_BATCH // searched):
             inputs = padded([sources[place] for place in batch], self.config.pad_token_id, self.model.device)
-            options = {}
+            options: dict[str, Any] = {}
+            if self.others:
+                options["logits_processor"] = LogitsProcessorList([MeanOfModels(self.others, inputs)])
             if prefixes is not None:
-                options = {"prefix_allowed_tokens_fn": self._beginning([prefixes[place] for place in batch])}
+                options["prefix_allowed_tokens_fn"] = self._beginning([prefixes[place] for place in batch])
             sequences = self.model.generate(**inputs, generation_config=settings, **options)  # (B * R, 1 + T)
             outputs = self._read_again(inputs, sequences, in_detail)
             for number, place in enumerate(batch):
@@ -245,8 +257,9 @@ class TorchEngine(Engine):
                 options = {"output_attentions": in_detail, "use_cache": False}
                 output = self.model(**part, decoder_input_ids=written[:, :-1], **options)
                 logits = output.logits.float()
-                chosen = logits.gather(-1, written[:, 1:, None]).squeeze(-1)
-                log_probs.append(chosen - logits.logsumexp(-1))
+                chosen = logits.gather(-1, written[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+                said = [chosen, *(log_probs_of(other, part, written) for other in self.others)]
+                log_probs.append(torch.stack(said).mean(dim=0))
                 if in_detail and self.place is not None:
                     attention.append(output.cross_attentions[self.place.layer].float().mean(dim=1))
         return torch.cat(log_probs), torch.cat(attention) if attention else torch.empty(0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from seqloom.hub.decoding.answers import LongLines
 from seqloom.hub.decoding.engines import Search
 from seqloom.hub.decoding.rows import FORMATS, Layout
-from seqloom.hub.files import files_made_from
+from seqloom.hub.files import files_made_from, sha256_of
 from seqloom.hub.verify import check_folder
 from seqloom.hub.word_alignment import Units
 
@@ -48,6 +48,8 @@ class Job:
     alignments_file: str | None = None
     """One line for each output: pairs "source-output", counted from 0."""
     alignment_units: Units = "words"
+    ensemble: tuple[str, ...] = ()
+    """Further models of the same vocabulary, whose log-probabilities are averaged with its own."""
     overwrite: bool = False
     """Forget what an earlier, killed command has left of the output."""
 
@@ -68,6 +70,7 @@ def refuse_what_cannot_be(job: Job) -> None:
     if job.input_file is not None and not Path(job.input_file).exists():
         raise FileNotFoundError(2, "No such file or directory", job.input_file)
     check_folder(job.folder)
+    refuse_other_vocabularies(job)
     written = [file for file in (job.output_file, *job.files) if file is not None]
     for file in written:
         target, parent = Path(file).resolve(), Path(file).absolute().parent
@@ -84,6 +87,31 @@ def refuse_what_cannot_be(job: Job) -> None:
             raise GenerateError(f"format={name!r} is unknown; use one of {', '.join(FORMATS)}.")
 
 
+def refuse_other_vocabularies(job: Job) -> None:
+    """Refuse an ensemble that does not read and write the same tokens, token by token.
+
+    Raises:
+        GenerateError: with the remedy.
+        FolderError: for a folder that is none, or dangerous to open.
+    """
+    if job.ensemble and job.engine != "torch":
+        raise GenerateError(
+            f"engine={job.engine} searches with one model, and ensemble names more; use --engine torch."
+        )
+    for folder in job.ensemble:
+        check_folder(folder)
+        if _vocabulary_of(folder) != _vocabulary_of(job.folder):
+            raise GenerateError(
+                f"{folder} has another vocabulary than {job.folder}, and an ensemble writes each token together; train "
+                f"its models on one text with the same settings but for --seed, or leave it out."
+            )
+
+
+def _vocabulary_of(folder: str) -> dict[str, str]:
+    files = (Path(folder) / name for name in ("tokenizer.json", "target/tokenizer.json"))
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files if file.is_file()}
+
+
 def work_of(job: Job, layout: Layout) -> dict[str, Any]:
     """Return what makes the output: what a command must have in common with the one it goes on from."""
     facts = {name: getattr(job, name) for name in ("engine", "prefix", "long_lines", "max_source_tokens")}
@@ -96,7 +124,11 @@ def work_of(job: Job, layout: Layout) -> dict[str, Any]:
         "alignment_units": job.alignment_units if job.files else None,
         "report": job.report_file,
         "alignments": job.alignments_file,
-        **{f"{job.folder}/{name}": digest[:16] for name, digest in files_made_from(Path(job.folder)).items()},
+        **{
+            f"{folder}/{name}": digest[:16]
+            for folder in (job.folder, *job.ensemble)
+            for name, digest in files_made_from(Path(folder)).items()
+        },
     }
 
 

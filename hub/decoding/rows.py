@@ -6,13 +6,14 @@ jsonl    one key of an object, a.b in b   the object, with the key "output"
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import PurePath
 from typing import Any
 
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.hub.tags import NO_TAGS, TagError, Tags
 
 FORMATS = ("text", "tsv", "jsonl")
 
@@ -50,6 +51,8 @@ class Layout:
     """The same for what outputs have to begin with; None: nothing."""
     header: tuple[str, ...] | None = None
     """Names of the columns, where the first line has them."""
+    tags: Tags = NO_TAGS
+    """What stands in front of each source; text has it there already."""
 
     @property
     def names_columns(self) -> bool:
@@ -64,7 +67,8 @@ class Layout:
             The layout that knows the header; whether the line was one.
         """
         columns = line.split("\t")
-        if self.read_as != "tsv" or not (self.names_columns or "source" in columns):
+        names = {"source", *self.tags.columns} - set(map(str, range(1, len(columns) + 1)))
+        if self.read_as != "tsv" or not (self.names_columns or names & set(columns)):
             return self, False
         source = self.source or ("source" if "source" in columns else "1")
         return replace(self, source=source, header=tuple(columns)), True
@@ -85,12 +89,34 @@ class Layout:
         if self.read_as == "tsv":
             columns = line.split("\t")
             prefix = self._column(columns, self.prefix, number) if self.prefix else ""
-            return Row(number, self._column(columns, self.source or "1", number), prefix, columns)
+            source = self._column(columns, self.source or "1", number)
+            return Row(number, self._tagged(source, number, columns, self._column), prefix, columns)
         if self.read_as == "jsonl":
             record = self._object(line, number)
             prefix = self._value(record, self.prefix, number) if self.prefix else ""
-            return Row(number, self._value(record, self.source or "source", number), prefix, record)
+            source = self._value(record, self.source or "source", number)
+            return Row(number, self._tagged(source, number, record, self._value), prefix, record)
         return Row(number, line)
+
+    def _tagged(self, source: str, number: int, record: Any, read: Callable[[Any, str, int], str]) -> str:
+        """Put in front of a source what the columns say that the folder was trained with."""
+        if self.read_as == "tsv" and self.header is None and not all(map(str.isdecimal, self.tags.columns)):
+            return source
+
+        def value_of(column: str) -> str | None:
+            is_null = self.read_as == "jsonl" and record.get(column, "") is None
+            return None if is_null else read(record, column, number)
+
+        try:
+            return self.tags.put_before(source, value_of)
+        except TagError as error:
+            raise RowError(f"{self.name}: line {number}: {error}") from None
+        except RowError as error:
+            example = self.tags.known[0] if self.tags.known else ""
+            raise RowError(
+                f"{error} In training {' and '.join(self.tags.columns)} stood in front of each source: give these "
+                f"columns, or begin sources with such tags, e.g. {example}."
+            ) from None
 
     def render(self, row: Row, outputs: Sequence[tuple[str, float | None]], *, n_best: bool) -> str:
         """Return the lines of output for a line of input, each with its end.

@@ -8,6 +8,7 @@ from itertools import chain
 from seqloom.hub.decoding.job import GenerateError, Job
 from seqloom.hub.decoding.rows import Layout, Row, format_of
 from seqloom.hub.lines import decode_line
+from seqloom.hub.tags import Tags
 
 WINDOW = 512
 """Lines that are sorted by length, decoded, and committed together."""
@@ -24,7 +25,7 @@ def layout_of(job: Job, lines: Iterator[bytes]) -> tuple[Layout, int, Iterator[b
     name = job.input_file or "stdin"
     read_as = job.input_format or format_of(job.input_file)
     write_as = job.output_format or (format_of(job.output_file) if job.output_file else read_as)
-    layout = Layout(name, read_as, write_as, job.column, job.prefix_column)
+    layout = Layout(name, read_as, write_as, job.column, job.prefix_column, tags=Tags.of(job.folder))
     if read_as == "text" and (job.column or job.prefix_column):
         raise GenerateError(f"{name} is read as text, which has no columns; add --input_format tsv or jsonl.")
     if read_as != "tsv" or (first := next(lines, None)) is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.hub.tags import TagError, Tags
 
 CHAT, COMPLETION, RESPONSE = "chat", "completion", "response"
 """The doors: /v1/chat/completions, /v1/completions, /v1/responses."""
@@ -147,7 +148,16 @@ def check_fields(door: str, body: Mapping[str, Any]) -> None:
     Raises:
         RequestError: naming them.
     """
-    known = {"model", "stream", "generation_config", SOURCE_FIELD[door], *OPENAI_FIELDS, *NOT_DONE, *WITHOUT_EFFECT}
+    known = {
+        "model",
+        "stream",
+        "generation_config",
+        "metadata",
+        SOURCE_FIELD[door],
+        *OPENAI_FIELDS,
+        *NOT_DONE,
+        *WITHOUT_EFFECT,
+    }
     if unknown := [name for name in body if name not in known]:
         names = ", ".join(_show(name) for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
         hint = did_you_mean(unknown[0][:MAX_SHOWN], sorted(known), "did you mean {}?")
@@ -174,6 +184,21 @@ def source_of(door: str, body: Mapping[str, Any]) -> str:
         found = f"Character {error.start + 1} of the source text is half of a surrogate pair"
         raise RequestError(f"{found}; send whole characters.", param) from error
     return text
+
+
+def tagged(source: str, body: Mapping[str, Any], tags: Tags) -> str:
+    """Put in front of a source what `metadata` says of the columns that the model was trained with.
+
+    Raises:
+        RequestError: for a value that no training source had.
+    """
+    given = body.get("metadata")
+    if not isinstance(given, dict) or not given.keys() & set(tags.columns):
+        return source
+    try:
+        return tags.put_before(source, lambda column: str(given.get(column, "")))
+    except TagError as error:
+        raise RequestError(f"metadata: {error}", "metadata") from error
 
 
 def check_length(num_tokens: int, limits: Limits, param: str) -> None:
@@ -409,7 +434,7 @@ NOT_DONE: dict[str, tuple[Sequence[Any], str]] = {
 
 WITHOUT_EFFECT = frozenset(
     """access_programs background_options context_management function_call include instructions max_tool_calls
-    metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
+    parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention reasoning
     reasoning_effort safety_identifier service_tier store stream_options tool_choice truncation user
     verbosity""".split()
 )
@@ -439,4 +464,5 @@ __all__ = [
     "parse_object",
     "settings_of",
     "source_of",
+    "tagged",
 ]

@@ -45,8 +45,10 @@ from seqloom.hub.serving.chat_request import (
     parse_object,
     settings_of,
     source_of,
+    tagged,
 )
 from seqloom.hub.serving.job_queue import MAX_WAITING, Engine, Job, JobQueue, ServerStopping
+from seqloom.hub.tags import Tags
 from seqloom.modeling.canary import ends_of
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class Service:
         """
         self.tokenizer, self.generation_config = tokenizer, generation_config
         self.names, self.created, self.limits = names, created, limits
+        self.tags = Tags.in_settings(tokenizer.init_kwargs)
         self.ends = ends_of(generation_config)
         self.longest_token = max(map(len, tokenizer.get_vocab()))
         self.tokenizing = Lock()  # a tokenizer that is set up and used at once says "Already borrowed"
@@ -140,7 +143,7 @@ class Service:
         body = parse_object(data)
         check_fields(kind, body)
         self.check_name(body.get("model"))
-        source = source_of(kind, body)
+        source = tagged(source_of(kind, body), body, self.tags)
         settings, stream = settings_of(body, self.limits), is_stream(body)
         ids = self.ids_of(kind, source)
         closed = ids if not self.ends or ids[-1] in self.ends else [*ids, self.ends[0]]  # chat templates leave it open

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from seqloom.training import batching
 from seqloom.training.batching import (
     BatchSettings,
+    EpochRows,
     UpdateSampler,
     accumulation_steps,
     cut_update,
@@ -368,3 +369,35 @@ def test_micro_batches_that_no_cut_can_fit_are_counted_and_named(caplog):
     assert [record.message.split(": ")[0] for record in caplog.records] == [
         f"A micro-batch takes {caplog.records[0].args[0]} tokens with padding, over tokens_per_device=400"
     ]
+
+
+class TestEpochRows:
+    """Examples that are to be learned more often than others, or more rarely."""
+
+    LENGTHS = np.random.default_rng(1).integers(2, 30, (500, 2))
+    WEIGHTS = np.repeat([2.0, 0.25, 1.0, 1.5], [100, 200, 150, 50])
+
+    def test_each_is_learned_as_often_as_its_weight_says(self):
+        rows = EpochRows(self.LENGTHS, self.WEIGHTS, seed=3)
+        seen = sum(np.bincount(rows.of(epoch), minlength=500) for epoch in range(4))
+        assert np.array_equal(seen, 4 * self.WEIGHTS)
+
+    def test_all_epochs_have_as_many_updates_and_none_is_over_budget(self):
+        sampler = UpdateSampler(self.LENGTHS, BatchSettings(400, 400, seed=3), weights=self.WEIGHTS)
+        for epoch in range(12):
+            plan = sampler.plan(epoch)
+            assert len(plan) == sampler.num_updates
+            assert max(self.LENGTHS[update].sum() for update in plan) <= 400
+            assert sorted(np.concatenate(plan)) == sorted(sampler.rows.of(epoch))
+
+    def test_no_epoch_is_longer_than_the_longest(self):
+        rows = EpochRows(self.LENGTHS, self.WEIGHTS, seed=3)
+        longest = np.sort(self.LENGTHS[rows.longest()].sum(axis=1))
+        assert all((np.sort(self.LENGTHS[rows.of(epoch)].sum(axis=1)) <= longest).all() for epoch in range(12))
+
+    def test_a_few_examples_of_little_weight_are_learned_all_the_same(self):
+        rows = EpochRows(self.LENGTHS[:3], np.full(3, 0.01), seed=0)
+        assert sorted(rows.of(epoch).tolist() for epoch in range(3)) == [[0], [1], [2]]
+
+    def test_without_weights_an_epoch_is_all_examples_once(self):
+        assert EpochRows(self.LENGTHS, None, seed=0).of(5).tolist() == list(range(500))

@@ -100,7 +100,7 @@ class SplitReader:
     def _wanted(self, source: Source, rule: RowRule) -> Iterator[Row]:
         width = len(rule.columns)
         for number, values in source.rows:
-            if rule.selects(values[width:]):
+            if rule.selects(values):
                 yield number, values[:width]
 
     def _note(self, defects: Defects | CorpusError, remedy: str) -> None:

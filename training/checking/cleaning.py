@@ -25,6 +25,7 @@ from seqloom.training.checking.row_store import RowStore, Stores, records_of
 from seqloom.training.checking.text_batch import Batch
 from seqloom.training.reading.corpus import Corpus
 from seqloom.training.reading.readers import Row
+from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, reading_bar
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,8 @@ def _store_of(stores: Stores, split: str, corpus: Corpus) -> RowStore:
 
 def rows_of(corpus: Corpus) -> Iterator[Row]:
     """Yield the rows of a corpus that has been read, numbered from 1."""
-    number = 0
-    for batch in corpus.dataset.iter(batch_size=1000):
+    number, columns = 0, list(get_task(corpus.facts.task).columns)
+    for batch in corpus.dataset.select_columns(columns).iter(batch_size=1000):
         for texts in zip(*batch.values()):
             number += 1
             yield number, texts

@@ -7,6 +7,7 @@ more updates or epochs             goes on from the last checkpoint
 other text, another model          refused, with what can be done instead
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -15,10 +16,11 @@ from typing import Any
 
 from seqloom.configuration.recipe import Recipe
 from seqloom.configuration.recipe_keys import shown
-from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import sha256_of
 from seqloom.training.fault_tolerance.run_folder import CHANGEABLE, RunFolder, and_more
 from seqloom.training.fault_tolerance.run_health import TrainingError
+from seqloom.training.parent import fit_to_parent, is_changed, recorded_parent
 
 LENGTH = frozenset({"max_steps", "num_train_epochs"})
 CARD = frozenset({"languages", "license"})
@@ -49,7 +51,9 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
     Raises:
         TrainingError: with the first thing that differs, and every way out that there is.
     """
-    fitted, _ = fit_recipe(recipe, num_examples(folder))
+    parent = recorded_parent(folder.records)
+    own_parent = parent if parent and parent.folder == recipe.init_from else None
+    fitted, _ = fit_to_parent(recipe, num_examples(folder), own_parent)
     fitted = as_settled(fitted, folder)
     changes = folder.changes(fitted)
     holds_out = any(each.share_of("test") for each in (fitted, resolve_recipe(folder.recipe_file)))
@@ -62,6 +66,8 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
     other_files = list(other_texts(folder))
     if changed := [path for split, path in other_files if split != "test"]:
         raise TrainingError(_refusal(folder, f"and {changed[0]}{and_more(changed)} is another text since"))
+    if own_parent and is_changed(own_parent):
+        raise TrainingError(_refusal(folder, f"and init_from={own_parent.folder} holds other weights since"))
     if changes.keys() & LENGTH:
         _refuse_shorter(folder, fitted)
         asked = Asked.LONGER
@@ -116,7 +122,8 @@ def _refusal(folder: RunFolder, why: str) -> str:
     longer = f"its own command with --max_steps above {updates} goes on; " if folder.last_checkpoint() else ""
     return (
         f"{folder.path} holds a finished run of {updates:,} updates, {why}. Nothing was changed. What can be done: "
-        f"{longer}another --output trains anew beside it; --resume never --overwrite trains anew in its place."
+        f"{longer}--init_from {shlex.quote(str(folder.path))} and another --output begin with its weights; another "
+        f"--output alone trains anew beside it; --resume never --overwrite trains anew in its place."
     )
 
 

@@ -47,7 +47,15 @@ MODEL = (CONFIG_NAME, GENERATION_CONFIG_NAME, "model*.safetensors*", TRAINING_AR
 
 RECORDS = (
     *("results.json", "data.json", "environment.json", "weights.json", "model_manifest.json", "stopped.json"),
-    *("check.json", "test_outputs.jsonl", "history.jsonl", "report.html", "gradient_flow.jsonl", "gradient_flow.png"),
+    *(
+        "parent.json",
+        "check.json",
+        "test_outputs.jsonl",
+        "history.jsonl",
+        "report.html",
+        "gradient_flow.jsonl",
+        "gradient_flow.png",
+    ),
 )
 """What a run writes into `run/` beside its recipe and its vocabulary."""
 

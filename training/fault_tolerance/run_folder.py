@@ -55,6 +55,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
     write_text,
 )
 from seqloom.training.fault_tolerance.ownership import forget_records, refuse_foreign
+from seqloom.training.parent import RECORD as PARENT_RECORD
 
 try:
     import fcntl
@@ -246,10 +247,14 @@ class RunFolder:
         Weights and vocabulary have to be those that were installed, code what `seqloom_manifest.json` says. Other JSON
         files may be edited, and have to be JSON; the card is its owner's.
         """
-        installed = self._installed()
-        if not installed:  # of an older release
+        if not self._installed():  # of an older release
             needed = ("config.json", "model.safetensors")
             return {name: f"{name} is missing" for name in needed if not (self.path / name).is_file()}
+        return self.installed_faults()
+
+    def installed_faults(self) -> dict[str, str]:
+        """Return `model_faults` of a model that a run has installed; nothing where no run has left a record of it."""
+        installed = self._installed()
         code = self._code_digests()
         faults = {name: _installed_fault(self.path / name, facts, code) for name, facts in installed.items()}
         return {name: fault for name, fault in faults.items() if fault}
@@ -299,6 +304,10 @@ class RunFolder:
                 self._refuse_other_text(split, old, new)
         self._next.mkdir(parents=True, exist_ok=True)
         write_json(self._next / file.name, facts)
+
+    def write_parent(self, facts: Mapping[str, Any]) -> None:
+        """Write what is known of the folder with whose weights a new run begins."""
+        write_json(self._next / PARENT_RECORD, facts)
 
     def data_facts(self) -> dict[str, Any]:
         """Return what is known of the data that the run was trained on."""

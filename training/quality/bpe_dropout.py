@@ -29,8 +29,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from seqloom.training.batching import BatchSettings, UpdateSampler, plan_size
-from seqloom.training.examples import lengths_of
+from seqloom.hub.tags import TAG
+from seqloom.training.batching import BatchSettings, EpochRows, UpdateSampler, plan_size
+from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout
 from seqloom.training.vocabulary import BYTE_TOKENS
 
@@ -66,6 +67,8 @@ class MergeDropout:
         self.normalizer = backend.normalizer
         self.pre_tokenizer = backend.pre_tokenizer
         self.end = tokenizer.eos_token_id
+        added = tokenizer.added_tokens_decoder.items()
+        self.tags = {token.content: number for number, token in added if not token.special}
 
     def encode(self, text: str, *key: Any) -> list[int]:
         """Return the ids of a text, ending in the end of sequence.
@@ -77,8 +80,12 @@ class MergeDropout:
         rng = random.Random(repr(key))  # from text Python seeds alike on every machine and in every version
         if self.normalizer is not None:
             text = self.normalizer.normalize_str(text)
+        tags = []
+        while self.tags and (tag := TAG.match(text)) and tag[0] in self.tags:
+            tags.append(self.tags[tag[0]])
+            text = text[tag.end() :].lstrip()
         words = (word for word, _ in self.pre_tokenizer.pre_tokenize_str(text))
-        return [self.vocab[piece] for word in words for piece in self._merge(word, rng)] + [self.end]
+        return tags + [self.vocab[piece] for word in words for piece in self._merge(word, rng)] + [self.end]
 
     def _merge(self, word: str, rng: random.Random) -> list[str]:
         """Join pairs, the most frequent one first; at each step every possible merge may be skipped."""
@@ -208,9 +215,10 @@ class EpochSampler(UpdateSampler):
     def __init__(self, encodings: EpochEncodings, settings: BatchSettings) -> None:
         """Plan for one process, with the encodings in the place of `UpdateSampler`'s lengths."""
         self.encodings = encodings
-        lengths = encodings.lengths_of_epoch(0)
-        budget = max(int(share_planned(len(lengths)) * settings.tokens_per_update), int(lengths.sum(axis=1).max()))
-        super().__init__(lengths, settings, num_updates=plan_size(lengths, budget).num_updates)
+        lengths, weights = encodings.lengths_of_epoch(0), weights_of(encodings.pairs)
+        longest = lengths if weights is None else lengths[EpochRows(lengths, weights, settings.seed).longest()]
+        budget = max(int(share_planned(len(longest)) * settings.tokens_per_update), int(lengths.sum(axis=1).max()))
+        super().__init__(lengths, settings, weights=weights, num_updates=plan_size(longest, budget).num_updates)
 
     def set_epoch(self, epoch: int) -> None:
         """Cut the examples anew, before the loader's workers are started."""

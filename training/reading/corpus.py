@@ -27,7 +27,7 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from seqloom.configuration.data_names import can_follow
-from seqloom.training.reading.sources import Request, Source, open_source
+from seqloom.training.reading.sources import Extra, Request, Source, extras_of, open_source
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, Defects, FileFacts, is_blank
 
@@ -82,7 +82,7 @@ class Corpus:
     """A data set that is ready for training, and how it came to be."""
 
     dataset: datasets.Dataset
-    """Memory-mapped; text columns `source` and `target`, or `text`."""
+    """Memory-mapped; text columns `source` and `target`, or `text`, and those of `Extra` that there are."""
     facts: CorpusFacts
     """What was read, kept and dropped."""
 
@@ -92,7 +92,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class RowRule:
-    """Which rows are kept: of a row's texts, the first are the task's columns, the others those of `where`."""
+    """Which rows are kept: of a row's texts, the first are the task's columns, then those of `where`, then extras."""
 
     columns: tuple[str, ...]
     """The task's own."""
@@ -100,10 +100,16 @@ class RowRule:
     """The same, as the source calls them."""
     where: tuple[tuple[str, tuple[str, ...]], ...]
     needs_target: bool
+    extras: tuple[Extra, ...] = ()
+
+    def selected(self, values: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """Return what a row has in the columns of `where`."""
+        width = len(self.columns)
+        return values[width : width + len(self.where)]
 
     def selects(self, values: tuple[str | None, ...]) -> bool:
-        """Whether a row with these `values` of the columns of `where` is wanted."""
-        return all(value in allowed for value, (_, allowed) in zip(values, self.where, strict=True))
+        """Whether a row is wanted."""
+        return all(value in allowed for value, (_, allowed) in zip(self.selected(values), self.where, strict=True))
 
     def conditions(self) -> list[str]:
         """What `where` accepts, as "column=value"."""
@@ -132,6 +138,7 @@ def load_corpus(
     task: str = "pairs",
     split: str = "train",
     where: Mapping[str, Sequence[str]] | None = None,
+    tags: Sequence[str] = (),
     num_proc: int | None = None,
 ) -> Corpus:
     """Read a corpus, check it, and return it as a memory-mapped data set.
@@ -148,6 +155,7 @@ def load_corpus(
         task: "pairs" or "continuation".
         where: Column name -> values: only rows whose text in that column is one of them are read; of several columns,
             all must agree. {"source": ["tatoeba", "kdconv"]}
+        tags: Columns whose values make tags; see `Extra` for what they, and names with a weight or a tag, add to rows.
         split: "train", "valid" or "test"; names the split of a Hub data set, and forbids blank targets in "test".
         num_proc: Processes with which `datasets` prepares a Hub data set. Files are read in one stream.
 
@@ -157,7 +165,9 @@ def load_corpus(
     Raises:
         CorpusError: For data that cannot be trained on. The message names the file, the place, the rule and the remedy.
     """
-    source, rule = open_corpus(paths, columns=columns, task=task, split=split, where=where, num_proc=num_proc)
+    source, rule = open_corpus(
+        paths, columns=columns, task=task, split=split, where=where, tags=tags, num_proc=num_proc
+    )
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "seqloom" / _fingerprint(source, rule)
     if not (folder / "facts.json").exists():
         _build(folder, source, rule)
@@ -173,6 +183,7 @@ def open_corpus(
     task: str = "pairs",
     split: str = "train",
     where: Mapping[str, Sequence[str]] | None = None,
+    tags: Sequence[str] = (),
     num_proc: int | None = None,
 ) -> tuple[Source, RowRule]:
     """Open a corpus without reading its rows; see `load_corpus`.
@@ -183,9 +194,11 @@ def open_corpus(
     wanted = get_task(task).columns
     selection = tuple((column, tuple(sorted(values))) for column, values in sorted((where or {}).items()))
     selecting = tuple(column for column, _ in selection)
-    request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc, selecting)
-    rule = RowRule(wanted, request.columns, selection, needs_target=task == "pairs" and split == "test")
-    return open_source(_check_names(paths), request), rule
+    request = Request(_check_columns(columns, wanted, task), columns is None, split, num_proc, selecting, tuple(tags))
+    names = _check_names(paths)
+    needs_target = task == "pairs" and split == "test"
+    rule = RowRule(wanted, request.columns, selection, needs_target, extras_of(names, tags))
+    return open_source(names, request), rule
 
 
 def _check_names(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -239,12 +252,13 @@ def _build(folder: Path, source: Source, rule: RowRule) -> None:
 
 def _write_rows(path: Path, source: Source, rule: RowRule, tally: _Tally, *, fingerprint: str) -> int:
     """Write the rows to keep as an Arrow stream; returns their number."""
-    features = datasets.Features({column: datasets.Value("string") for column in rule.columns})
+    columns = (*rule.columns, *map(str, rule.extras))
+    features = datasets.Features({column: datasets.Value("string") for column in columns})
     kept = _keep(source, rule, tally)
     num_rows = 0
     with ArrowWriter(path=str(path), features=features, fingerprint=fingerprint) as writer:
         while batch := _take_batch(kept):
-            writer.write_batch({column: list(texts) for column, texts in zip(rule.columns, zip(*batch))})
+            writer.write_batch({column: list(texts) for column, texts in zip(columns, zip(*batch))})
             num_rows += len(batch)
         writer.finalize()
     return num_rows
@@ -266,13 +280,14 @@ def _keep(source: Source, rule: RowRule, tally: _Tally) -> Iterator[tuple[str | 
     number, width = 0, len(rule.columns)
     for number, values in source.rows:
         texts = values[:width]
-        if not rule.selects(values[width:]):
+        if not rule.selects(values):
             tally.num_unselected += 1
             continue
-        tally.num_selected.update(f"{column}={value}" for value, (column, _) in zip(values[width:], rule.where))
+        selected = zip(rule.selected(values), rule.where)
+        tally.num_selected.update(f"{column}={value}" for value, (column, _) in selected)
         reason = rule.find_blank(texts)
         if reason is None:
-            yield texts
+            yield texts + values[width + len(rule.where) :]
         elif rule.needs_target and reason == "target blank":
             refused.add(number, reason)
         else:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +20,9 @@ import datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
-from seqloom.configuration.data_names import can_follow, format_of
+from seqloom.configuration.data_names import DataName, can_follow, data_name, format_of
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
+from seqloom.hub.tags import tag_of
 from seqloom.training.reading import readers
 from seqloom.training.reading.alignment import read_aligned
 from seqloom.training.reading.readers import Row
@@ -49,12 +51,35 @@ class Request:
     split: str
     num_proc: int | None = None
     selecting: tuple[str, ...] = ()
-    """Further columns, by whose values rows are selected; they come last in every row."""
+    """Further columns, by whose values rows are selected; in every row they follow the others."""
+    tags: tuple[str, ...] = ()
+    """Columns whose values stand in front of the source; see `Extra`."""
 
     @property
     def all_columns(self) -> tuple[str, ...]:
         """What is read of every row."""
-        return self.columns + self.selecting
+        return self.columns + self.selecting + self.tags
+
+
+class Extra(StrEnum):
+    """What stands at the end of each row where any corpus was named with it."""
+
+    TAGS = "tags"
+    """The tokens in front of its source, in one text."""
+    WEIGHT = "weight"
+    """How often an epoch holds it, as written."""
+
+
+def extras_of(names: Sequence[str], tags: Sequence[str] = ()) -> tuple[Extra, ...]:
+    """Return what stands at the end of the rows of some corpora.
+
+    Args:
+        names: as a recipe has them.
+        tags: columns that make tags.
+    """
+    corpora = [data_name(name) for name in names]
+    has_tags, has_weights = bool(tags) or any(each.tag for each in corpora), any(each.weight for each in corpora)
+    return (Extra.TAGS,) * has_tags + (Extra.WEIGHT,) * has_weights
 
 
 @dataclass(frozen=True)
@@ -76,14 +101,36 @@ def open_source(names: Sequence[str], request: Request) -> Source:
     Raises:
         CorpusError: For names that do not exist or do not fit the columns asked for.
     """
-    if can_follow(names):
-        parts = [_open_file(name, request, format_of(name)) for name in names]
-        return _one_after_the_other(
-            " + ".join(names), parts, "several", tuple(file for part in parts for file in part.files)
-        )
-    if len(names) == 2:
+    if len(names) == 2 and not can_follow(names):
         return _open_aligned(names[0], names[1], request)
-    (name,) = names
+    extras = extras_of(names, request.tags)
+    corpora = [data_name(name) for name in names]
+    parts = [_with_extras(_open_corpus(corpus.path, request), corpus, request, extras) for corpus in corpora]
+    if len(parts) == 1:
+        return parts[0]
+    return _one_after_the_other(
+        " + ".join(names), parts, "several", tuple(file for part in parts for file in part.files)
+    )
+
+
+def _with_extras(source: Source, corpus: DataName, request: Request, extras: Sequence[Extra]) -> Source:
+    """Put tags and weight behind the texts of each row; the values of the columns that make tags are no texts."""
+    if not extras:
+        return source
+    width = len(request.columns) + len(request.selecting)
+    weight = corpus.weight or "1"
+
+    def rows() -> Iterator[Row]:
+        for number, values in source.rows:
+            tags = corpus.tag + "".join(map(tag_of, request.tags, values[width:]))
+            found = {Extra.TAGS: tags, Extra.WEIGHT: weight}
+            yield number, (*values[:width], *(found[extra] for extra in extras))
+
+    made = [request.tags, corpus.tag, corpus.weight, extras]
+    return replace(source, rows=rows(), identity=["extras", made, source.identity])
+
+
+def _open_corpus(name: str, request: Request) -> Source:
     if os.path.isdir(name) or not (os.path.exists(name) or _looks_like_a_file(name)):
         return _open_dataset(name, request)
     return _open_file(name, request, format_of(name))
@@ -129,7 +176,7 @@ def _open_file(path: str, request: Request, kind: str) -> Source:
         return Source(path, readers.read_parquet(path, columns), [kind, columns, facts.sha256], (facts,))
     file = TextFile(path)
     if kind == "tsv":
-        rows = readers.read_tsv(file, columns, is_default=request.is_default and not request.selecting)
+        rows = readers.read_tsv(file, columns, is_default=request.is_default and columns == request.columns)
     elif kind == "csv":
         rows = readers.read_csv(file, columns)
     elif kind == "jsonl":
@@ -163,11 +210,15 @@ def _check_plain_text(path: str, request: Request, first: str) -> None:
 
 def _refuse_selection(subject: str, request: Request) -> None:
     """Plain text has no columns to select by; to take all of it instead would train on what was to be left out."""
-    if request.selecting:
-        raise CorpusError(
-            f"{subject} plain text without columns, and rows are to be selected by {', '.join(request.selecting)}. "
-            "Leave `where` out, or give a .tsv, .jsonl, .csv or .parquet file that has the column."
-        )
+    for names, use, key in (
+        (request.selecting, "rows are to be selected by", "where"),
+        (request.tags, "tags to be made of", "tags"),
+    ):
+        if names:
+            raise CorpusError(
+                f"{subject} plain text without columns, and {use} {', '.join(names)}. Leave `{key}` out, or give a "
+                ".tsv, .jsonl, .csv or .parquet file that has the column."
+            )
 
 
 def _open_dataset(name: str, request: Request) -> Source:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
@@ -23,6 +23,7 @@ import regex
 from datasets import Dataset, Features, Value
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
+from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.text_file import BLANK_CHARACTERS
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,10 @@ class Task(ABC):
             ValueError: If a column is missing, or no example is left.
         """
 
+    def extras(self, dataset: Dataset) -> list[str]:
+        """Return the columns of a data set that its pairs keep, besides the task's own."""
+        return [column for column in dataset.column_names if column in set(Extra)]
+
     def check_columns(self, dataset: Dataset) -> None:
         """Raise a ValueError when `dataset` lacks one of `columns`."""
         missing = [column for column in self.columns if column not in dataset.column_names]
@@ -85,7 +90,7 @@ class PairsTask(Task):
     def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Return the two columns of `dataset` unchanged; see `Task.to_pairs`."""
         self.check_columns(dataset)
-        return dataset.select_columns(list(self.columns))
+        return dataset.select_columns([*self.columns, *self.extras(dataset)])
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,14 @@ class ContinuationTask(Task):
     def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Cut the documents of `dataset`; see `Task.to_pairs`. What cannot be cut is dropped and counted in the log."""
         self.check_columns(dataset)
+        extras = {name: Value("string") for name in self.extras(dataset)}
+        dataset = dataset.select_columns([*self.columns, *extras])
         pairs = dataset.map(
             _split_batch,
             batched=True,
             with_indices=True,
-            input_columns="text",
             remove_columns=dataset.column_names,
-            features=Features({**PAIR_FEATURES, "document": Value("int64")}),
+            features=Features({**PAIR_FEATURES, **extras, "document": Value("int64")}),
             fn_kwargs={"seed": seed, "num_splits": self.num_splits, "cut_rule": CUT_RULE},
             num_proc=num_proc,
             desc="Cutting documents into prompt and continuation",
@@ -196,12 +202,14 @@ def _random_below(limit: int, *key: int) -> int:
 
 
 def _split_batch(
-    texts: Sequence[str], indices: Sequence[int], *, seed: int, num_splits: int, cut_rule: int
+    batch: Mapping[str, Sequence[str]], indices: Sequence[int], *, seed: int, num_splits: int, cut_rule: int
 ) -> dict[str, list[str | int]]:
     """The function under `Dataset.map`; `cut_rule` only keeps the caches of two rules apart."""
+    extras = [name for name in batch if name != "text"]
+    rows = zip(batch["text"], indices, *(batch[name] for name in extras), strict=True)
     pairs: list[dict[str, str | int]] = [
-        {"source": source, "target": target, "document": index}
-        for text, index in zip(texts, indices)
+        {"source": source, "target": target, **dict(zip(extras, values, strict=True)), "document": index}
+        for text, index, *values in rows
         for source, target in split_document(text, seed=seed, index=index, num_splits=num_splits)
     ]
-    return {column: [pair[column] for pair in pairs] for column in ("source", "target", "document")}
+    return {column: [pair[column] for pair in pairs] for column in ("source", "target", *extras, "document")}

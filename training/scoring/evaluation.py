@@ -26,6 +26,7 @@ from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import read_object
 from seqloom.hub.lines import one_line, read_lines
 from seqloom.hub.model_card import Score
+from seqloom.hub.tags import Tags
 from seqloom.training.confidence import Difference, interval, paired_test
 from seqloom.training.metrics import LOWER_IS_BETTER, METRICS, SentenceSums, bleu_tokenizer_for, get_metrics
 from seqloom.training.preparation import read_training
@@ -131,7 +132,7 @@ def evaluate_folder(
     recipe = recipe_of(folder)
     task = options.task or (recipe.task if recipe else "pairs")
     get_metrics(options.metrics)
-    text = read_evaluation_text(test, _reading(recipe, task, options))
+    text = read_evaluation_text(test, _reading(folder, recipe, task, options))
     other_outputs = _other_outputs(options.compare, text)
     is_continuation = task == "continuation"
     decoding: dict[str, Any] = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
@@ -180,7 +181,9 @@ def records_of(folder: str | PathLike[str]) -> Path:
     return (path.resolve().parent if path.name.startswith("checkpoint-") else path) / "run"
 
 
-def _reading(recipe: Recipe | None, task: str, options: EvaluationOptions) -> ReadingOptions:
+def _reading(
+    folder: str | PathLike[str], recipe: Recipe | None, task: str, options: EvaluationOptions
+) -> ReadingOptions:
     columns = options.columns
     if columns is None and recipe and recipe.columns and recipe.task == task:
         columns = tuple(recipe.columns)
@@ -188,7 +191,8 @@ def _reading(recipe: Recipe | None, task: str, options: EvaluationOptions) -> Re
     for condition in conditions:
         if not re.fullmatch(r"[^=]+=.+", condition, re.DOTALL):
             raise EvaluationError(f"where={condition} names no column and value; write COLUMN=VALUE, or none alone.")
-    reading = ReadingOptions(task, columns, options.references, options.by, selection_of(conditions), options.merge)
+    where, tags = selection_of(conditions), Tags.of(folder)
+    reading = ReadingOptions(task, columns, options.references, options.by, tags, where, options.merge)
     return replace(reading, seed=seed_of(recipe), num_splits=recipe.num_splits) if recipe else reading
 
 

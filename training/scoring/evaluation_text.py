@@ -6,12 +6,14 @@ shortened set compares with nobody's.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
+from seqloom.configuration.data_names import can_follow
+from seqloom.hub.tags import NO_TAGS, TagError, Tags
 from seqloom.training.reading.corpus import CorpusError
 from seqloom.training.reading.readers import Row
-from seqloom.training.reading.sources import Request, open_source
+from seqloom.training.reading.sources import Extra, Request, extras_of, open_source
 from seqloom.training.reading.tasks import get_task, split_document
 from seqloom.training.reading.text_file import Defects, is_blank
 
@@ -29,6 +31,8 @@ class ReadingOptions:
     """Further columns with references."""
     by: tuple[str, ...] = ()
     """Columns by whose values scores are grouped."""
+    tags: Tags = NO_TAGS
+    """What stands in front of each source; scores are grouped by its columns, too."""
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Read only rows that have one of these values in these columns."""
     merge: bool = False
@@ -70,7 +74,7 @@ def read_evaluation_text(names: Sequence[str], options: ReadingOptions) -> Evalu
         CorpusError: for files that do not fit each other, blank lines, and a set without any.
     """
     name = " + ".join(names)
-    if len(names) > 1 and (options.by or options.references or options.where):
+    if len(names) > 1 and not can_follow(names) and (options.by or options.references or options.where):
         flag = "--by" if options.by else "--references" if options.references else "--where"
         raise CorpusError(
             f"{name} are plain text without columns, and {flag} names some; leave it out (further files are further "
@@ -83,13 +87,15 @@ def read_evaluation_text(names: Sequence[str], options: ReadingOptions) -> Evalu
 
 
 def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> EvaluationText:
-    if len(names) == 1:
+    has_columns = len(names) == 1 or can_follow(names)
+    if has_columns:
         wanted = options.columns or get_task("pairs").columns
+        options = _with_tag_columns(options)
         rows = _selected(names, wanted, (*options.references, *options.by), options)
     else:
         request = Request(get_task("pairs").columns, True, "test")
         rows = _beside_each_other([open_source([names[0], other], request).rows for other in names[1:]])
-    num_references = 1 + len(options.references) if len(names) == 1 else len(names) - 1
+    num_references = 1 + len(options.references) if has_columns else len(names) - 1
     text = EvaluationText(name, [], [], {column: [] for column in options.by})
     defects, number = Defects(name, "cannot be scored"), 0
     for number, (source, *others) in rows:
@@ -108,13 +114,27 @@ def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> Eva
 def _selected(
     names: Sequence[str], wanted: tuple[str, ...], extra: tuple[str, ...], options: ReadingOptions
 ) -> Iterator[Row]:
-    """Yield the task's columns and the extra ones of the rows that `where` takes."""
-    request = Request(wanted, options.columns is None, "test", selecting=(*extra, *options.where))
-    width = len(wanted) + len(extra)
+    """Yield the task's columns and the extra ones of the rows that `where` takes, tags in front of the first."""
+    columns = options.tags.columns
+    request = Request(wanted, options.columns is None, "test", selecting=(*extra, *options.where, *columns))
+    width, end = len(wanted) + len(extra), len(wanted) + len(extra) + len(options.where)
+    has_tags = Extra.TAGS in extras_of(names)
     for number, values in open_source(names, request).rows:
-        conditions = zip(values[width:], options.where.values(), strict=True)
-        if all(value in allowed for value, allowed in conditions):
-            yield number, values[:width]
+        conditions = zip(values[width:end], options.where.values(), strict=True)
+        if not all(value in allowed for value, allowed in conditions):
+            continue
+        source = values[0]
+        if source is not None and not is_blank(source):
+            try:
+                source = options.tags.put_before(source, dict(zip(columns, values[end:], strict=False)).get)
+            except TagError as error:
+                raise CorpusError(f"{' + '.join(names)} line {number:,}: {error}") from None
+            source = (values[end + len(columns)] or "" if has_tags else "") + source
+        yield number, (source, *values[1:width])
+
+
+def _with_tag_columns(options: ReadingOptions) -> ReadingOptions:
+    return replace(options, by=tuple(dict.fromkeys([*options.by, *options.tags.columns])))
 
 
 def _beside_each_other(streams: Sequence[Iterable[Row]]) -> Iterator[Row]:
@@ -129,6 +149,7 @@ def _read_documents(names: Sequence[str], options: ReadingOptions) -> Evaluation
     if len(names) > 1:
         raise CorpusError(f"{' '.join(names)}: a continuation model is scored on one file of documents; name one.")
     wanted = options.columns or get_task("continuation").columns
+    options = _with_tag_columns(options)
     text = EvaluationText(names[0], [], [], {column: [] for column in options.by})
     index, num_uncut = 0, 0
     for _, (document, *values) in _selected(names, wanted, options.by, options):

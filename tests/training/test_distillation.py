@@ -1,0 +1,91 @@
+"""A student learns what its teachers write; the writing goes on after a kill and is not done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seqloom.configuration.recipe import RecipeError
+from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.training import distillation
+from seqloom.training.distillation import Teachers, write_corpus
+from seqloom.training.reading.text_file import CorpusError
+
+RECIPE = {"columns": ["word", "phones"], "tags": ["language"]}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Files of words, and a teacher that writes them backwards and counts how often it is asked."""
+    rows = "".join(f"{'hun' if i % 2 else 'fin'}\ta{i}\tx\n" for i in range(20))
+    (tmp_path / "a.tsv").write_text(f"language\tword\tphones\n{rows}")
+    (tmp_path / "more.tsv").write_text("word\tlanguage\nb1\thun\nb2\tfin\n")
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "model.safetensors").write_text("1")
+    asked = []
+
+    def generate(job):
+        asked.append(job)
+        written = [{**row, "output": row[job.column][::-1]} for row in rows(job.input_file)]
+        Path(job.output_file).write_text("".join(json.dumps(row) + "\n" for row in written))
+
+    monkeypatch.setattr(distillation, "generate_file", generate)
+    return tmp_path, asked
+
+
+def recipe(home, *names, **keys):
+    files = [str(home / name) for name in names or ("a.tsv",)]
+    return resolve_recipe(None, {**RECIPE, "train": files, "output": str(home / "out"), **keys})
+
+
+def rows(name):
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def test_the_student_reads_what_was_written_and_is_judged_by_what_is_true(home):
+    home, asked = home
+    student = write_corpus(recipe(home, valid=["4"]), Teachers((str(home / "teacher"),)), [str(home / "more.tsv")])
+    assert (student.columns, student.where, student.tags) == (None, [], ["language"])
+    assert [path.rpartition("/")[2] for path in (*student.train, *student.valid)] == ["train.jsonl", "validation.jsonl"]
+    written, held = rows(student.train[0]), rows(student.valid[0])
+    assert len(written) == 18
+    assert {row["target"] for row in held} == {"x"}
+    assert not {row["source"] for row in held} & {row["source"] for row in written}
+    assert {"source": "b1", "language": "hun", "target": "1b"} in written
+    assert asked[0].folder == str(home / "teacher")
+
+
+def test_weights_and_tags_of_corpora_are_kept(home):
+    home, _ = home
+    given = recipe(home, "a.tsv:2,tag=bt", "a.tsv", valid=["none"])
+    student = write_corpus(given, Teachers((str(home / "teacher"),)))
+    first, second = student.train
+    assert first.endswith("train.jsonl:2,tag=<bt>")
+    assert second.endswith("train-2.jsonl:1")
+    assert rows(first.partition(":")[0]) == rows(second.partition(":")[0])
+
+
+def test_what_is_written_is_not_written_again_unless_something_has_changed(home):
+    home, asked = home
+    for teacher, count in (("1", 1), ("1", 1), ("2", 2)):
+        (home / "teacher" / "model.safetensors").write_text(teacher)
+        write_corpus(recipe(home), Teachers((str(home / "teacher"),)))
+        assert len(asked) == count
+    (home / "out-distilled" / "outputs.jsonl").write_text("half")
+    write_corpus(recipe(home), Teachers((str(home / "teacher"),)))
+    assert len(asked) == 3
+
+
+def test_what_cannot_be_is_refused(home, monkeypatch):
+    home, _ = home
+    teachers = Teachers((str(home / "teacher"),))
+    with pytest.raises(RecipeError, match="distill needs sources"):
+        write_corpus(resolve_recipe(None, {}), teachers)
+    (home / "a.txt").write_text("a\n")
+    with pytest.raises(CorpusError, match="plain text without columns, and tags to be made of language"):
+        write_corpus(recipe(home), teachers, [str(home / "a.txt")])
+    with pytest.raises(RecipeError, match=r"are several text files; write .*:1 .*:1, or join them"):
+        write_corpus(recipe(home), teachers, [str(home / "a.txt"), str(home / "a.txt")])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"start it alone with --dry_run, .*out-distilled/train\.jsonl"):
+        write_corpus(recipe(home), teachers)

@@ -1,0 +1,173 @@
+"""Distillation: a model learns what a larger one, or several together, write for its sources (Kim & Rush 2016).
+
+    training text, what is held out left out ---+
+                                                +--> sources.jsonl --teachers--> outputs.jsonl --> train*.jsonl ---+
+    unlabelled text ----------------------------+                                                                  v
+    validation, test: with their own targets --------------------> validation.jsonl, test.jsonl --------------> `train`
+
+All lies in OUTPUT-distilled. The teachers' work is what takes long: it is committed window by window, as everything
+that `generate` writes, and not done again once it is whole. https://aclanthology.org/D16-1139
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from datasets import Dataset
+
+from seqloom.configuration.data_names import DataName, can_follow, data_name, format_of
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.hub.files import files_made_from, read_object, sha256_of
+from seqloom.hub.generate import Job, Search, generate_file
+from seqloom.hub.tags import TAG, Tags
+from seqloom.modeling.canary import write_whole
+from seqloom.training.monitoring.console import say
+from seqloom.training.preparation import read_corpus
+from seqloom.training.reading.corpus import load_corpus
+from seqloom.training.reading.sources import Extra
+
+SUFFIX = "-distilled"
+"""Behind the name of the output: the folder with what the teachers wrote."""
+
+_INPUT, _OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What writes."""
+
+    folders: tuple[str, ...]
+    """Of models; several write together, with the mean of their log-probabilities."""
+    num_beams: int | None = None
+    """None: as the first folder's generation_config.json says."""
+    processes: int | None = None
+
+
+def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] = ()) -> Recipe:
+    """Let teachers write targets for all training sources, and return the recipe that trains on them.
+
+    Args:
+        recipe: of the student; its training text gives the sources, its validation and test text stay as they are.
+        teachers: what writes.
+        unlabelled: files with further sources.
+
+    Raises:
+        RecipeError: where there is no text, or more than one process.
+        GenerateError, FolderError, CorpusError: as `generate_file` and `load_corpus`.
+    """
+    if recipe.is_demo:
+        raise RecipeError("distill needs sources to write targets for, and train names none; add --train FILES.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(
+            "distill writes with --processes N, not under a launcher; start it alone with --dry_run, then, with the "
+            f"launcher, seqloom train --train {recipe.output}{SUFFIX}/train.jsonl and the other flags."
+        )
+    home = Path(f"{recipe.output.rstrip('/')}{SUFFIX}")
+    home.mkdir(parents=True, exist_ok=True)
+    corpus, _ = read_corpus(recipe)
+    columns = recipe.tags
+    more = [_read_unlabelled(unlabelled, recipe)] if unlabelled else []
+    sources = home / "sources.jsonl"
+    known = {tag for folder in teachers.folders for tag in Tags.of(folder).known}
+    _write_rows(sources, (_teachers_row(row, columns, known) for part in [corpus["train"], *more] for row in part))
+    _let_write(teachers, sources, home / "outputs.jsonl")
+    changes: dict[str, Any] = {"train": _write_named(home / "train.jsonl", _written_rows(home / "outputs.jsonl"))}
+    for split, key in (("validation", "valid"), ("test", "test")):
+        rows = ({**_teachers_row(row, columns, known), "weight": None} for row in corpus.get(split, ()))
+        changes[key] = _write_named(home / f"{split}.jsonl", rows)
+    if "validation" not in corpus:
+        changes["training_arguments"] = {**recipe.training_arguments, "eval_strategy": "no"}
+    say(
+        f"teachers  {' + '.join(teachers.folders)} wrote {len(corpus['train']) + sum(map(len, more)):,} targets: {home}"
+    )
+    return replace(recipe, task="pairs", num_splits=1, columns=None, where=[], clean="none", **changes)
+
+
+def _read_unlabelled(names: Sequence[str], recipe: Recipe) -> Dataset:
+    has_columns = all(format_of(data_name(name).path) != "text" for name in names)
+    if len(names) > 1 and not can_follow(names):
+        raise RecipeError(
+            f"unlabelled={' '.join(names)} are several text files; write {names[0]}:1 {names[1]}:1, or join them: cat."
+        )
+    columns = [(recipe.columns or ["source"])[0]] if has_columns else None
+    where = recipe.selection() if has_columns else None
+    loaded = load_corpus(list(names), columns=columns, task="continuation", where=where, tags=recipe.tags).dataset
+    return loaded.rename_column("text", "source")
+
+
+def _teachers_row(row: dict[str, Any], columns: Sequence[str], known: set[str]) -> dict[str, Any]:
+    """Return what the teachers read, and what the student's recipe has to say of it: columns, weight, tag."""
+    tags = TAG.findall(row.get(Extra.TAGS, ""))
+    values = {column: value for column, _, value in (tag[1:-1].partition("=") for tag in tags) if column in columns}
+    own = [tag for tag in tags if tag[1:-1].partition("=")[0] not in columns]
+    student = {column: values.get(column) for column in columns} | {"weight": row.get(Extra.WEIGHT), "tag": own[:1]}
+    read = "".join(tag for tag in tags if tag in known) + row["source"]
+    return {**row, **student, _INPUT: read}
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    part = path.with_name(f".{path.name}.tmp")
+    with part.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    part.replace(path)
+
+
+def _let_write(teachers: Teachers, sources: Path, outputs: Path) -> None:
+    """Decode what is not decoded yet."""
+    first, *others = teachers.folders
+    made = {
+        "sources": sha256_of(sources),
+        "beams": teachers.num_beams,
+        "teachers": [files_made_from(Path(folder)) for folder in teachers.folders],
+    }
+    record = outputs.with_name("distilled.json")
+    if outputs.is_file() and (read_object(record) or {}) == {**made, "outputs": sha256_of(outputs)}:
+        return
+    generate_file(
+        Job(
+            first,
+            str(sources),
+            str(outputs),
+            Search(num_beams=teachers.num_beams),
+            processes=teachers.processes,
+            column=_INPUT,
+            ensemble=tuple(others),
+        )
+    )
+    write_whole(record, json.dumps({**made, "outputs": sha256_of(outputs)}, indent=2) + "\n")
+
+
+def _written_rows(outputs: Path) -> Iterator[dict[str, Any]]:
+    """Yield what the teachers wrote; an output without a character teaches nothing."""
+    with outputs.open(encoding="utf-8", newline="\n") as lines:
+        for row in map(json.loads, lines):
+            if row[_OUTPUT].strip():
+                yield {**row, "target": row[_OUTPUT]}
+
+
+def _write_named(path: Path, rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Write pairs into a file for each weight and tag, and return their names for a recipe.
+
+    Args:
+        path: of the first file; further ones get a number.
+        rows: of `_teachers_row`, with targets.
+    """
+    files: dict[tuple[str | None, str], tuple[DataName, TextIO]] = {}
+    with ExitStack() as stack:
+        for row in rows:
+            key = row["weight"], "".join(row["tag"])
+            if key not in files:
+                place = path.with_stem(f"{path.stem}-{len(files) + 1}") if files else path
+                files[key] = DataName(str(place), *key), stack.enter_context(place.open("w", encoding="utf-8"))
+            left_out = {"weight", "tag", Extra.TAGS, _INPUT, _OUTPUT}
+            kept = {name: value for name, value in row.items() if name not in left_out}
+            files[key][1].write(json.dumps(kept, ensure_ascii=False) + "\n")
+    return [str(name) for name, _ in files.values()]
+
+
+__all__ = ["Teachers", "write_corpus"]
