@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from transformers import Seq2SeqTrainingArguments
 
@@ -167,7 +167,12 @@ VALUES = st.fixed_dictionaries(
 def test_every_recipe_comes_back_from_its_file(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
-    recipe = resolve_recipe(None, values)
+    try:
+        recipe = resolve_recipe(None, values)
+    except RecipeError as error:  # a name that says what cannot be, such as -5 or a.tsv:0
+        if re.search(r"cannot (be held out|hold examples|stand in front)|says nothing of text", str(error)):
+            reject()
+        raise
     file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.save(file)
     assert resolve_recipe(file) == recipe
@@ -280,10 +285,7 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
         ("--vocab_size 2", "vocab_size=2 is too small; it must be at least 5."),
         ("--learning_rate -1", "learning_rate=-1 is too small; it must be at least 0."),
         ("--learning_rate inf", "learning_rate=inf must be a number"),
-        (
-            "--tokens_per_update 9999999999",
-            "=9999999999 is too large; it must be at most 1,000,000,000.",
-        ),
+        ("--num_proc 9999999999", "num_proc=9999999999 is too large; it must be at most 1,000,000,000."),
         ("--vocab_size 10000000000", "vocab_size=10000000000 is too large; it must be at most 1,000,000,000."),
         ("--max_steps 0", "max_steps=0 is too small; it must be at least 1, or -1: num_train_epochs decides."),
         ("--max_steps -3", "max_steps=-3 is too small; it must be at least 1, or -1"),

@@ -17,8 +17,8 @@ RECIPE = {"columns": ["word", "phones"], "tags": ["language"]}
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """Files of words, and a teacher that writes them backwards and counts how often it is asked."""
-    rows = "".join(f"{'hun' if i % 2 else 'fin'}\ta{i}\tx\n" for i in range(20))
-    (tmp_path / "a.tsv").write_text(f"language\tword\tphones\n{rows}")
+    words = "".join(f"{'hun' if i % 2 else 'fin'}\ta{i}\tx\n" for i in range(20))
+    (tmp_path / "a.tsv").write_text(f"language\tword\tphones\n{words}")
     (tmp_path / "more.tsv").write_text("word\tlanguage\nb1\thun\nb2\tfin\n")
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "model.safetensors").write_text("1")
