@@ -68,6 +68,7 @@ def build_parser() -> CommandParser:
     _add_push(verbs)
     _add_copy(verbs)
     _add_walk(verbs)
+    _add_lesson(verbs)
     _add_space(verbs)
     _add_export(verbs)
     return parser
@@ -100,11 +101,12 @@ def _add_verb(
     text: str,
     more: str = "",
     *,
-    folder: str = "a trained model",
+    folder: str | None = "a trained model",
 ) -> CommandParser:
-    """Add a verb that works on a folder and takes what its parser knows, nothing else."""
+    """Add a verb that takes what its parser knows, nothing else; first a folder, unless `folder` is None."""
     parser = verbs.add_parser(name, help=text, description=more or f"{_begin(text)}.")
-    parser.add_argument("folder", metavar="FOLDER", help=folder)
+    if folder is not None:
+        parser.add_argument("folder", metavar="FOLDER", help=folder)
 
     def run_alone(namespace: argparse.Namespace, unknown: list[str]) -> int | None:
         parser.refuse(unknown)
@@ -183,7 +185,7 @@ def _run_distill(namespace: argparse.Namespace, unknown: list[str]) -> int:
 def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "tell what is wrong with training, validation and test text, worst first"
     more = f"{_begin(text)}; nothing is changed. Ends with {EXIT_FAILED} when something is as bad as --fail_on says."
-    parser = verbs.add_parser("check", help=text, description=more)
+    parser = _add_verb(verbs, "check", _run_check, text, more, folder=None)
     parser.add_argument("files", metavar="FILE", nargs="*", help="the same as --train")
     for split in ("train", "valid", "test"):
         parser.add_argument(f"--{split}", metavar="FILE", nargs="+", help=f"{split} text, as `seqloom train` takes it")
@@ -198,13 +200,6 @@ def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument(
         *_spellings("--fail_on"), choices=worst, default="harmful", help="the least that fails [harmful]"
     )
-    _add_debug(parser)
-
-    def run_alone(namespace: argparse.Namespace, unknown: list[str]) -> int:
-        parser.refuse(unknown)
-        return _run_check(namespace)
-
-    parser.set_defaults(run=run_alone)
 
 
 def _run_check(namespace: argparse.Namespace) -> int:
@@ -529,6 +524,22 @@ def _run_walk(namespace: argparse.Namespace) -> None:
         every_layer=namespace.every_layer,
     )
     print(visible(said))
+
+
+def _add_lesson(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "train a small model twice, once without one of its parts, and see what the part is for"
+    more = f"{_begin(text)}; a minute, one HTML page that needs no network, and the same as PNG."
+    parser = _add_verb(verbs, "lesson", _run_lesson, text, more, folder=None)
+    parser.add_argument("name", metavar="NAME", help="residual or positions: the part that is taken away")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the page to write [lesson-NAME.html]")
+    _add_count(parser, "--updates", "updates of each model [400]", default=400)
+
+
+def _run_lesson(namespace: argparse.Namespace) -> None:
+    from seqloom.training.lessons.lesson import give_lesson
+
+    print_what_goes()
+    give_lesson(namespace.name, namespace.output or f"lesson-{namespace.name}.html", num_updates=namespace.updates)
 
 
 def _add_space(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

@@ -36,6 +36,19 @@ def read_text(path: Path, most: int = MOST_SETTINGS) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def refuse_no_place(path: Path) -> None:
+    """Refuse a name under which no file can be written, before anything is computed for it.
+
+    Raises:
+        ValueError: for a name in a folder that does not exist, and for that of a folder or a device.
+    """
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{path}: the folder {parent} does not exist; create it.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no place for a file; name another.")
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None if there is no file, or anything else in it."""
     try:

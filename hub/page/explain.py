@@ -12,6 +12,7 @@ This file imports torch, transformers and word_alignment.py only: `seqloom space
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -152,8 +153,13 @@ def up_to_end(written: Tensor, end_ids: int | list[int] | None) -> Tensor:
 
 
 def name_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Name tokens; a row of a padded embedding table has no name but its number."""
-    return [f"#{id_}" if name is None else name for id_, name in zip(ids, tokenizer.convert_ids_to_tokens(ids))]
+    """Name tokens, without the marks of separate vocabularies; a row that only fills up the table is its number."""
+    named = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    return [f"#{id_}" if name is None else _MARK.sub("", name) for id_, name in named]
+
+
+_MARK = re.compile(r"^<(source|target)>(?=.)", re.DOTALL)
+"""Before the pieces of the other side where each side has a vocabulary of its own; no text can spell it."""
 
 
 def _steps(tokenizer: Any, logits: Tensor, targets: Tensor, num_candidates: int) -> list[Step]:

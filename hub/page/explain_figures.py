@@ -3,14 +3,18 @@
 Each function returns a matplotlib `Figure`; `figure.savefig("attention.pdf")` writes it, a notebook shows it.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from seqloom.hub.page.explain import Explanation
 from seqloom.hub.word_alignment import middle_layer
 
+logger = logging.getLogger(__name__)
+
 FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS"]
-"""matplotlib takes the first that has a character; those that are not installed are passed over."""
+"""Tried first, in this order, before all others that are installed."""
 
 
 def attention_figure(explanation: Explanation, *, layer: int | None = None, head: int | None = None) -> Any:
@@ -93,14 +97,51 @@ def _empty(width: float, height: float) -> tuple[Any, Any]:
 
 def _readable(figure: Any) -> Any:
     """Let every text of a figure take fonts in which its characters are."""
-    from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
 
-    installed = set(get_font_names())
-    if fonts := [name for name in FONTS if name in installed]:
-        for text in figure.findobj(Text):
-            text.set_fontfamily(fonts)
+    texts = figure.findobj(Text)
+    fonts = _fonts_for({character for text in texts for character in text.get_text() if not character.isspace()})
+    for text in texts:
+        text.set_fontfamily(fonts)
     return figure
+
+
+def _fonts_for(characters: set[str]) -> list[str]:
+    """Return installed fonts that have these characters between them, and say which no font has."""
+    from matplotlib.font_manager import get_font
+
+    chosen, missing = [FONTS[0]], set(characters)  # matplotlib brings the first
+    for name, file in _installed_fonts():
+        if not missing:
+            break
+        with suppress(OSError, RuntimeError):  # a font of pictures alone
+            font = get_font(file)
+            if found := {character for character in missing if font.get_char_index(ord(character))}:
+                chosen.append(name)
+                missing -= found
+    if missing:
+        logger.warning(
+            f"no installed font has {''.join(sorted(missing))!r}, and the figure shows boxes there; install a font "
+            f"that has them, for most scripts one of Noto Sans, and draw again."
+        )
+    return list(dict.fromkeys(chosen))
+
+
+def _installed_fonts() -> Iterator[tuple[str, str]]:
+    """Yield names and files: `FONTS`, then what matplotlib knows, then what was installed since it made its list."""
+    from matplotlib.font_manager import findSystemFonts, fontManager, get_font
+
+    known = {font.name: font.fname for font in fontManager.ttflist if not font.name.startswith("Last Resort")}
+    for name in [*(name for name in FONTS if name in known), *sorted(known.keys() - set(FONTS), key=_plainest_first)]:
+        yield name, known[name]
+    for file in sorted(set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}, key=_plainest_first):
+        with suppress(OSError, RuntimeError):
+            fontManager.addfont(file)
+            yield get_font(file).family_name, file
+
+
+def _plainest_first(font: str) -> tuple[bool, bool, str]:
+    return "Sans" not in font, "Regular" not in font, font
 
 
 def _shown(tokens: Any) -> Sequence[str]:

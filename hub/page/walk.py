@@ -79,7 +79,8 @@ def walk(
     is_found = target is None and beams > 1  # by the search that was just made
     written = winner if is_found else write_target(model, inputs, target, names, **options)  # (1, 1 + T)
     data, words = _pass_numbers(model, inputs, written, every_layer)
-    words |= {node["id"] for node in tree["nodes"]}
+    ends = _end_ids(model)
+    words |= {node["id"] for node in tree["nodes"]} | set(ends[:1])
     without = leave_one_out(model, tokenizer, text, written, MOST_TOKENS, **options)
     ids = inputs["input_ids"][0].tolist()
     place = find_place(model, [(ids, written[0, 1:].tolist())])
@@ -93,7 +94,8 @@ def walk(
         "target": {
             "ids": written[0].tolist()[: MOST_TOKENS + 1],
             "total": written.shape[1] - 1,
-            "ended": int(written[0, -1]) in _end_ids(model),
+            "ended": int(written[0, -1]) in ends,
+            "end": next(iter(ends), None),
         },
         **data,
         "place": {"layer": place.layer, "shift": place.is_shifted},
@@ -105,7 +107,7 @@ def walk(
 
 def _end_ids(model: Any) -> list[int]:
     end = model.generation_config.eos_token_id
-    return end if isinstance(end, list) else [end]
+    return end if isinstance(end, list) else [] if end is None else [end]
 
 
 @torch.inference_mode()

@@ -3,9 +3,11 @@
 from os import PathLike
 from pathlib import Path
 
+from seqloom.hub.files import refuse_no_place
 from seqloom.hub.loading import load_folder, target_tokenizer
 from seqloom.hub.page.walk import render_walk, walk
 from seqloom.hub.quoting import shown
+from seqloom.modeling.canary import write_whole
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "walk.html"
 MOST_SOURCE_TOKENS = 1024
@@ -35,8 +37,7 @@ def write_walk(
         ValueError: for a folder, a text or a place that does not fit, with the remedy.
     """
     output = Path(output)
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"{output}: the folder {output.absolute().parent} does not exist; create it.")
+    refuse_no_place(output)
     model, tokenizer = load_folder(folder)
     if (length := len(tokenizer(text)["input_ids"])) > MOST_SOURCE_TOKENS:
         raise ValueError(f"the text has {length:,} tokens, and a walk reads up to {MOST_SOURCE_TOKENS:,}; shorten it.")
@@ -51,7 +52,7 @@ def write_walk(
         **({} if num_beams is None else {"num_beams": num_beams}),
     )
     page = render_walk(data, TEMPLATE.read_text(encoding="utf-8"))
-    output.write_text(page, encoding="utf-8", newline="\n")
+    write_whole(output, page)
     size = len(page.encode()) / 1e6
     return f"{shown(data['output'])}\n{shown(output)}: {size:.1f} MB, no network needed; open it in a browser."
 

@@ -125,6 +125,7 @@ def test_the_verbs_are_those_that_work() -> None:
         "push",
         "copy",
         "walk",
+        "lesson",
         "space",
         "export",
     ]

@@ -123,13 +123,14 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for side, panel in zip(SIDES, axes, strict=True):
-        _draw_side(panel, rows, side)
+        draw_side(panel, rows, side)
     axes[0].set_ylabel("norm of the gradient")
     figure.suptitle("What reaches each layer of the gradient")
     figure.savefig(path, dpi=150)
 
 
-def _draw_side(panel: Any, rows: Sequence[Mapping[str, Any]], side: str) -> None:
+def draw_side(panel: Any, rows: Sequence[Mapping[str, Any]], side: str) -> None:
+    """Draw the norms of one side's layers into a panel, with how much of the last layer's gradient the first hears."""
     from matplotlib import colormaps
 
     names = sorted((name for name in rows[0] if name.startswith(side)), key=lambda name: int(name.split(".")[1]))

@@ -23,10 +23,8 @@ from seqloom.modeling.canary import write_whole
 from seqloom.training.monitoring.console import is_score
 from seqloom.training.monitoring.gradient_flow import can_draw
 
-REPORT_PAGE = "report_page.html"
-"""The page with a place for the data, beside this file."""
-
-_PLACE = "__DATA__"
+REPORT_PAGE, CHARTS = (Path(__file__).with_name(name) for name in ("report_page.html", "charts.html"))
+"""A page with places for the data and for what draws them, and what draws them: styles and JavaScript."""
 
 
 class History(TrainerCallback):
@@ -117,9 +115,14 @@ def write_report(path: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[s
         rows: of `rows_of`.
         facts: see `History`.
     """
-    page = Path(__file__).with_name(REPORT_PAGE).read_text(encoding="utf-8")
-    data = json.dumps({"rows": rows, "facts": facts}, ensure_ascii=False, default=str)
-    write_whole(path, page.replace(_PLACE, data.replace("<", "\\u003c")))  # no text of the data ends the script
+    write_whole(path, filled_page(REPORT_PAGE, {"rows": rows, "facts": facts}))
+
+
+def filled_page(template: Path, data: Mapping[str, Any]) -> str:
+    """Return a page with the charts and the data in their places."""
+    text = json.dumps(data, ensure_ascii=False, default=str).replace("<", "\\u003c")  # no text ends the script
+    page = template.read_text(encoding="utf-8").replace("__CHARTS__", CHARTS.read_text(encoding="utf-8").rstrip())
+    return page.replace("__DATA__", text)
 
 
 def draw_curve(log_history: Iterable[Mapping[str, Any]], path: Path, metric: str | None) -> bool:
@@ -158,4 +161,4 @@ def draw_curve(log_history: Iterable[Mapping[str, Any]], path: Path, metric: str
     return True
 
 
-__all__ = ["History", "draw_curve", "histogram", "rows_of", "write_report"]
+__all__ = ["History", "draw_curve", "filled_page", "histogram", "rows_of", "write_report"]

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from seqloom.hub.page import explain_figures
 from seqloom.hub.page.explain import Candidate, Explanation, Step, explain
 from seqloom.hub.page.explain_figures import alignment_figure, attention_figure, next_word_figure
 from seqloom.hub.word_alignment import middle_layer
@@ -144,6 +146,28 @@ def test_figures_show_the_numbers(explanation, tmp_path):
     bars = next_word_figure(explanation, 1).axes[0].patches
     assert [bar.get_width() for bar in bars] == [0.5, 0.25]
     assert bars[0].get_facecolor() != bars[1].get_facecolor(), "green: what was written"
+
+
+def test_figures_take_fonts_that_have_the_characters_and_name_those_that_none_has(monkeypatch, caplog):
+    from matplotlib import font_manager
+
+    everywhere = {"b", "今"}  # characters of two fonts
+    fonts = {"DejaVu Sans": "dejavu", "Some Serif": "serif", "Some Sans": "sans", "Last Resort": "boxes"}
+    entries = [SimpleNamespace(name=name, fname=file) for name, file in fonts.items()]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(font_manager.fontManager, "addfont", entries.append)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["new-Bold", "new-Regular"])
+    has = {"dejavu": "b", "serif": "今", "sans": "今", "boxes": "b今سß", "new-Regular": "س", "new-Bold": "س"}
+
+    def get_font(file):
+        return SimpleNamespace(family_name=file, get_char_index=lambda code: chr(code) in has[file])
+
+    monkeypatch.setattr(font_manager, "get_font", get_font)
+    assert explain_figures._fonts_for(everywhere) == ["DejaVu Sans", "Some Sans"]
+    assert not caplog.records
+    assert explain_figures._fonts_for({*everywhere, "س", "ß"}) == ["DejaVu Sans", "Some Sans", "new-Regular"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no installed font has 'ß', and the figure shows boxes there; install")
 
 
 def test_figures_need_matplotlib(explanation, monkeypatch):

@@ -62,7 +62,7 @@ def test_no_text_of_the_data_leaves_its_place_in_the_report(tmp_path):
     rows = [{"update": 1, "samples": [{"source": text, "output": text, "reference": ""}]}]
     write_report(tmp_path / "report.html", rows, {"name": text})
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert page.count("</script>") == 2
+    assert page.count("</script>") == 3
     assert "http" not in page.replace("http://www.w3.org/2000/svg", ""), "it loads nothing"
     data = page.split('id="data">')[1].split("</script>")[0]
     assert json.loads(data) == {"rows": rows, "facts": {"name": text}}

@@ -1,0 +1,1 @@
+"""Small models that are trained to show what a part of the network is for."""
