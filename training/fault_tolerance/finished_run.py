@@ -7,7 +7,7 @@ more updates or epochs             goes on from the last checkpoint
 other text, another model          refused, with what can be done instead
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -49,8 +49,7 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
     Raises:
         TrainingError: with the first thing that differs, and every way out that there is.
     """
-    fitted, _ = fit_recipe(recipe, num_examples(folder))
-    fitted = as_settled(fitted, folder)
+    fitted = as_settled(fit_recipe(recipe, folder.choice()), folder)
     changes = folder.changes(fitted)
     holds_out = any(each.share_of("test") for each in (fitted, resolve_recipe(folder.recipe_file)))
     own = CHANGEABLE - ({"test"} if holds_out else set())  # what is held out is no training text
@@ -87,12 +86,6 @@ def as_settled(recipe: Recipe, folder: RunFolder) -> Recipe:
     return replace(recipe, **changes)
 
 
-def num_examples(folder: RunFolder) -> int:
-    """Return how many training examples a run has learned from, before long ones were left out."""
-    train: Mapping[str, Any] = folder.data_facts().get("train", {})
-    return int(train.get("num_examples", train.get("num_rows", 0)))
-
-
 def other_texts(folder: RunFolder) -> Iterator[tuple[str, str]]:
     """Yield split and path of each file that is there, and not as it was read."""
     for split, facts in folder.data_facts().items():
@@ -120,4 +113,4 @@ def _refusal(folder: RunFolder, why: str) -> str:
     )
 
 
-__all__ = ["Asked", "asked_of_finished", "num_examples"]
+__all__ = ["Asked", "asked_of_finished"]
