@@ -19,6 +19,8 @@ from seqloom.configuration.data_names import DataNameError, can_follow, data_nam
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
+Vocabulary = Literal["auto", "bpe", "unigram", "char", "word"]
+
 _NUMBER = r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?"
 _SHARE = r"[0-9]+|0?\.[0-9]+"
 
@@ -95,12 +97,17 @@ class Recipe:
     num_proc: int | None = field(default=None, metadata=DATA | at_least(1))
     """Processes that read and tokenize the corpus; null: one."""
 
-    tokenizer: Literal["bpe", "unigram", "char", "word"] = field(default="bpe", metadata=TOKENIZER)
-    """Kind of vocabulary, learned from the training text alone."""
+    tokenizer: Vocabulary = field(default=AUTO, metadata=TOKENIZER)
+    """Kind of vocabulary, bpe, unigram, char or word, learned from the training text alone; auto: a kind each side, and
+    one vocabulary or two, as suits what the text looks like."""
+    source_tokenizer: Vocabulary | None = field(default=None, metadata=TOKENIZER)
+    """Kind of the source vocabulary, where it is another than the target's; null: as tokenizer says."""
+    target_tokenizer: Vocabulary | None = field(default=None, metadata=TOKENIZER)
+    """Kind of the target vocabulary, where it is another than the source's; null: as tokenizer says."""
     vocab_size: int = field(default=10_000, metadata=TOKENIZER | at_least(5))
     """Most entries the vocabulary may have; a small corpus fills fewer."""
     joint_vocabulary: bool = field(default=True, metadata=TOKENIZER)
-    """One vocabulary for source and target, or one each."""
+    """One vocabulary for source and target, or one each; two kinds of tokenizer are always one each."""
     normalization: Literal["nfc", "nfkc", "none"] = field(default="nfc", metadata=TOKENIZER)
     """Unicode normalisation of every text, in training and in use."""
     character_coverage: float = field(default=1.0, metadata=TOKENIZER)
@@ -178,6 +185,7 @@ class Recipe:
         if self.metrics == [AUTO]:
             self.metrics = []
         starting_preset(self.preset)
+        self._settle_tokenizers()
         self._check_files()
         self._check_columns()
         self._check_languages()
@@ -187,6 +195,27 @@ class Recipe:
         self._check_quality_tools()
         self._check_averaging()
         self._check_best_model()
+
+    def _settle_tokenizers(self) -> None:
+        """Write the kinds of both sides in one way: `tokenizer` alone where they are one, else both under it."""
+        sides = self.tokenizers
+        if AUTO in sides:
+            return
+        self.tokenizer = sides[0] if sides[0] == sides[1] else AUTO
+        self.source_tokenizer, self.target_tokenizer = (None, None) if sides[0] == sides[1] else sides
+        if sides[0] == sides[1] or not self.joint_vocabulary:
+            return
+        self.joint_vocabulary = False
+        if "joint_vocabulary" in self.named:
+            raise RecipeError(
+                f"joint_vocabulary=true: one vocabulary has one kind, and the source's is {sides[0]}, the target's "
+                f"{sides[1]}; leave joint_vocabulary out, or name one tokenizer for both."
+            )
+
+    @property
+    def tokenizers(self) -> tuple[Vocabulary, Vocabulary]:
+        """The kinds of the source's and the target's vocabulary; auto where the training text decides."""
+        return self.source_tokenizer or self.tokenizer, self.target_tokenizer or self.tokenizer
 
     @property
     def is_demo(self) -> bool:
@@ -328,6 +357,11 @@ class Recipe:
                     f"{split}={' '.join(getattr(self, split))}: task=continuation reads one raw text, not two aligned "
                     f"files; name one file, or use task=pairs."
                 )
+        if self.source_tokenizer or self.target_tokenizer:
+            raise RecipeError(
+                f"source_tokenizer={self.source_tokenizer} target_tokenizer={self.target_tokenizer}: prompt and "
+                f"continuation are one language; name the kind of its vocabulary with tokenizer alone."
+            )
         if not self.joint_vocabulary:
             raise RecipeError(
                 "joint_vocabulary=false: prompt and continuation are one language; leave it out with task=continuation."
@@ -371,9 +405,10 @@ class Recipe:
             )
 
     def _check_quality_tools(self) -> None:
-        if self.bpe_dropout and self.tokenizer != "bpe":
+        others = set(self.tokenizers) - {"bpe", AUTO}
+        if self.bpe_dropout and others:
             raise RecipeError(
-                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={self.tokenizer} has none; leave it out, "
+                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={min(others)} has none; leave it out, "
                 f"or use tokenizer=bpe."
             )
         for key, value, usual in (("bpe_dropout", self.bpe_dropout, 0.1), ("ema_decay", self.ema_decay, 0.999)):

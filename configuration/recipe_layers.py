@@ -11,7 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
-from seqloom.configuration.data_size import AUTO, explain_choice, settings_for, starting_preset
+from seqloom.configuration.automatic import Choice
+from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe import CHAPTERS, HOLD_OUT, Recipe, RecipeError, means_nothing
 from seqloom.configuration.recipe_keys import TRAINING_DEFAULTS, known_keys, own_keys, read_value, refuse_key
 from seqloom.configuration.recipe_values import read_yaml
@@ -49,33 +50,37 @@ def resolve_recipe(file: str | PathLike[str] | None, overrides: Mapping[str, Any
             f"{file} names no training text; add train: to its chapter data, or --train to the command line "
             f"(train: [] stands for the built-in date demo)."
         )
+    if "tokenizer" in chosen:  # names both sides, those of the file too
+        written = {key: value for key, value in written.items() if key not in ("source_tokenizer", "target_tokenizer")}
     _warn_of_hidden_preset(written, chosen)
     preset = starting_preset({"preset": Recipe.preset, **written, **chosen}["preset"])
     named = frozenset({**written, **chosen})
     return _build({**TRAINING_DEFAULTS, **preset.model, **preset.training, **written, **chosen}, named)
 
 
-def fit_recipe(recipe: Recipe, num_examples: int) -> tuple[Recipe, str]:
-    """Put what the size of the data suggests into a recipe with `preset: auto`; any other comes back as it is.
+def fit_recipe(recipe: Recipe, choice: Choice) -> Recipe:
+    """Put what the training text suggests into a recipe with `auto` for its preset or tokenizers.
 
     Args:
         recipe: as `resolve_recipe` left it.
-        num_examples: training examples, known once the corpus is read.
+        choice: of `automatic.choose`, or what the run recorded of it.
 
     Returns:
-        The recipe, in which every value that its author did not name fits the data, and a line that says why; the
-        line is empty where a preset was named.
+        The recipe, in which every value that its author did not name fits the data. One that leaves nothing to choose
+        comes back as it is.
 
     Raises:
         RecipeError, ValueError: where what was named does not go together with what was chosen.
     """
-    if recipe.preset != AUTO:
-        return recipe, ""
+    if recipe.preset != AUTO and AUTO not in recipe.tokenizers:
+        return recipe
     flat = recipe.flat()
-    named = {key: flat[key] for key in recipe.named - {"preset"}}
-    settings = settings_for(num_examples, tokenizer=recipe.tokenizer)
-    fitted = _build({**TRAINING_DEFAULTS, **settings, **named}, recipe.named)
-    return fitted, explain_choice(num_examples, fitted.flat(), recipe.named)
+    if recipe.preset == AUTO:
+        named = {key: flat[key] for key in recipe.named - {"preset"}}
+        flat = {**TRAINING_DEFAULTS, **choice.settings, **named}
+    kinds = (own if asked == AUTO else asked for asked, own in zip(recipe.tokenizers, choice.tokenizers, strict=True))
+    flat |= dict(zip(("source_tokenizer", "target_tokenizer"), kinds, strict=True))
+    return _build(flat, recipe.named)
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

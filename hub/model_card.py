@@ -343,6 +343,8 @@ _RECIPE_ROWS = {
     "weight_decay": "Weight decay",
     "seed": "Seed",
     "tokenizer": "Vocabulary",
+    "source_tokenizer": "Source vocabulary",
+    "target_tokenizer": "Target vocabulary",
     "normalization": "Unicode normalisation",
 }
 """Recipe keys that a card shows, and what it calls them."""
@@ -546,13 +548,13 @@ def _count(number: int | None) -> str:
 
 
 def _recipe_text(key: str, value: Any) -> str:
-    """Return a value of the recipe; a warm-up below 1 is a share of the run."""
+    """Return a value of the recipe; a warm-up below 1 is a share of the run, auto is said elsewhere."""
     is_share = key == "warmup_steps" and isinstance(value, float) and 0 < value < 1
     return f"{100 * value:g} % of the run" if is_share else _plain(value)
 
 
 def _plain(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+    return "" if value in (None, "auto") else f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
 __all__ = [

@@ -21,7 +21,7 @@ from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from seqloom.configuration.suggestion import did_you_mean
-from seqloom.training.target_kind import are_phones
+from seqloom.configuration.task_kind import are_phones
 
 Texts = Sequence[str]
 References = Sequence[str] | Sequence[Sequence[str]]

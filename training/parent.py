@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from seqloom.configuration.automatic import Choice
+from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.presets import get_preset
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_keys import model_keys, shown
@@ -24,13 +26,16 @@ from seqloom.hub.dangers import check_folder
 from seqloom.hub.files import read_object, sha256_of
 from seqloom.hub.loading import load_folder
 from seqloom.hub.model_card import weights_sha256
+from seqloom.hub.tags import SETTINGS_KEY
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.tokenizer import SOURCE_MARKER, TARGET_MARKER, SeqloomTokenizers
 
 FREE = frozenset({"dropout", "attention_dropout", "activation_dropout", "init_std"})
 """Fields of a model's configuration that its weights do not depend on."""
 
-VOCABULARY = ("tokenizer", "normalization", "joint_vocabulary")
+SIDES = ("source_tokenizer", "target_tokenizer")
+
+VOCABULARY = ("normalization", "joint_vocabulary")
 """Recipe keys that a tokenizer remembers of its own making, besides its size."""
 
 SHARES = {"keep": (0.2, 0.25), "new": (0.5, 0.5)}
@@ -71,6 +76,12 @@ class Parent:
     """Entries of the new model's vocabulary whose embeddings are the parent's."""
     num_new: int = 0
     """The others."""
+
+    @property
+    def tokenizers(self) -> tuple[str, str]:
+        """The kinds of the source's and of the target's vocabulary."""
+        source, target = (self.vocabulary[side] for side in SIDES)
+        return source, target
 
     def describe_embeddings(self) -> str:
         """Say how many embeddings were taken over."""
@@ -152,30 +163,35 @@ def _recipe_of(folder: Path) -> Recipe | None:
 
 def _vocabulary_of(tokenizers: SeqloomTokenizers) -> dict[str, Any]:
     made = tokenizers.settings
-    kinds = {"tokenizer": made["kind"], "normalization": made["normalization"], "joint_vocabulary": made["joint"]}
+    both = tokenizers.source, tokenizers.target
+    kinds = {side: each.init_kwargs[SETTINGS_KEY]["kind"] for side, each in zip(SIDES, both, strict=True)}
+    kinds |= {"normalization": made["normalization"], "joint_vocabulary": made["joint"]}
     return {**kinds, "vocab_size": tokenizers.vocab_size - len(tokenizers.tags)}
 
 
 # The recipe ----------------------------------------------------------------------------------------------------------
 
 
-def fit_to_parent(recipe: Recipe, num_examples: int, parent: Parent | None) -> tuple[Recipe, dict[str, str]]:
-    """Put into a recipe what the size of the data and its parent suggest.
+def fit_to_parent(recipe: Recipe, choice: Choice, parent: Parent | None) -> tuple[Recipe, str]:
+    """Put into a recipe what the training text and its parent suggest.
 
     Args:
         recipe: as `resolve_recipe` left it.
-        num_examples: training examples.
+        choice: what the training text decides.
         parent: what it begins with; None: random weights.
 
     Returns:
-        The recipe, and a line on what was chosen by subject; see `fit_recipe`.
+        The recipe, and a line on what comes from the parent; "" without one.
     """
-    fitted, choice = fit_recipe(recipe, num_examples)
+    fitted = fit_recipe(recipe, choice)
     if parent is None:
-        return fitted, {"auto": choice} if choice else {}
+        return fitted, ""
     rate, length = SHARES[recipe.init_vocabulary]
+    sides = zip(recipe.tokenizers, parent.tokenizers, strict=True)
+    kinds = (own if asked == AUTO else asked for asked, own in sides)
     suggested = {
         **parent.model,
+        **dict(zip(SIDES, kinds, strict=True)),
         **{key: parent.vocabulary[key] for key in VOCABULARY},
         **({"vocab_size": parent.vocabulary["vocab_size"]} if recipe.init_vocabulary == "keep" else {}),
         "learning_rate": float(f"{parent.learning_rate * rate:.2g}"),
@@ -183,7 +199,7 @@ def fit_to_parent(recipe: Recipe, num_examples: int, parent: Parent | None) -> t
         "num_train_epochs": max(1, round(fitted.training_arguments["num_train_epochs"] * length)),
     }
     fitted = with_values(fitted, suggested)
-    return fitted, {"parent": _describe(fitted, parent)}
+    return fitted, _describe(fitted, parent)
 
 
 def refuse_misfit(recipe: Recipe, parent: Parent) -> None:
@@ -203,7 +219,7 @@ def refuse_misfit(recipe: Recipe, parent: Parent) -> None:
                 f"{key}={shown(wanted[key])} does not fit the weights of init_from={parent.folder}, which have "
                 f"{key}={shown(value)}; leave {key} out, or train from random weights: leave init_from out."
             )
-    preset = get_preset(recipe.preset).model if "preset" in recipe.named and recipe.preset != "auto" else {}
+    preset = get_preset(recipe.preset).model if "preset" in recipe.named and recipe.preset != AUTO else {}
     for key, value in preset.items():
         if key in fixed and key not in recipe.named and value != fixed[key]:
             raise RecipeError(
@@ -212,6 +228,13 @@ def refuse_misfit(recipe: Recipe, parent: Parent) -> None:
             )
     if recipe.init_vocabulary == "new":
         return
+    for side, asked, own in zip(SIDES, recipe.tokenizers, parent.tokenizers, strict=True):
+        if asked not in (AUTO, own):
+            key = side if side in recipe.named else "tokenizer"
+            raise RecipeError(
+                f"{key}={asked} is not the vocabulary of init_from={parent.folder}, which has {key}={own}; leave {key} "
+                f"out, or add --init_vocabulary new to learn one from the new text."
+            )
     for key, value in parent.vocabulary.items():
         if key in recipe.named and wanted[key] != value:
             raise RecipeError(

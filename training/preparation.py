@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from seqloom.configuration.automatic import Choice, choose
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.task_kind import Looks, sampled
 from seqloom.hub.files import SEAL_NAME
 from seqloom.hub.tags import TAG
 from seqloom.training.batching import BatchSettings
@@ -30,7 +32,6 @@ from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
-from seqloom.training.target_kind import SAMPLE, kind_of
 from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -132,13 +133,31 @@ def read_training(recipe: Recipe | None, files: Sequence[str]) -> tuple[Dataset,
     return with_tags(get_task(task).to_pairs(loaded.dataset)), loaded.facts.fingerprint
 
 
-def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[Recipe, dict[str, str]]:
+def choose_for(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> Choice:
+    """Return what the training text decides where the recipe says auto; of a run that goes on, what it recorded.
+
+    Args:
+        recipe: with what is named.
+        pairs: the training text.
+        folder: of the run.
+    """
+    if folder.goes_on(recipe):
+        return folder.choice()
+    sample = pairs[sampled(len(pairs))]
+    looks = Looks.of(sample["source"], sample["target"], is_continuation=recipe.task == "continuation")
+    return choose(recipe, len(pairs), looks)
+
+
+def settle(
+    recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any], metrics: Sequence[str]
+) -> tuple[Recipe, dict[str, str]]:
     """Write into a recipe what the corpus has decided: what judges the run, and by which scores.
 
     Args:
         recipe: whose `valid` and `metrics` may be "auto".
         corpus: all splits, as text.
         facts: of `read_corpus`.
+        metrics: that are usual for the kind of task.
 
     Returns:
         The recipe, and a line for each thing that nobody has named, by subject.
@@ -161,9 +180,7 @@ def settle(recipe: Recipe, corpus: DatasetDict, facts: dict[str, Any]) -> tuple[
             )
             recipe = replace(recipe, valid=[], training_arguments={**recipe.training_arguments, "eval_strategy": "no"})
     if not recipe.metrics and recipe.task == "pairs":
-        kind = kind_of(corpus["train"][:SAMPLE]["target"])
-        recipe = replace(recipe, metrics=list(metrics_for(recipe, kind)))
-        lines["metrics"] = f"{' '.join(recipe.metrics)}, for the targets look like {kind.name}"
+        recipe = replace(recipe, metrics=list(metrics_for(recipe, metrics)))
     return recipe, lines
 
 
@@ -174,7 +191,8 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
         tokenizers = _parents_tokenizers(recipe) or train_tokenizer(
             pairs["source"],
             pairs["target"],
-            kind=recipe.tokenizer,
+            kind=recipe.tokenizers[0],
+            target_kind=recipe.tokenizers[1],
             vocab_size=recipe.vocab_size,
             joint=recipe.joint_vocabulary,
             normalization=recipe.normalization,

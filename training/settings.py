@@ -10,9 +10,9 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.configuration.task_kind import SENTENCES
 from seqloom.training.metrics import METRICS
 from seqloom.training.quality.selection import selection_settings
-from seqloom.training.target_kind import SENTENCES, TargetKind
 from seqloom.training.tokenizer import SeqloomTokenizers
 
 logger = logging.getLogger(__name__)
@@ -26,17 +26,17 @@ def seed_of(recipe: Recipe) -> int:
 
 def metrics_of(recipe: Recipe) -> tuple[str, ...]:
     """Return the names of the scores that are computed from decoded text; none for continuation unless named."""
-    return tuple(recipe.metrics or metrics_for(recipe, SENTENCES))
+    return tuple(recipe.metrics or metrics_for(recipe, SENTENCES.metrics))
 
 
-def metrics_for(recipe: Recipe, kind: TargetKind) -> tuple[str, ...]:
+def metrics_for(recipe: Recipe, usual: Sequence[str]) -> tuple[str, ...]:
     """Return what is scored where the recipe names no metrics, and what is to choose the best checkpoint with it.
 
     Args:
         recipe: with its task.
-        kind: of the training targets.
+        usual: for the kind of task.
     """
-    usual = () if recipe.task == "continuation" else kind.metrics
+    usual = () if recipe.task == "continuation" else usual
     chooser = str(recipe.training_arguments.get("metric_for_best_model") or "").removeprefix("eval_")
     return (*usual, chooser) if chooser in METRICS and chooser not in usual else usual
 

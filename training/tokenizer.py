@@ -30,7 +30,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,7 @@ def train_tokenizer(
     targets: Iterable[str] | None = None,
     *,
     kind: str,
+    target_kind: str | None = None,
     vocab_size: int,
     joint: bool = True,
     normalization: str = "nfc",
@@ -170,6 +171,7 @@ def train_tokenizer(
         targets: Target texts; None where the task has one text only.
         kind: "bpe", "unigram", "char" (a Unicode code point is a token) or "word" (frequent words; all others as
             characters).
+        target_kind: Kind of the target vocabulary; None: the same. Another one needs `joint=False`.
         vocab_size: Number of entries, 4 special tokens and 256 bytes included; each side's own number when `joint` is
             false. A text too small to fill it gives a smaller vocabulary.
         joint: One vocabulary for both sides; false keeps the pieces and ids of the two sides apart.
@@ -186,20 +188,23 @@ def train_tokenizer(
         The tokenizers of the two sides; the same object twice when the vocabulary is joint.
 
     Raises:
-        TokenizerError: On an unknown kind or normalization, an option out of range, an empty text, something that is
-            not text, or a vocab_size that the characters of the text do not fit into.
+        TokenizerError: On an unknown kind or normalization, two kinds in one vocabulary, an option out of range, an
+            empty text, something that is not text, or a vocab_size that the characters of the text do not fit into.
     """
     options = Options(kind, vocab_size, normalization, min_frequency, character_coverage, split_digits, show_progress)
+    other = replace(options, kind=target_kind or kind)
     if targets is None or joint:
+        if other != options:
+            raise TokenizerError(f"One vocabulary cannot be of the kinds {kind} and {target_kind}; use joint=False.")
         if not joint:
             logger.warning("Separate vocabularies were asked for, but the task has one text only: it gets one.")
         learned = learn("training", [sources] if targets is None else [sources, targets], options)
         tokenizer = _build_tokenizer(_build_backend(learned, None, options), options, joint=True)
         return SeqloomTokenizers(tokenizer, tokenizer)
-    source, target = learn("source", [sources], options), learn("target", [targets], options)
+    source, target = learn("source", [sources], options), learn("target", [targets], other)
     return SeqloomTokenizers(
         _build_tokenizer(_build_backend(source, _Other(target, TARGET_MARKER, first=False), options), options, False),
-        _build_tokenizer(_build_backend(target, _Other(source, SOURCE_MARKER, first=True), options), options, False),
+        _build_tokenizer(_build_backend(target, _Other(source, SOURCE_MARKER, first=True), other), other, False),
     )
 
 

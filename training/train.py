@@ -19,6 +19,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import Seq2SeqTrainingArguments, set_seed
 
+from seqloom.configuration.automatic import explain
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
 from seqloom.hub.files import CURVE_NAME
@@ -56,6 +57,7 @@ from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
 from seqloom.training.parent import Parent, fit_to_parent, take_over
 from seqloom.training.preparation import (
+    choose_for,
     describe_tags,
     encode,
     epoch_encodings,
@@ -153,7 +155,7 @@ def train_in(
     trainer.train(resume_from_checkpoint=checkpoint)
     results = training_facts(trainer, data, checkpoint)
     trainer.use_moving_average()
-    if recipe.average_checkpoints:
+    if recipe.average_checkpoints and not trainer.is_sharded:
         results |= average_run(trainer, recipe.average_checkpoints, recipe.average_by)
     save(trainer, folder)
     results |= final_scores(trainer, data, folder, recipe.num_beams)
@@ -179,9 +181,10 @@ def prepare(
     parent = from_main_process(lambda: parent_of(recipe, folder))
     with arguments.main_process_first(desc="preparing data and vocabulary"):
         corpus, facts = read_corpus(recipe)
-        facts["train"]["num_examples"] = len(corpus["train"])
-        recipe, chosen = fit_to_parent(recipe, len(corpus["train"]), parent)
-        recipe, settled = settle(recipe, corpus, facts)
+        choice = choose_for(recipe, corpus["train"], folder)
+        facts["train"]["auto"] = asdict(choice)
+        recipe, of_parent = fit_to_parent(asked := recipe, choice, parent)
+        recipe, settled = settle(recipe, corpus, facts, choice.metrics)
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
@@ -194,9 +197,11 @@ def prepare(
             say(f"check     {note_glance(corpus, recipe.task, folder.prepared / 'check.json')}")
     arguments = training_arguments(recipe)
     if arguments.process_index == 0:
-        tags = {"tags": describe_tags(tokenizers)} if tokenizers.tags else {}
-        for subject, line in (chosen | settled | tags).items():
-            say(f"{subject:10}{line}")
+        auto = explain(choice, asked, recipe)
+        tags = describe_tags(tokenizers) if tokenizers.tags else ""
+        for subject, line in {"auto": auto, "parent": of_parent, **settled, "tags": tags}.items():
+            if line:
+                say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
@@ -326,7 +331,7 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
         RecipeError: where weights are to be averaged and no process has all of them.
     """
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if is_sharded and (recipe.ema_decay or recipe.average_checkpoints):
+    if is_sharded and (recipe.ema_decay or (recipe.average_checkpoints and "average_checkpoints" in recipe.named)):
         key = "ema_decay" if recipe.ema_decay else "average_checkpoints"
         raise RecipeError(f"{key} averages whole weights, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
     arguments = trainer.args

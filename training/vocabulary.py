@@ -57,7 +57,9 @@ _SUBWORD_PATTERN = (
 )
 """Where a bpe or unigram piece may not reach across. Chinese and Japanese run from punctuation to punctuation."""
 
-_WORD_PATTERN = rf"<| ?\p{{Han}}\p{{M}}*| ?[{_LETTERS}&&[^\p{{Han}}]]+|NUMBER| ?{_SYMBOL}|{_BLANKS}"
+# Tone letters (˧˥, ꜀) and what stands in AH0 and I_TURN_LEFT: phones and commands are one word each.
+_WORD_PART = rf"[{_LETTERS}DIGITS_\x{{02B0}}-\x{{02FF}}\x{{A700}}-\x{{A71F}}&&[^\p{{Han}}]]"
+_WORD_PATTERN = rf"<| ?\p{{Han}}\p{{M}}*| ?{_WORD_PART}+|NUMBER| ?{_SYMBOL}|{_BLANKS}"
 """What a word is. Han characters count as words: without spaces a longer run would hardly ever be seen again."""
 
 
@@ -366,6 +368,7 @@ def build_pre_tokenizer(options: Options, dropped: list[str] | None = None) -> p
     """Cut text where no piece may reach across; `dropped` characters, given in training, are taken out as well."""
     pattern = _WORD_PATTERN if options.kind == "word" else _SUBWORD_PATTERN
     pattern = pattern.replace("NUMBER", r"\p{N}" if options.split_digits else r" ?\p{N}+")
+    pattern = pattern.replace("DIGITS", "" if options.split_digits else r"\p{N}")
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     if not dropped:
         return cut

@@ -78,7 +78,8 @@ def test_training_lines_are_found():
 def test_corpora_too_small_say_so(tmp_path):
     recipe = resolve_recipe(None, {**SMALL_RUN, **write_reversals(tmp_path, train=60)})
     corpus, facts = read_corpus(recipe)
-    settled, lines = settle(recipe, corpus, facts)
+    settled, lines = settle(recipe, corpus, facts, ["cer"])
+    assert settled.metrics == ["cer"]
     assert set(corpus) == {"train"}
     assert settled.valid == []
     assert settled.training_arguments["eval_strategy"] == "no"
@@ -96,7 +97,7 @@ def test_documents_are_held_out_before_they_are_cut(tmp_path):
     whole = [{s + t for s, t in zip(part["source"], part["target"], strict=True)} for part in corpus.values()]
     assert not whole[0] & whole[1]
     assert {name: len(part) for name, part in corpus.items()} == {"train": 3 * 550, "validation": 3 * 50}
-    assert settle(recipe, corpus, facts)[0].valid == ["50"]
+    assert settle(recipe, corpus, facts, ["bleu"])[0].valid == ["50"]
 
 
 def test_a_run_is_judged_and_goes_on_with_the_same_judge(tmp_path, capsys):

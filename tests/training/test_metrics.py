@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+from seqloom.configuration.task_kind import are_phones
 from seqloom.training.metrics import METRICS, bleu_tokenizer_for, get_metrics, score
-from seqloom.training.target_kind import CODE, PHONES, SENTENCES, SHORT, are_phones, kind_of
 
 texts = st.text(st.sampled_from("ab .,ß今天\u3000"), max_size=12) | st.sampled_from(["", "a b a b a", "今天的天气很好"])
 corpora = st.lists(st.tuples(texts, texts) | texts.map(lambda text: (text, text)), min_size=1, max_size=8)
@@ -133,26 +133,3 @@ def test_any_of_several_references_is_right():
     streams = [["der Hund rennt dort", "zwei Kater sitzen"], ["ein Hund läuft dort", None]]
     for name, metric in (("bleu", BLEU()), ("ter", TER()), ("chrf++", CHRF(word_order=2))):
         assert scores[name] == pytest.approx(metric.corpus_score(outputs, streams).score, abs=1e-9), name
-
-
-@pytest.mark.parametrize(
-    ("targets", "kind"),
-    [
-        (PHONE_TARGETS, PHONES),
-        (["ʔ i m ˧˧ l a ŋ ˧˩", "h a j ˧˧"], PHONES),
-        (["F AH M B AH L D", "K AE T"], PHONES),
-        (["2026-11-22", "2025-01-03"], SHORT),
-        (["München", "Straße"], SHORT),
-        (["CC(=O)OC1=CC=CC=C1C(=O)O"], CODE),
-        (["I_TURN_LEFT I_WALK", "I_JUMP"], CODE),
-        (["cake ( x _ 1 ) AND see . agent ( x _ 2 , x _ 1 )"], CODE),
-        (["Ein Mann steht auf der Straße.", "Zwei Hunde spielen im Schnee."], SENTENCES),
-        (["I am at it", "we go to the house of a man"], SENTENCES),
-        (["今天的天气很好，我们去公园", "你叫什么名字？"], SENTENCES),
-        (["今天 天气 很 好", "我 是 学生"], SENTENCES),
-        (["北京", "上海"], SHORT),
-    ],
-)
-def test_the_kind_of_target_chooses_the_metrics(targets, kind):
-    assert kind_of(targets) == kind
-    assert set(kind.metrics) <= METRICS.keys()

@@ -178,12 +178,13 @@ def test_normalization_is_a_choice_that_is_saved(normalization, expected, tmp_pa
 # ------------------------------------------------------------------------------------------------ separate vocabularies
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_separate_vocabularies_are_two_views_of_one_id_space(kind, tmp_path):
-    train(ENGLISH, CHINESE, kind=kind, joint=False).save(tmp_path)
+@pytest.mark.parametrize(("kind", "other"), zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True))
+def test_separate_vocabularies_are_two_views_of_one_id_space(kind, other, tmp_path):
+    train(ENGLISH, CHINESE, kind=kind, target_kind=other, joint=False).save(tmp_path)
     tokenizers = SeqloomTokenizers.load(tmp_path)
     source, target = tokenizers.source, tokenizers.target
     assert not tokenizers.is_joint
+    assert [side.init_kwargs["seqloom_tokenizer"]["kind"] for side in (source, target)] == [kind, other]
     assert len(source) == len(target) == len(tokenizers)
 
     source_ids = source("the weather", add_special_tokens=False).input_ids
@@ -225,6 +226,14 @@ def test_a_joint_vocabulary_sees_both_sides_and_is_one_object(tmp_path):
     train(ENGLISH, CHINESE, joint=False).save(tmp_path)
     tokenizers.save(tmp_path)  # over a separate one
     assert SeqloomTokenizers.load(tmp_path).is_joint
+
+
+def test_each_side_is_cut_its_own_way():
+    tokenizers = train(["ablak"] * 2, ["ɒ t͡ʃ ˦ˀ˥ AH0 I_TURN_LEFT"] * 2, kind="char", target_kind="word", joint=False)
+    assert words(tokenizers.source, "ablak") == list("ablak")
+    assert words(tokenizers.target, "ɒ t͡ʃ ˦ˀ˥ AH0 I_TURN_LEFT") == ["ɒ", " t͡ʃ", " ˦ˀ˥", " AH0", " I_TURN_LEFT"]
+    with pytest.raises(TokenizerError, match="One vocabulary cannot be of the kinds char and word; use joint=False"):
+        train(ENGLISH, CHINESE, kind="char", target_kind="word")
 
 
 def test_one_text_cannot_have_two_vocabularies(caplog):

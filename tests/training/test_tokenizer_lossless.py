@@ -35,11 +35,14 @@ PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[Heal
 
 
 @cache
-def tokenizers(kind: str, normalization: str = "nfc", joint: bool = True) -> SeqloomTokenizers:
+def tokenizers(
+    kind: str, normalization: str = "nfc", joint: bool = True, target_kind: str | None = None
+) -> SeqloomTokenizers:
     return train_tokenizer(
         ["the weather is <b>fine</b> today", "the the weather 1984", "</s> <0x41> ▁the"] * 2,
         ["今天的天气很好", "l’été e\u0301 <target> the"] * 2,
         kind=kind,
+        target_kind=target_kind,
         vocab_size=320,
         joint=joint,
         normalization=normalization,
@@ -64,11 +67,11 @@ def test_every_text_comes_back(kind, normalization, texts):
     assert_lossless(tokenizers(kind, normalization), texts, normalization)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "other"), zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True))
 @PROPERTY
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
-def test_every_text_comes_back_through_either_view(kind, texts):
-    assert_lossless(tokenizers(kind, joint=False), texts, "nfc")
+def test_every_text_comes_back_through_either_view(kind, other, texts):
+    assert_lossless(tokenizers(kind, target_kind=other, joint=False), texts, "nfc")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -173,7 +173,7 @@ def test_cut_points_and_order_have_one_seed(recipe, keys, seed):
 
 
 def test_separate_vocabularies_survive_the_journey(recipe, tmp_path):
-    train(recipe(joint_vocabulary=False))
+    train(recipe(target_tokenizer="word"))
     source = AutoTokenizer.from_pretrained(tmp_path / "run")
     target = AutoTokenizer.from_pretrained(tmp_path / "run", subfolder="target")
     assert set(source("abc").input_ids).isdisjoint(set(target("abc").input_ids) - {2})

@@ -8,7 +8,7 @@ other text, another model          refused, with what can be done instead
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -53,7 +53,7 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
     """
     parent = recorded_parent(folder.records)
     own_parent = parent if parent and parent.folder == recipe.init_from else None
-    fitted, _ = fit_to_parent(recipe, num_examples(folder), own_parent)
+    fitted, _ = fit_to_parent(recipe, folder.choice(), own_parent)
     fitted = as_settled(fitted, folder)
     changes = folder.changes(fitted)
     holds_out = any(each.share_of("test") for each in (fitted, resolve_recipe(folder.recipe_file)))
@@ -93,12 +93,6 @@ def as_settled(recipe: Recipe, folder: RunFolder) -> Recipe:
     return replace(recipe, **changes)
 
 
-def num_examples(folder: RunFolder) -> int:
-    """Return how many training examples a run has learned from, before long ones were left out."""
-    train: Mapping[str, Any] = folder.data_facts().get("train", {})
-    return int(train.get("num_examples", train.get("num_rows", 0)))
-
-
 def other_texts(folder: RunFolder) -> Iterator[tuple[str, str]]:
     """Yield split and path of each file that is there, and not as it was read."""
     for split, facts in folder.data_facts().items():
@@ -127,4 +121,4 @@ def _refusal(folder: RunFolder, why: str) -> str:
     )
 
 
-__all__ = ["Asked", "asked_of_finished", "num_examples"]
+__all__ = ["Asked", "asked_of_finished"]

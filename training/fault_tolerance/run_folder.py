@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from seqloom.configuration.automatic import Choice, choice_of_old
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
@@ -191,6 +192,15 @@ class RunFolder:
                 logger.warning("Another run is still writing to %s; waiting for its end.", self.path)
             time.sleep(1)
 
+    def goes_on(self, recipe: Recipe) -> bool:
+        """Return whether a command continues the run in this folder."""
+        return recipe.resume != "never" and bool(checkpoints_in(self.path))
+
+    def choice(self) -> Choice:
+        """Return what `auto` stood for when the run was started."""
+        recorded = self.data_facts().get("train", {}).get("auto")
+        return Choice(**recorded) if recorded else choice_of_old(resolve_recipe(self.recipe_file))
+
     def open(self, recipe: Recipe) -> None:
         """Go on in the folder with `recipe`, or prepare the records of a new run beside what is there.
 
@@ -202,7 +212,7 @@ class RunFolder:
                 f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
                 f"or add --overwrite."
             )
-        if recipe.resume == "never" or not checkpoints_in(self.path):
+        if not self.goes_on(recipe):
             home = self.path / STAGING / PREPARED
         else:
             home = self.path / STAGING / CHANGED

@@ -23,6 +23,7 @@ import numpy as np
 
 from seqloom.configuration.recipe import Recipe, selection_of
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.configuration.task_kind import Looks, kind_of
 from seqloom.hub.files import read_object
 from seqloom.hub.lines import one_line, read_lines
 from seqloom.hub.model_card import Score
@@ -36,7 +37,6 @@ from seqloom.training.scoring.groups import Breakdown, breakdowns
 from seqloom.training.scoring.nearness import Nearness, near_training
 from seqloom.training.scoring.system_answers import Answers, answer
 from seqloom.training.settings import metrics_for, seed_of
-from seqloom.training.target_kind import kind_of
 
 SENTENCE_METRICS = ("per", "cer", "chrf", "chrf++", "ter")
 """Those that say something of one sentence; the first that is asked for sorts the examples, or what suits the kind."""
@@ -147,7 +147,7 @@ def evaluate_folder(
     forced = answers.forced or {}
     near, training_note = _look_at_training(recipe, folder, options, text)
     shown = {**sums, **forced}
-    sentence_metric, sentence = _sentence_sums(sums, forced, answers, references)
+    sentence_metric, sentence = _sentence_sums(sums, forced, answers, text)
     memory = {}
     if near and task == "pairs":
         copied = [one_line(line.target) for line in near.nearest]
@@ -202,8 +202,8 @@ def _usual_metrics(recipe: Recipe | None, task: str, text: EvaluationText) -> tu
         return tuple(recipe.metrics)
     if task == "continuation":
         return ()
-    kind = kind_of(text.first_references)
-    return metrics_for(recipe, kind) if recipe else kind.metrics
+    usual = kind_of(Looks.of(text.sources, text.first_references)).metrics
+    return metrics_for(recipe, usual) if recipe else usual
 
 
 # Another system ------------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def _sentence_sums(
     sums: Mapping[str, SentenceSums],
     forced: Mapping[str, SentenceSums],
     answers: Answers,
-    references: list[list[str]],
+    text: EvaluationText,
 ) -> tuple[str, SentenceSums]:
     """Return the metric by which examples are sorted, and its sums: asked for, or usual for the kind, or bits."""
     for name in SENTENCE_METRICS:
@@ -287,9 +287,9 @@ def _sentence_sums(
             return name, sums[name]
     if "bits_per_character" in forced and not sums:
         return "bits_per_character", forced["bits_per_character"]
-    usual = kind_of([several[0] for several in references]).metrics
+    usual = kind_of(Looks.of(text.sources, text.first_references)).metrics
     name = next(name for name in SENTENCE_METRICS if name in usual)
-    return name, METRICS[name](answers.outputs, references)
+    return name, METRICS[name](answers.outputs, text.references)
 
 
 def _notes(

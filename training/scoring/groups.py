@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seqloom.configuration.task_kind import are_phones
 from seqloom.hub.tags import tag_of
 from seqloom.training.confidence import interval
 from seqloom.training.metrics import SentenceSums
 from seqloom.training.scoring.evaluation_text import EvaluationText
 from seqloom.training.scoring.nearness import Nearness
-from seqloom.training.target_kind import are_phones
 
 MOST_VALUES = 40
 """Groups that a column may make; the rarest values beyond are one group."""

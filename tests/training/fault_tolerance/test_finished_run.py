@@ -1,8 +1,13 @@
 """A finished folder says no to what it cannot do, yes to what it can, and nothing to the same command."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.configuration.automatic import Choice, choose
+from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
+from seqloom.configuration.task_kind import Looks
 from seqloom.hub.files import sha256_of
 from seqloom.training.fault_tolerance.checkpoints import seal, write_json
 from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished
@@ -10,6 +15,7 @@ from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import TrainingError
 
 COMMAND = {"max_steps": 30, "seed": 1}
+CHOICE = choose(resolve_recipe(None, {"train": ["a", "b"]}), 20, Looks.of(["ablak"] * 20, ["ɒ b l ɒ k"] * 20))
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def finished(tmp_path):
     command = {split: [str(tmp_path / f"{split}.{side}") for side in ("de", "en")] for split in ("train", "test")}
     command |= {**COMMAND, "output": str(tmp_path / "run")}
     folder = RunFolder(tmp_path / "run")
-    folder.open(resolve_recipe(None, {**command, "preset": "tiny", **fitted()}))
+    folder.open(fitted(command))
     files = {
         split: [
             {
@@ -32,7 +38,9 @@ def finished(tmp_path):
         ]
         for split in ("train", "test")
     }
-    folder.write_data_facts({split: {"num_rows": 20, "num_examples": 20, "files": files[split]} for split in files})
+    facts = {split: {"num_rows": 20, "files": files[split]} for split in files}
+    facts["train"]["auto"] = asdict(CHOICE)
+    folder.write_data_facts(facts)
     folder.begin()
     write_json(folder.records / "results.json", {"updates": 30, "epochs": 3.0})
     checkpoint = folder.path / "checkpoint-30"
@@ -42,16 +50,32 @@ def finished(tmp_path):
     return folder, command
 
 
-def fitted():
-    """What preset=auto makes of 20 examples, as the recipe that is kept spells it out."""
-    from seqloom.configuration.data_size import settings_for
-
-    return {key: value for key, value in settings_for(20, tokenizer="bpe").items() if key != "preset"}
+def fitted(command):
+    """What auto makes of 20 examples, as the recipe that is kept spells it out."""
+    return fit_recipe(resolve_recipe(None, command), CHOICE)
 
 
 def ask(finished, **changes):
     folder, command = finished
     return asked_of_finished(folder, resolve_recipe(None, {**command, **changes}))
+
+
+def test_what_auto_chose_stays_chosen(finished):
+    """By a newer version, that would choose otherwise, and of a run of an older one, that recorded no choice."""
+    folder, command = finished
+    file = folder.records / "data.json"
+    facts = json.loads(file.read_text())
+    chosen = facts["train"].pop("auto")
+    write_json(file, facts)
+    assert ask(finished) == Asked.NOTHING
+    changed = {**chosen, "settings": {**chosen["settings"], "learning_rate": 0.5}, "tokenizers": ["char", "char"]}
+    write_json(file, {**facts, "train": {**facts["train"], "auto": changed}})
+    folder.recipe_file.write_text(fit_recipe(resolve_recipe(None, command), Choice(**changed)).to_file())
+    assert ask(finished) == Asked.NOTHING
+    with pytest.raises(TrainingError, match=r"learning_rate=0\.5, and learning_rate=0\.1"):
+        ask(finished, learning_rate=0.1)
+    with pytest.raises(TrainingError, match="tokenizer=char, and tokenizer=bpe"):
+        ask(finished, tokenizer="bpe")
 
 
 def test_the_same_command_asks_for_nothing(finished, tmp_path):
@@ -128,8 +152,8 @@ def test_what_the_data_had_decided_is_no_change(finished, tmp_path, asked, settl
     _, command = finished
     plain = {**command, "valid": ["none"], "test": [], "output": str(tmp_path / "held")}
     folder = RunFolder(tmp_path / "held")
-    folder.open(resolve_recipe(None, {**plain, "preset": "tiny", **fitted(), **settled}))
-    facts = {"num_rows": 20, "num_examples": 20, "files": [], "asked": asked}
+    folder.open(fitted({**plain, **settled}))
+    facts = {"num_rows": 20, "files": [], "asked": asked, "auto": asdict(CHOICE)}
     folder.write_data_facts({"train": facts})
     folder.begin()
     write_json(folder.records / "results.json", {"updates": 30, "epochs": 3.0})

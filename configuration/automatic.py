@@ -1,0 +1,152 @@
+"""What `auto` chooses for a run: by the kind of task (`task_kind`) and the number of examples (`data_size`).
+
+A choice is made once, from the training text alone, and recorded; a run that goes on takes the recorded one, so that no
+later version chooses otherwise in the middle of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqloom.configuration.data_size import AUTO, SIZES, settings_of, size_for
+from seqloom.configuration.presets import PRESETS
+from seqloom.configuration.recipe import Recipe
+from seqloom.configuration.task_kind import Looks, TaskKind, kind_of
+
+SUBWORD_KINDS = ("bpe", "unigram")
+"""Kinds of vocabulary whose size is chosen; characters and words are as many as the text has."""
+
+MOST_SEQUENCES, LEAST_SEQUENCES, EXAMPLES_A_SEQUENCE = 256, 32, 32
+"""Examples of an update of strings: as many as make 32 updates an epoch, from 32 to 256 (Wu et al. 2021 have 400)."""
+
+MOST_TOKENS_AN_UPDATE = 16_384
+"""However long the strings are."""
+
+AVERAGED, LATE = 5, 0.25
+"""Checkpoints that are averaged (Vaswani et al. 2017, section 6.1), and the share of a run whose checkpoints are late
+enough for it: earlier ones spoil the mean."""
+
+OWN_ENDS = frozenset(
+    {"average_by", "ema_decay", "early_stopping_patience", "load_best_model_at_end", "save_strategy"}
+    | {"save_total_limit"}
+)
+"""Keys by which an author says how a run ends, or which checkpoints there are: nothing is averaged unasked then."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` stands for in one run."""
+
+    task: str
+    """What kind of task it is, and why, for the screen."""
+    size: str
+    """Which preset for how many examples, and why."""
+    tokenizers: Sequence[str]
+    """Kind of the source's and of the target's vocabulary."""
+    metrics: Sequence[str]
+    """Which scores."""
+    settings: Mapping[str, Any]
+    """Every other recipe key that is decided, and its value."""
+
+
+def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
+    """Return what suits a training text.
+
+    Args:
+        recipe: with what is named, such as a kind of vocabulary, and what the choice has to go together with.
+        num_examples: training examples.
+        looks: of some of them.
+    """
+    kind = kind_of(looks)
+    size = size_for(num_examples, kind.sizes)
+    settings = settings_of(size)
+    kinds = _tokenizers(recipe, kind, looks)
+    subwords = set(kinds) & set(SUBWORD_KINDS)
+    chosen_size = settings.pop("vocab_size", None)
+    if chosen_size and subwords:  # one side's own vocabulary is smaller than that of both
+        settings["vocab_size"] = chosen_size if kinds[0] == kinds[1] else max(4000, chosen_size // 2)
+    tokens = looks.source.tokens(kinds[0]) + looks.target.tokens(kinds[1])
+    if kind.counts_sequences:
+        sequences = max(LEAST_SEQUENCES, min(MOST_SEQUENCES, num_examples // EXAMPLES_A_SEQUENCE))
+        settings["tokens_per_update"] = min(MOST_TOKENS_AN_UPDATE, round(sequences * tokens))
+    settings["average_checkpoints"] = _num_averaged(recipe, settings, num_examples * tokens)
+    task = f"{kind.name}, for {kind.why.format(looks=looks)}"
+    return Choice(
+        task, f"preset {size.preset} for {num_examples:,} examples, {size.source}", kinds, kind.metrics, settings
+    )
+
+
+def _tokenizers(recipe: Recipe, kind: TaskKind, looks: Looks) -> tuple[str, str]:
+    """Return the kinds of the two vocabularies: named, or such that they go with what else is named."""
+    kinds = kind.vocabularies(looks)
+    if recipe.bpe_dropout:
+        kinds = "bpe", "bpe"
+    elif kinds[0] != kinds[1] and recipe.joint_vocabulary and "joint_vocabulary" in recipe.named:
+        kinds = ("bpe", "bpe") if "bpe" in kinds else ("char", "char")
+    first, second = (own if asked == AUTO else asked for asked, own in zip(recipe.tokenizers, kinds, strict=True))
+    return first, second
+
+
+def _num_averaged(recipe: Recipe, settings: Mapping[str, Any], tokens_an_epoch: float) -> int:
+    """Return how many checkpoints lie in the last part of a run, about; at most `AVERAGED`, and none where few do."""
+    if recipe.named & OWN_ENDS:
+        return 0
+    flat = {**settings, **{key: value for key, value in recipe.flat().items() if key in recipe.named}}
+    updates = flat.get("max_steps", -1)
+    if updates <= 0:
+        updates = flat["num_train_epochs"] * tokens_an_epoch / flat["tokens_per_update"]
+    every = recipe.training_arguments.get("save_steps", 500)
+    late = int(LATE * updates / (every if every >= 1 else every * updates))
+    return min(AVERAGED, late) if late > 1 else 0
+
+
+def choice_of_old(recorded: Recipe) -> Choice:
+    """Return what an older version chose, which recorded no choice, only the recipe that came of it.
+
+    Args:
+        recorded: the recipe of its run.
+    """
+    keys = {"preset", "average_checkpoints"}.union(*(preset.model | preset.training for preset in PRESETS.values()))
+    keys = keys.union(*(settings_of(size) for size in SIZES))
+    settings = {key: value for key, value in recorded.flat().items() if key in keys}
+    task = "as this run was started, with an older version"
+    return Choice(task, f"preset {recorded.preset}", recorded.tokenizers, recorded.metrics, settings)
+
+
+def explain(choice: Choice, recipe: Recipe, fitted: Recipe) -> str:
+    """Say in one line what was chosen and why; "": all was named.
+
+    Args:
+        choice: as it was made.
+        recipe: before.
+        fitted: after it, with its scores.
+    """
+    parts = []
+    if AUTO in recipe.tokenizers:
+        kinds = fitted.tokenizers
+        parts.append(f"tokenizer {kinds[0] if kinds[0] == kinds[1] else ' -> '.join(kinds)}")
+    if not recipe.metrics and fitted.metrics:
+        parts.append(f"metrics {' '.join(fitted.metrics)}")
+    lines = [f"{choice.task}: {', '.join(parts)}"] if parts else []
+    if recipe.preset == AUTO:
+        lines.append(f"{choice.size}: {', '.join(_shown(choice, fitted)) or 'all else as named'}")
+    return "; ".join(lines)
+
+
+def _shown(choice: Choice, fitted: Recipe) -> list[str]:
+    """Return what is said of the values that nobody named."""
+    texts = {
+        "vocab_size": "vocabulary {:,}",
+        "dropout": "dropout {}",
+        "learning_rate": "learning rate {}",
+        "tokens_per_update": "{:,} tokens an update",
+        "num_train_epochs": "{:g} epochs",
+        "average_checkpoints": "the last {} checkpoints averaged",
+    }
+    values = fitted.flat()
+    hidden = fitted.named | ({"num_train_epochs"} if values.get("max_steps", -1) > 0 else frozenset())
+    shown = [key for key in texts if key in choice.settings and key not in hidden and values[key]]
+    return [texts[key].format(values[key]) for key in shown]
+
+
+__all__ = ["Choice", "choice_of_old", "choose", "explain"]

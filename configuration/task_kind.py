@@ -1,0 +1,263 @@
+"""What a corpus teaches, seen from its training text alone, and what suits that: words -> phones, strings, sentences.
+
+`KINDS` has a row for each kind of task: what it is known by, the vocabulary of either side, the scores, whether updates
+count examples or tokens, and the table of `data_size` that knows its models. The first row that fits is the kind. It
+decides only on what nobody names.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+
+import regex
+from rapidfuzz.distance import Levenshtein
+
+from seqloom.configuration.data_size import SIZES, STRING_SIZES, DataSize
+
+SAMPLE = 4000
+"""Examples that are looked at, spread over the corpus."""
+
+MOST_PHONES = 200
+"""Different phones that a language's transcription has at most; with tones and lengths Vietnamese has the most, 110."""
+
+MOST_UNSEEN = 0.02
+"""Words that half of a sample lacks, as a share of the other half, where a side has a closed set of words. Of COGS'
+sources 0.004, SCAN 0, captions of Multi30k 0.06, everyday sentences 0.15 and more (LOG: kinds of task)."""
+
+LEAST_TEXTS, MOST_LABELS = 200, 100
+"""Texts below which nobody can say that a set of words is closed; different targets of one word that are labels."""
+
+_LETTER = regex.compile(r"\p{L}")
+_HAN = regex.compile(r"\p{Script=Han}")
+_IDEOGRAPH = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]")
+_UNSPACED = regex.compile(
+    r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
+    r"\p{Script=Myanmar}]"
+)
+_ENTITY = regex.compile(r"&#?\w+;")  # an apostrophe of tokenised text, not code
+_CODE = regex.compile(r"[_(){}\[\]=<>;/\\]|^[^\p{L}\p{N}.,!?:'\"…«»„“”‘’–—。，！？-]$")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the texts of one side look like."""
+
+    num_texts: int
+    """That were looked at, blank ones not counted."""
+    characters: float
+    """In a text, on average."""
+    words: float
+    """Between spaces in a text, on average."""
+    alone: float
+    """Share of the texts that are one word."""
+    distinct: int
+    """Different words."""
+    unseen: float
+    """Share of the words in every second text that no other text has."""
+    ideographs: float
+    """Share of the letters that are Chinese characters or kana."""
+    unspaced: float
+    """Share of the letters whose script puts no spaces between words."""
+    code: float
+    """Share of the words with a sign that sentences lack."""
+    has_phones: bool
+    """See `are_phones`."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Side":
+        """Look at some texts."""
+        texts = [text for text in texts if text.strip()] or [""]
+        split = [text.split() for text in texts]
+        words = [word for each in split for word in each]
+        seen = {word for each in split[::2] for word in each}
+        others = [word for each in split[1::2] for word in each]
+        letters = _LETTER.findall("".join(texts))
+        return cls(
+            num_texts=len(texts),
+            characters=fmean(map(len, texts)),
+            words=fmean(map(len, split)),
+            alone=fmean(len(each) == 1 for each in split),
+            distinct=len(set(words)),
+            unseen=_share(word not in seen for word in others),
+            ideographs=_share(_IDEOGRAPH.match(letter) is not None for letter in letters),
+            unspaced=_share(_UNSPACED.match(letter) is not None for letter in letters),
+            code=_share(_CODE.search(_ENTITY.sub("", word)) is not None for word in words),
+            has_phones=are_phones(texts),
+        )
+
+    @property
+    def is_unspaced(self) -> bool:
+        """Whether words are not separated: such a script, and nobody has put spaces in."""
+        return self.unspaced > 0.5 and (self.alone >= 0.9 or self.characters >= 5 * self.words)
+
+    @property
+    def is_string(self) -> bool:
+        """Whether texts are names, words, dates, formulas: one word, or few and short ones."""
+        if self.is_unspaced:
+            return self.characters <= 6
+        return (self.alone >= 0.9 and self.characters <= 200) or (self.words <= 3 and self.characters <= 25)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all words that there are have been seen; of strings only labels are called so."""
+        is_small = not self.is_string or (self.alone >= 0.9 and self.distinct <= MOST_LABELS)
+        return self.num_texts >= LEAST_TEXTS and self.unseen <= MOST_UNSEEN and is_small and not self.is_unspaced
+
+    @property
+    def vocabulary(self) -> str:
+        """The kind that suits such texts, whatever is on the other side."""
+        if self.has_phones or self.is_closed:
+            return "word"
+        # Characters beat words and pieces of them in Chinese, translation too (Li et al. 2019, arXiv:1905.05526).
+        return "char" if self.is_string or (self.ideographs > 0.5 and self.is_unspaced) else "bpe"
+
+    def tokens(self, vocabulary: str) -> float:
+        """Return about how many tokens a text has, its end too."""
+        pieces = max(self.words, self.characters / (1.5 if self.is_unspaced else 4))
+        return 1 + {"char": self.characters, "word": self.words}.get(vocabulary, pieces)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a corpus looks like."""
+
+    source: Side
+    target: Side
+    likeness: float = 0.0
+    """How much of a target stands in its source already, 0 to 1, on average."""
+
+    @classmethod
+    def of(cls, sources: Sequence[str], targets: Sequence[str], *, is_continuation: bool = False) -> "Looks":
+        """Look at some pairs; prompts and their continuations are one text."""
+        if is_continuation:
+            whole = Side.of([source + target for source, target in zip(sources, targets, strict=True)])
+            return cls(whole, whole)
+        pairs = islice(zip(sources, targets, strict=True), 500)
+        likeness = fmean([Levenshtein.normalized_similarity(*pair) for pair in pairs] or [0.0])
+        return cls(Side.of(sources), Side.of(targets), likeness)
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A kind of task, and what suits it."""
+
+    name: str
+    """As a person calls it."""
+    why: str
+    """What it is known by, of some `looks`."""
+    fits: Callable[[Looks], bool]
+    """Whether a corpus is of this kind, if it is of none before."""
+    metrics: tuple[str, ...]
+    """Of `seqloom.training.metrics`; the first chooses the best checkpoint."""
+    source: str | None = None
+    """Kind of the source vocabulary, unless sources are phones; None: what suits the texts."""
+    target: str | None = None
+    """Kind of the target vocabulary; None: what suits the texts."""
+    sizes: tuple[DataSize, ...] = SIZES
+    """Which models suit how many examples."""
+    counts_sequences: bool = False
+    """Whether an update is a number of examples, however short they are."""
+
+    def vocabularies(self, looks: Looks) -> tuple[str, str]:
+        """Return the kinds of the source's and of the target's vocabulary."""
+        source = "word" if looks.source.has_phones else self.source or looks.source.vocabulary
+        return source, self.target or looks.target.vocabulary
+
+
+PHONES = TaskKind(
+    "words -> phones",
+    "the targets are {looks.target.distinct:,} symbols of at most three letters, separated by spaces",
+    lambda looks: looks.target.has_phones,
+    ("exact_match", "per", "wer"),
+    source="char",
+    target="word",
+    sizes=STRING_SIZES,
+    counts_sequences=True,
+)
+CLOSED = TaskKind(
+    "targets of a closed set of words",
+    "{looks.target.distinct:,} words make up all targets",
+    lambda looks: looks.target.is_closed,
+    ("exact_match", "chrf", "bleu"),
+    target="word",
+)
+LETTERS = TaskKind(
+    "letters -> letters",
+    "the targets are short strings, {looks.target.characters:.0f} characters on average",
+    lambda looks: looks.target.is_string and looks.source.characters <= 100,
+    ("exact_match", "cer"),
+    source="char",
+    target="char",
+    sizes=STRING_SIZES,
+    counts_sequences=True,
+)
+STRINGS = TaskKind(
+    "texts -> short strings",
+    "the targets have {looks.target.characters:.0f} characters on average, the sources {looks.source.characters:.0f}",
+    lambda looks: looks.target.is_string,
+    ("exact_match", "cer"),
+    source="bpe",
+    target="bpe",
+)
+RESPELT = TaskKind(
+    "texts -> the same texts, spelt otherwise",
+    "{looks.likeness:.0%} of a target stand in its source",
+    lambda looks: looks.likeness >= 0.75 and looks.target.characters <= 120,
+    ("exact_match", "cer", "chrf"),
+    source="char",
+    target="char",
+    counts_sequences=True,
+)
+CODE = TaskKind(
+    "code-like targets",
+    "{looks.target.code:.0%} of their words have signs that sentences lack",
+    lambda looks: looks.target.code > 0.1,
+    ("exact_match", "chrf", "bleu"),
+    source="bpe",
+    target="bpe",
+)
+UNSPACED = TaskKind(
+    "sentences of a script without spaces",
+    "most letters of a side are of such a script",
+    lambda looks: looks.source.is_unspaced or looks.target.is_unspaced,
+    ("bleu", "chrf", "exact_match", "cer"),
+)
+SENTENCES = TaskKind(
+    "sentences",
+    "they have {looks.target.words:.0f} words on average",
+    lambda looks: True,
+    ("bleu", "chrf", "exact_match", "cer"),
+    source="bpe",
+    target="bpe",
+)
+KINDS = (PHONES, CLOSED, LETTERS, STRINGS, RESPELT, CODE, UNSPACED, SENTENCES)
+"""The first that fits is a corpus's kind."""
+
+
+def kind_of(looks: Looks) -> TaskKind:
+    """Return the kind of a corpus."""
+    return next(kind for kind in KINDS if kind.fits(looks))
+
+
+def sampled(num_examples: int) -> list[int]:
+    """Return which examples to look at."""
+    count = min(num_examples, SAMPLE)
+    return [row * num_examples // count for row in range(count)]
+
+
+def are_phones(targets: Sequence[str]) -> bool:
+    """Return whether texts are phones separated by spaces: few different symbols, each of at most three letters.
+
+    Tones may be symbols of their own, without a letter.
+    """
+    words = [word for text in targets[:SAMPLE] for word in text.split()]
+    if len(words) < 2 * min(len(targets), SAMPLE) or len(set(words)) > MOST_PHONES:
+        return False
+    letters = [99 if _HAN.search(word) else len(_LETTER.findall(word)) for word in words]
+    return sum(n <= 3 for n in letters) >= 0.98 * len(words) and sum(n > 0 for n in letters) >= 0.6 * len(words)
+
+
+def _share(flags: Iterable[bool]) -> float:
+    listed = list(flags)
+    return sum(listed) / max(1, len(listed))

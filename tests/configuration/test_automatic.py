@@ -1,0 +1,158 @@
+"""What `auto` chooses: by kind of task and number of examples; and that whatever is named wins over it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqloom.configuration.automatic import AVERAGED, Choice, choice_of_old, choose, explain
+from seqloom.configuration.presets import PRESETS
+from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
+from seqloom.configuration.task_kind import Looks
+
+SENTENCES = ["Ein Mann steht auf der Straße.", "Zwei Hunde spielen im Schnee."]
+CHINESE = ["一个男人站在街上。", "两只狗在雪地里玩。"]
+WORDS, PHONES = ["ablakok", "gondolja"], ["ɒ b l ɒ k o k", "ɡ o n d o jː ɒ"]
+TRANSLATION, SPELLING = Looks.of(SENTENCES, SENTENCES[::-1]), Looks.of(WORDS, PHONES)
+
+
+def fit(num_examples: int, looks: Looks = TRANSLATION, **keys: Any) -> tuple[Recipe, str, Choice]:
+    recipe = resolve_recipe(None, {"train": ["a", "b"], **keys})
+    choice = choose(recipe, num_examples, looks)
+    fitted = fit_recipe(recipe, choice)
+    return fitted, explain(choice, recipe, fitted), choice
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "preset", "vocab_size", "dropout", "rate", "tokens"),
+    [
+        (8_000, "tiny", 4_000, 0.3, 2.5e-3, 4_096),
+        (30_000, "tiny", 10_000, 0.3, 3e-3, 4_096),
+        (150_000, "medium", 10_000, 0.3, 5e-4, 8_192),
+        (5_000_000, "base", 37_000, 0.1, 7e-4, 50_000),
+        (40_000_000, "big", 32_000, 0.1, 5e-4, 50_000),
+    ],
+)
+def test_each_size_of_translation_gets_what_was_published_for_it(
+    num_examples: int, preset: str, vocab_size: int, dropout: float, rate: float, tokens: int
+) -> None:
+    recipe, line, _ = fit(num_examples)
+    config = recipe.model_config()
+    assert (recipe.preset, recipe.vocab_size, config.dropout) == (preset, vocab_size, dropout)
+    assert (recipe.training_arguments["learning_rate"], recipe.tokens_per_update) == (rate, tokens)
+    assert config.d_model == PRESETS[preset].model.get("d_model", 512)
+    assert (recipe.tokenizers, recipe.tokenizer, recipe.joint_vocabulary) == (("bpe", "bpe"), "bpe", True)
+    assert line.startswith("sentences, for they have 6 words on average: tokenizer bpe; preset ")
+    for part in (f"vocabulary {vocab_size:,}", f"dropout {dropout}", f"{tokens:,} tokens an update", "epochs"):
+        assert part in line
+
+
+def test_words_to_phones_are_characters_to_words_in_updates_of_so_many_examples() -> None:
+    recipe, line, choice = fit(8_000, SPELLING)
+    assert (recipe.tokenizers, recipe.joint_vocabulary) == (("char", "word"), False)
+    assert (recipe.tokenizer, recipe.source_tokenizer, recipe.target_tokenizer) == ("auto", "char", "word")
+    characters, phones = 7.5 + 1, 7 + 1
+    assert recipe.tokens_per_update == round(8_000 // 32 * (characters + phones))
+    assert choice.metrics == ("exact_match", "per", "wer")
+    assert "words -> phones, for the targets are 9 symbols" in line
+    assert "tokenizer char -> word" in line
+    assert "vocabulary" not in line
+    assert fit(300, SPELLING)[0].tokens_per_update == round(32 * (characters + phones))
+    assert fit(10**6, SPELLING)[0].tokens_per_update == round(256 * (characters + phones))
+    assert fit(107_000, SPELLING)[0].preset == "small"
+
+
+def test_a_side_without_spaces_has_a_vocabulary_of_its_own() -> None:
+    recipe, _, _ = fit(30_000, Looks.of(CHINESE, SENTENCES))
+    assert (recipe.tokenizers, recipe.joint_vocabulary, recipe.vocab_size) == (("char", "bpe"), False, 5_000)
+    recipe, line, _ = fit(30_000, Looks.of(CHINESE, CHINESE[::-1]))
+    assert (recipe.tokenizer, recipe.joint_vocabulary, recipe.vocab_size) == ("char", True, Recipe.vocab_size)
+    assert "vocabulary" not in line
+
+
+def test_what_is_named_wins() -> None:
+    keys = {"dropout": 0.1, "learning_rate": 1e-3, "vocab_size": 500, "max_steps": 9, "tokens_per_update": 99}
+    recipe, line, _ = fit(30_000, tokenizer="unigram", **keys)
+    assert (recipe.preset, recipe.model["dropout"], recipe.vocab_size) == ("tiny", 0.1, 500)
+    assert (recipe.tokenizer, recipe.tokens_per_update) == ("unigram", 99)
+    assert (recipe.training_arguments["learning_rate"], recipe.training_arguments["max_steps"]) == (1e-3, 9)
+    assert line.endswith("(Wu et al. 2021): all else as named")
+    assert line.startswith("preset tiny")
+
+
+@pytest.mark.parametrize(
+    ("named", "tokenizers"),
+    [
+        ({"tokenizer": "bpe"}, ("bpe", "bpe")),
+        ({"target_tokenizer": "char"}, ("char", "char")),
+        ({"source_tokenizer": "bpe"}, ("bpe", "word")),
+        ({"tokenizer": "char", "target_tokenizer": "unigram"}, ("char", "unigram")),
+        ({"tokenizer": "auto"}, ("char", "word")),
+        ({"joint_vocabulary": True}, ("char", "char")),
+        ({"bpe_dropout": 0.1}, ("bpe", "bpe")),
+        ({"preset": "base"}, ("char", "word")),
+    ],
+)
+def test_vocabularies_go_with_what_is_named(named: dict[str, Any], tokenizers: tuple[str, str]) -> None:
+    recipe, line, _ = fit(8_000, SPELLING, **named)
+    assert (recipe.tokenizers, recipe.joint_vocabulary) == (tokenizers, tokenizers[0] == tokenizers[1])
+    assert ("preset" in line) == ("preset" not in named)
+
+
+def test_nothing_is_chosen_where_all_is_named() -> None:
+    for name in ("multi30k-en-de", "g2p-cmudict", "demo"):
+        shipped = resolve_recipe(name)
+        choice = choose(shipped, 100, SPELLING)
+        assert fit_recipe(shipped, choice) == shipped
+        assert explain(choice, shipped, shipped) == ""
+
+
+def test_late_checkpoints_are_averaged_where_a_run_has_some() -> None:
+    assert fit(30_000, max_steps=10_000)[0].average_checkpoints == AVERAGED
+    assert fit(30_000, max_steps=4_000)[0].average_checkpoints == 2
+    assert fit(30_000, max_steps=1_500)[0].average_checkpoints == 0
+    assert fit(30_000, max_steps=4_000, save_steps=200)[0].average_checkpoints == AVERAGED
+    assert fit(30_000, max_steps=4_000, save_steps=0.05)[0].average_checkpoints == AVERAGED
+    recipe, line, _ = fit(30_000, max_steps=10_000)
+    assert "the last 5 checkpoints averaged" in line
+    assert recipe.training_arguments["save_total_limit"] == 5
+    for key, value in {
+        "ema_decay": 0.9,
+        "save_total_limit": 2,
+        "save_strategy": "no",
+        "average_checkpoints": 0,
+    }.items():
+        assert fit(30_000, max_steps=10_000, **{key: value})[0].average_checkpoints == 0
+
+
+@pytest.mark.parametrize("looks", [TRANSLATION, SPELLING, Looks.of(CHINESE, SENTENCES)])
+def test_the_fitted_recipe_comes_back_from_its_file(tmp_path: Path, looks: Looks) -> None:
+    recipe, _, _ = fit(8_000, looks, valid=["c", "d"], metrics=list(choose(Recipe(), 8_000, looks).metrics))
+    recipe.save(tmp_path / "recipe.yaml")
+    loaded = resolve_recipe(tmp_path / "recipe.yaml")
+    assert loaded == recipe
+    assert loaded.training_arguments["eval_strategy"] == "steps"
+    assert fit_recipe(loaded, choose(loaded, 10**7, TRANSLATION)) == loaded
+    again = resolve_recipe(tmp_path / "recipe.yaml", {"tokenizer": "bpe"})
+    assert again.tokenizers == ("bpe", "bpe"), "tokenizer names both sides, those of the file too"
+
+
+def test_an_old_run_keeps_what_it_was_started_with(tmp_path: Path) -> None:
+    recipe, _, _ = fit(8_000, TRANSLATION, average_checkpoints=0, metrics=["bleu"])
+    asked = resolve_recipe(None, {"train": ["a", "b"]})
+    assert fit_recipe(asked, choice_of_old(recipe)).flat() == {**recipe.flat(), "metrics": []}
+
+
+def test_two_kinds_are_two_vocabularies() -> None:
+    recipe = resolve_recipe(None, {"train": ["a", "b"], "source_tokenizer": "char", "target_tokenizer": "word"})
+    assert not recipe.joint_vocabulary
+    one = resolve_recipe(None, {"train": ["a", "b"], "source_tokenizer": "char", "target_tokenizer": "char"})
+    assert (one.tokenizer, one.source_tokenizer, one.joint_vocabulary) == ("char", None, True)
+    with pytest.raises(RecipeError, match="the source's is char, the target's word; leave joint_vocabulary out"):
+        resolve_recipe(
+            None,
+            {"train": ["a", "b"], "tokenizer": "char", "target_tokenizer": "word", "joint_vocabulary": True},
+        )
+    with pytest.raises(RecipeError, match="name the kind of its vocabulary with tokenizer alone"):
+        resolve_recipe(None, {"train": ["a"], "task": "continuation", "source_tokenizer": "char"})
