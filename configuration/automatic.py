@@ -106,8 +106,11 @@ def choice_of_old(recorded: Recipe) -> Choice:
     Args:
         recorded: the recipe of its run.
     """
-    keys = {"preset", "average_checkpoints"}.union(*(preset.model | preset.training for preset in PRESETS.values()))
-    keys = keys.union(*(settings_of(size) for size in SIZES))
+    owners = [
+        *(each for preset in PRESETS.values() for each in (preset.model, preset.training)),
+        *map(settings_of, SIZES),
+    ]
+    keys = {"preset", "average_checkpoints"}.union(*owners)
     settings = {key: value for key, value in recorded.flat().items() if key in keys}
     task = "as this run was started, with an older version"
     return Choice(task, f"preset {recorded.preset}", recorded.tokenizers, recorded.metrics, settings)

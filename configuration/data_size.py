@@ -7,11 +7,11 @@ and what else a corpus decides, `task_kind` and `automatic` say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from seqloom.configuration.presets import Preset, get_preset
 
-AUTO = "auto"
+AUTO: Final = "auto"
 """The value of `preset`, `tokenizer` and `metrics` with which the training text decides."""
 
 

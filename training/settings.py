@@ -36,7 +36,7 @@ def metrics_for(recipe: Recipe, usual: Sequence[str]) -> tuple[str, ...]:
         recipe: with its task.
         usual: for the kind of task.
     """
-    usual = () if recipe.task == "continuation" else usual
+    usual = () if recipe.task == "continuation" else tuple(usual)
     chooser = str(recipe.training_arguments.get("metric_for_best_model") or "").removeprefix("eval_")
     return (*usual, chooser) if chooser in METRICS and chooser not in usual else usual
 

@@ -33,7 +33,7 @@ from seqloom.training.lessons.lesson_page import Outcome, draw_lesson, write_les
 from seqloom.training.monitoring.console import library_bars, say
 from seqloom.training.monitoring.gradient_flow import can_draw
 from seqloom.training.monitoring.history import rows_of
-from seqloom.training.preparation import encode_batch
+from seqloom.training.preparation import encode
 from seqloom.training.settings import generation_config, training_arguments
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
@@ -196,8 +196,7 @@ def _read_dates(recipe: Recipe) -> tuple[SeqloomTokenizers, dict[str, Dataset]]:
     dates = build_demo(num_train=NUM_TRAIN, num_validation=NUM_VALIDATION, num_test=1)
     texts = (dates["train"][column][:] for column in ("source", "target"))
     tokenizers = train_tokenizer(*texts, kind=recipe.tokenizer, vocab_size=recipe.vocab_size, show_progress=False)
-    encoded = {name: {**rows[:], **encode_batch(rows[:], tokenizers)} for name, rows in dates.items()}
-    return tokenizers, {name: Dataset.from_dict(rows) for name, rows in encoded.items()}
+    return tokenizers, {name: encode(rows, tokenizers, name) for name, rows in dates.items()}
 
 
 def _learn(
