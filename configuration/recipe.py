@@ -116,7 +116,7 @@ class Recipe:
 
     preset: str = field(default=AUTO, metadata=MODEL)
     """A named size of the model, with the learning rate, warm-up and tokens per update that suit it; auto: chosen by
-    the number of training examples, and with it vocabulary, dropout and number of epochs."""
+    the kind of task and the number of training examples, and with it size of vocabulary, dropout, epochs, averaging."""
 
     output: str = field(default="seqloom-model", metadata=TRAINING)
     """The folder that will hold the finished model; running checkpoints lie in OUTPUT/checkpoint-N."""
@@ -148,7 +148,7 @@ class Recipe:
     """Log the norm of the gradient in each layer, for OUTPUT/run/history.jsonl, report.html and gradient_flow.png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
-    """Scores to report, e.g. bleu chrf exact_match; [] or auto: those that are usual for the kind of target text."""
+    """Scores to report, e.g. bleu chrf exact_match; [] or auto: those that are usual for the kind of task."""
     num_beams: int = field(default=4, metadata=EVALUATION | at_least(1))
     """Beams of the final test and of generation_config.json; 1 is greedy."""
     length_penalty: float = field(default=1.0, metadata=EVALUATION)
@@ -163,7 +163,7 @@ class Recipe:
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Fields of `Seq2SeqTrainingArguments` beyond its defaults, `TRAINING_DEFAULTS` and preset included."""
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    """Keys that the recipe file or the command line names; preset=auto leaves them as they are."""
+    """Keys that the recipe file or the command line names; auto leaves them as they are."""
 
     PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 
