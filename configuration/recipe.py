@@ -121,7 +121,7 @@ class Recipe:
 
     preset: str = field(default=AUTO, metadata=MODEL)
     """A named size of the model, with the learning rate, warm-up and tokens per update that suit it; auto: chosen by
-    the number of training examples, and with it vocabulary, dropout and number of epochs."""
+    the kind of task and the number of training examples, and with it size of vocabulary, dropout, epochs, averaging."""
     init_from: str | None = field(default=None, metadata=MODEL)
     """A finished folder, or a checkpoint in one, with whose weights the training begins; the shape of the model is
     that folder's, and the learning rate suits it; null: random weights."""
@@ -159,7 +159,7 @@ class Recipe:
     """Log the norm of the gradient in each layer, for OUTPUT/run/history.jsonl, report.html and gradient_flow.png."""
 
     metrics: list[str] = field(default_factory=list, metadata=EVALUATION)
-    """Scores to report, e.g. bleu chrf exact_match; [] or auto: those that are usual for the kind of target text."""
+    """Scores to report, e.g. bleu chrf exact_match; [] or auto: those that are usual for the kind of task."""
     num_beams: int = field(default=4, metadata=EVALUATION | at_least(1))
     """Beams of the final test and of generation_config.json; 1 is greedy."""
     length_penalty: float = field(default=1.0, metadata=EVALUATION)
@@ -174,7 +174,7 @@ class Recipe:
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Fields of `Seq2SeqTrainingArguments` beyond its defaults, `TRAINING_DEFAULTS` and preset included."""
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    """Keys that the recipe file or the command line names; preset=auto leaves them as they are."""
+    """Keys that the recipe file or the command line names; auto leaves them as they are."""
 
     PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 

@@ -86,7 +86,7 @@ def _overview() -> str:
         "Seq2SeqTrainingArguments (learning_rate, max_steps, num_train_epochs, warmup_steps, save_steps, eval_steps, "
         "seed, bf16, report_to, ...) is a key too: --help_all lists them. Without --recipe and --train the built-in "
         f"date demo is trained. Values in [brackets] are the defaults; preset auto starts from {start} and lets the "
-        "number of training examples decide on what nobody names."
+        "training text decide on what nobody names."
     )
     presets = "\n".join(_help_line(name, preset.description) for name, preset in PRESETS.items())
     return "\n\n".join([*_help_chapters(own_keys()), f"presets:\n{presets}", textwrap.fill(pointer, 110)])
