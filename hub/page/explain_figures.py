@@ -6,6 +6,8 @@ Each function returns a matplotlib `Figure`; `figure.savefig("attention.pdf")` w
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from io import BytesIO
 from typing import Any
 
 from seqloom.hub.page.explain import Explanation
@@ -92,7 +94,14 @@ def _empty(width: float, height: float) -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError("the picture needs matplotlib; pip install 'seqloom[plots]'.") from error
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(_png_of, figure)  # what a notebook looks for
     return figure, figure.subplots()
+
+
+def _png_of(figure: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def _readable(figure: Any) -> Any:

@@ -139,6 +139,7 @@ def test_figures_show_the_numbers(explanation, tmp_path):
     assert image.get_array().ravel().tolist() == pytest.approx([0.9, 0.1, 0.25, 0.75])
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [r"\$b", "⏎"]
     figure.savefig(tmp_path / "attention.png")
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it"
     mean = attention_figure(explanation).axes[0].images[0].get_array()
     torch.testing.assert_close(torch.tensor(mean), torch.tensor(explanation.mean_attention()), check_dtype=False)
     lines = alignment_figure(explanation, shift=False).axes[0].lines

@@ -207,6 +207,7 @@ def test_a_causal_lm_and_a_given_target_walk_too(taught_model, tokenizer):
     forced = walk(taught_model(), tokenizer, "abc", target="PPP", max_new_tokens=9)
     assert forced["output"] == "PPP"
     assert forced["forced"]
+    assert forced["target"]["end"] == tokenizer.eos_token_id
     assert forced["target"]["ids"][1:] == tokenizer("PPP")["input_ids"]
 
 

@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 
+from seqloom.hub.page import walk as walk_module
+from seqloom.hub.page import walk_numbers
 from seqloom.hub.page.walk import render_walk, walk
 from seqloom.hub.page.walk_file import TEMPLATE
+from seqloom.training.tokenizer import train_tokenizer
 from tests.browser import open_browser
 from tests.toy import MODERN
 
@@ -49,8 +52,8 @@ def browser(tmp_path_factory):
 def opened(browser, tokenizer, tmp_path):
     """Return a function that walks through a model, opens the page, and returns the walk."""
 
-    def open_(model, text, **options):
-        data = walk(model, tokenizer, text, name="capitals", **{"max_new_tokens": 9, **options})
+    def open_(model, text, names=tokenizer, **options):
+        data = walk(model, names, text, name="capitals", **{"max_new_tokens": 9, **options})
         page = tmp_path / "walk.html"
         page.write_text(render_walk(data, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
         browser.resize(1400)
@@ -82,21 +85,74 @@ def test_every_station_stands(browser, opened, taught_model, switches):
     assert browser.errors() == []
 
 
-def test_the_page_computes_what_the_model_says(browser, opened, taught_model):
-    model = taught_model()
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_the_page_computes_what_the_model_says(browser, opened, taught_model, switches):
+    model = taught_model(**SWITCHES[switches])
     data = opened(model, "bacd")
     ids, target = torch.tensor([data["source"]["ids"]]), torch.tensor([data["target"]["ids"]])
-    logits = model(ids, decoder_input_ids=target[:, :-1]).logits[0].detach()
-    for step, row in enumerate(logits):
+    model.set_attn_implementation("eager")
+    own = model(ids, decoder_input_ids=target[:, :-1], output_attentions=True, output_hidden_states=True)
+    for step, row in enumerate(own.logits[0].detach()):
         for temperature, top_k in ((1.0, 0), (0.5, 0), (2.0, 3)):
             found = browser.run("return walk.distribution(...arguments)", step, temperature, top_k)
             values = (row / temperature).sort(descending=True).values
             expected = values[: top_k or None].softmax(-1)
             torch.testing.assert_close(torch.tensor(found["words"])[: len(expected)], expected, atol=1e-4, rtol=1e-3)
-    weights = browser.run("return walk.plain(walk.data).decoder.layers[1].cross.weights")
-    model.set_attn_implementation("eager")
-    own = model(ids, decoder_input_ids=target[:, :-1], output_attentions=True).cross_attentions[1][0]
-    torch.testing.assert_close(torch.tensor(weights), own.detach(), atol=1e-3, rtol=1e-3)
+    page = browser.run("return walk.plain(walk.data)")
+    for kind, side, attentions in (
+        ("encoder_self", "encoder", own.encoder_attentions),
+        ("self", "decoder", own.decoder_attentions),
+        ("cross", "decoder", own.cross_attentions),
+    ):
+        for layer, expected in zip(page[side]["layers"], attentions, strict=True):
+            torch.testing.assert_close(torch.tensor(layer[kind]["weights"]), expected[0], atol=1e-3, rtol=1e-3)
+    added = torch.tensor(page["decoder"]["layers"][0]["stream"][-1]["after"])
+    torch.testing.assert_close(added, own.decoder_hidden_states[1][0], atol=5e-3, rtol=5e-3)
+
+
+def test_each_side_may_have_a_vocabulary_of_its_own(browser, opened, tiny_model):
+    tokenizers = train_tokenizer(["abc bca"] * 9, ["ABC xyz"] * 9, kind="char", vocab_size=300, joint=False)
+    model = tiny_model(vocab_size=tokenizers.vocab_size, **MODERN)
+    data = opened(model, "cab", tokenizers.source, target="xyB", target_tokenizer=tokenizers.target)
+    assert (data["source"]["tokens"], data["output"]) == (["c", "a", "b", "</s>"], "xyB")
+    assert data["target"]["ids"][1:] == tokenizers.target("xyB")["input_ids"]
+    browser.run("walk.set({i: walk.stations.indexOf('next')})")
+    written = browser.run("return [...document.querySelectorAll('main tr td:nth-child(4)')].map(x => x.textContent)")
+    assert written == ["x", "y", "B", "</s>"]
+    browser.run("walk.set({all: true})")
+    text = browser.run("return document.body.innerText")
+    assert "Source and target have vocabularies of their own" in text
+    assert not [mark for mark in ("<source>", "<target>") if mark in text]
+    assert [check for check in browser.run("return walk.checks()") if not check["ok"]] == []
+    assert browser.errors() == []
+
+
+def test_what_is_shown_in_part_is_said(browser, opened, taught_model, monkeypatch):
+    monkeypatch.setattr(walk_numbers, "MOST_TOKENS", 3)
+    monkeypatch.setattr(walk_module, "MOST_TOKENS", 3)
+    opened(taught_model(), "abcdef")
+    browser.run("walk.set({i: walk.stations.indexOf('tokens')})")
+    text = browser.run("return document.querySelector('main').innerText")
+    assert "Shown are the first 3 of 7 tokens; the model reads all of them." in text
+    assert "</s> marks the end." in text
+    browser.run("walk.set({i: walk.stations.indexOf('attention')})")
+    assert "on tokens that are not shown" in browser.run("return document.querySelector('main').innerText")
+    checks = browser.run("return walk.checks()")
+    assert not [check for check in checks if check["ok"] is False]
+    assert [check["key"] for check in checks if check["ok"] is None] == ["c_score"]
+
+
+def test_on_one_page_and_on_paper_everything_is_there_once(browser, opened, taught_model):
+    opened(taught_model(), "bacd")
+    browser.run("walk.set({dark: true}); dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("return [document.querySelectorAll('main h2').length, walk.stations.length]") == [17, 17]
+    assert browser.run("return document.documentElement.dataset.theme") == "light"
+    twice = "return [...document.querySelectorAll('[id]')].map(x => x.id).filter((id, n, all) => all.indexOf(id) !== n)"
+    assert browser.run(twice) == []
+    browser.run("document.getElementById('ffn-layer').focus(); walk.set({layer: 1})")
+    assert browser.run("return document.activeElement.id") == "ffn-layer", "the keyboard stays where it was"
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert browser.run("return [walk.state.all, walk.state.dark]") == [False, True]
 
 
 def test_a_click_spells_out_the_sum(browser, opened, taught_model):
