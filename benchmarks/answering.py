@@ -1,4 +1,4 @@
-"""How fast does one core answer? The same random weights in five engines, every answer as long as the others'.
+"""How fast does one core answer? The same random weights in six engines, every answer as long as the others'.
 
     python benchmarks/answering.py SOURCE TARGET [--presets tiny base] [--beams 1 5] [--sentences 200] [-o ROWS.tsv]
 
@@ -10,6 +10,7 @@ random weights do the work of trained ones. One thread; seconds are CPU-seconds,
     marian           transformers' Marian class with the same weights, the same batches
     ctranslate2      what `seqloom export` makes, float32 and int8
     ctranslate2-marian   what CTranslate2's own Marian conversion makes of the Marian class, float32 and int8
+    onnx             what `seqloom export --to onnx` makes, float32 and int8, greedy alone; int8 sentence by sentence
 
 Tidy rows: `sentences_per_s` in batches, `p50_ms` and `p95_ms` of one sentence alone, `mb` of the weights on disk.
 """
@@ -30,9 +31,13 @@ import torch
 from ctranslate2.converters.transformers import MarianMTLoader
 from transformers import MarianConfig, MarianMTModel
 
-from seqloom.configuration.presets import preset_config
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.presets import get_preset
 from seqloom.hub.batches import plan_batches
 from seqloom.hub.export.ctranslate2_loader import build_spec
+from seqloom.hub.export.onnx_engine import GreedySettings, OnnxEngine
+from seqloom.hub.export.onnx_export import FORMATS, size_of
+from seqloom.hub.export.onnx_graphs import quantize_graphs, write_graphs
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.tokenizer import train_tokenizer
 
@@ -122,6 +127,12 @@ def engines_of(model: Any, tokenizer: Any, length: int, home: Path) -> Iterator[
             spec.save(str(folder))
             size = (folder / "model.bin").stat().st_size / 1e6
             yield name, quantization, ctranslate2_engine(str(folder), names, length), size
+    write_graphs(model, home)
+    quantize_graphs(home)
+    model.generation_config.update(max_new_tokens=length, min_new_tokens=length)
+    for quantization, suffix in FORMATS.items():
+        engine = OnnxEngine(home, model, GreedySettings.of(model), suffix)
+        yield "onnx", quantization, engine.search, size_of(home, suffix) / 1e6
 
 
 def measure(answer: Answer, sources: Ids, beams: int, alone: int) -> tuple[float, float, float]:
@@ -150,11 +161,11 @@ def run(arguments: argparse.Namespace, stream: TextIO) -> None:
     rows.writerow(COLUMNS)
     for preset in arguments.presets:
         torch.manual_seed(0)
-        config = preset_config(preset, vocab_size=len(tokenizer), **AS_MARIAN)
+        config = SeqloomConfig(**{**get_preset(preset).model, **AS_MARIAN, "vocab_size": len(tokenizer)})
         model = SeqloomForConditionalGeneration(config).eval()
         with tempfile.TemporaryDirectory() as home:
             for name, quantization, answer, size in engines_of(model, tokenizer, arguments.length, Path(home)):
-                for beams in arguments.beams:
+                for beams in arguments.beams if name != "onnx" else {1} & set(arguments.beams):
                     numbers = measure(answer, sources, beams, arguments.alone)
                     rows.writerow([name, preset, beams, quantization, *(f"{n:.1f}" for n in (*numbers, size))])
                     stream.flush()

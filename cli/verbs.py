@@ -559,26 +559,39 @@ def _run_space(namespace: argparse.Namespace) -> None:
 def _add_export(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "write a model for another engine, and compare the two before it is handed over"
     parser = _add_verb(verbs, "export", _run_export, text)
-    parser.add_argument("--to", choices=["ctranslate2"], required=True, help="the engine")
+    parser.add_argument("--to", choices=["ctranslate2", "onnx"], required=True, help="the engine")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder to write")
-    formats = "float32, int8, int8_float16, int16, float16, bfloat16, ... [float32]"
-    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=f"of the weights: {formats}")
+    formats = "float32, int8, int8_float16, int16, float16, bfloat16, ... [float32; onnx: float32 and int8]"
+    parser.add_argument("--quantization", metavar="FORMAT", help=f"of the weights: {formats}")
     compared = "compare on these sources (and references) [the run's test set, else the canary's rows]"
     parser.add_argument("--text", metavar="FILE", nargs="+", help=compared)
 
 
 def _run_export(namespace: argparse.Namespace) -> None:
-    from seqloom.hub.export.ctranslate2_export import describe_export, export_ctranslate2
     from seqloom.training.confidence import compare_outputs
 
-    export = export_ctranslate2(
-        namespace.folder,
-        namespace.output,
-        quantization=namespace.quantization,
-        text=namespace.text,
-        scorer=compare_outputs,
-    )
-    print(visible(describe_export(namespace.output, export)))
+    kept: dict[str, Any] = {"text": namespace.text, "scorer": compare_outputs}
+    said = _export_onnx(namespace, kept) if namespace.to == "onnx" else _export_ctranslate2(namespace, kept)
+    print(visible(said))
+
+
+def _export_onnx(namespace: argparse.Namespace, kept: "dict[str, Any]") -> str:
+    if namespace.quantization is not None:
+        raise ValueError(
+            f"--quantization {namespace.quantization} is for --to ctranslate2: --to onnx writes float32 and int8 side "
+            f"by side, as transformers.js looks for them; leave it away."
+        )
+    from seqloom.hub.export.onnx_export import describe_export, export_onnx
+
+    return describe_export(namespace.output, export_onnx(namespace.folder, namespace.output, **kept))
+
+
+def _export_ctranslate2(namespace: argparse.Namespace, kept: "dict[str, Any]") -> str:
+    from seqloom.hub.export.ctranslate2_export import describe_export, export_ctranslate2
+
+    quantization = namespace.quantization or "float32"
+    export = export_ctranslate2(namespace.folder, namespace.output, quantization=quantization, **kept)
+    return describe_export(namespace.output, export)
 
 
 def _begin(text: str) -> str:

@@ -221,6 +221,7 @@ class TestProject:
             "test",
             "dev",
             "export",
+            "onnx",
             "plots",
             "serving",
         }

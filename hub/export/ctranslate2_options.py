@@ -4,7 +4,7 @@ The engine's own defaults cut in silence: sources behind 1,024 tokens and answer
 empty. So every option that could cut is named, and a setting without a counterpart is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from transformers import GenerationConfig
@@ -25,12 +25,18 @@ DIRECT = {
 SAMPLING = {"top_k": "sampling_topk", "top_p": "sampling_topp", "temperature": "sampling_temperature"}
 """The same, where the folder samples."""
 
+CARRIED = ("bad_words_ids", "suppress_tokens")
+"""Settings of the same meaning that are no single option."""
+
 ELSEWHERE = frozenset(
     {"num_beams", "do_sample", "max_new_tokens", "max_length", "min_new_tokens", "min_length", "bad_words_ids"}
     | {"pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "suppress_tokens", "early_stopping"}
 )
 """Settings that are carried over otherwise: into options, the vocabulary's names, the weights. Beam search always stops
 by the engine's own rule."""
+
+BEAMS_ALONE = ("length_penalty", "num_return_sequences")
+"""Settings that greedy search does not have."""
 
 HARMLESS = frozenset(
     {"transformers_version", "longest_trained_source", "use_cache", "cache_implementation", "cache_config"}
@@ -61,7 +67,9 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
     """
     config: GenerationConfig = model.generation_config
     given = {name: value for name, value in config.to_diff_dict().items() if value is not None and name[0] != "_"}
-    refuse_unknown_settings(given)
+    refuse_unknown_settings(
+        given, ELSEWHERE | HARMLESS | DIRECT.keys() | SAMPLING.keys(), "CTranslate2", {*DIRECT, *SAMPLING, *CARRIED}
+    )
     options: dict[str, Any] = {
         "beam_size": config.num_beams or 1,
         "max_input_length": 0,
@@ -90,19 +98,23 @@ def greedy(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in left_out} | {"beam_size": 1}
 
 
-def refuse_unknown_settings(given: dict[str, Any]) -> None:
-    """Refuse settings that change answers and that the engine does not have.
+def refuse_unknown_settings(given: dict[str, Any], known: Collection[str], engine: str, carried: Iterable[str]) -> None:
+    """Refuse settings that change answers and that an engine does not have.
+
+    Args:
+        given: what the folder sets.
+        known: what need not be refused.
+        engine: what to call it.
+        carried: what it has, to be named.
 
     Raises:
         ExportError: naming the first.
     """
-    known = ELSEWHERE | HARMLESS | DIRECT.keys() | SAMPLING.keys()
     for name, value in given.items():
         if name not in known and value and not (name in OFF_AT_ONE and value == 1):
-            carried = ", ".join(sorted({*DIRECT, *SAMPLING, "bad_words_ids", "suppress_tokens"}))
             raise ExportError(
-                f"generation_config.json says {name}={value!r}, and CTranslate2 has nothing of the kind; remove it "
-                f"there, or make do with what it has: {carried}."
+                f"generation_config.json says {name}={value!r}, and {engine} has nothing of the kind; remove it there, "
+                f"or make do with what it has: {', '.join(sorted(carried))}."
             )
 
 

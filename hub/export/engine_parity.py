@@ -1,7 +1,7 @@
 """Does an export answer as its folder does? Asked of real sentences before an export says that it is done.
 
     sentences --+--> torch    forced log-probabilities, greedy tokens, beams of 5
-                +--> engine   the same                                          --> Parity --> README.md, the screen
+                +--> engine   the same, beams where it has them                 --> Parity --> README.md, the screen
 
 In float32 the two differ by rounding alone: a forced log-probability that differs by more than 1e-4, or greedy tokens
 that part where torch sees no tie, refuse the export. Beam search stops by another rule, so beams are counted and no
@@ -10,7 +10,7 @@ ground to refuse. In any other number format everything is counted, and the scor
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sacrebleu.metrics import CHRF
@@ -70,9 +70,9 @@ class Parity:
     """Sentences with the same tokens."""
     greedy_ties: int
     """Sentences that part where two words are as likely as each other."""
-    beam_equal: int
-    """Sentences with the same text."""
-    beam_chrf: float
+    beam_equal: int | None
+    """Sentences with the same text; None: the engine has no beams."""
+    beam_chrf: float | None
     """chrF of the export's beams against torch's, 100: the same."""
 
     @property
@@ -81,8 +81,30 @@ class Parity:
         return self.forced_difference <= TOLERANCE and self.greedy_equal + self.greedy_ties == self.sentences
 
 
+class Answering(Protocol):
+    """What an export must be able to do, so that it can be compared with torch."""
+
+    has_beams: bool
+
+    @property
+    def compute_type(self) -> str:
+        """What it computes with here."""
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens that it writes."""
+
+    def search(self, sources: Sequence[Sequence[int]], num_beams: int) -> list[list[int]]:
+        """Return the best answer for each source, without the end of sequence, and without sampling."""
+
+    def score(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the log-probability of each token of each target, and of the end of sequence."""
+
+
 class Engine(Exported):
     """A loaded export that answers with its options."""
+
+    has_beams = True
 
     def __init__(self, folder: str, names: Sequence[str], options: dict[str, Any]) -> None:
         super().__init__(folder, names)
@@ -94,38 +116,63 @@ class Engine(Exported):
         results = self.translator.translate_batch(self.spell(sources), **options)
         return [self.read(result.hypotheses[0]) for result in results]
 
+    @property
+    def compute_type(self) -> str:
+        """What it computes with here."""
+        return str(self.translator.compute_type)
 
-def compare(model: Any, tokenizer: Any, engine: Engine, sentences: Sequence[Sentence]) -> Parity:
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens that it writes."""
+        return int(self.options["max_decoding_length"])
+
+    def search(self, sources: Sequence[Sequence[int]], num_beams: int) -> list[list[int]]:
+        """Return the best answer for each source, without the end of sequence, and without sampling."""
+        return self.write(sources, **{**greedy(self.options), "beam_size": num_beams})
+
+
+def compare(model: Any, tokenizer: Any, engine: Answering, sentences: Sequence[Sentence]) -> Parity:
     """Ask torch and the engine the same.
 
     Args:
         model: in float32, on the CPU, in eval mode.
         tokenizer: decodes the ids of both sides.
-        engine: of the export, with the folder's options.
+        engine: the export, with the folder's options.
         sentences: not empty.
     """
     sources = [sentence.source for sentence in sentences]
-    search = {"do_sample": False, "num_return_sequences": 1, "max_new_tokens": engine.options["max_decoding_length"]}
+    search = {"do_sample": False, "num_return_sequences": 1, "max_new_tokens": engine.longest_answer}
     ours = write(model, sources, num_beams=1, **search)
-    theirs = engine.write(sources, **greedy(engine.options))
+    theirs = engine.search(sources, num_beams=1)
     differing = [i for i in range(len(sources)) if ours[i] != theirs[i]]
     ties = [i for i in differing if parts_at_tie(model, sources[i], ours[i], theirs[i])]
     targets = [s.target[:-1] if s.target else written for s, written in zip(sentences, ours, strict=True)]
     forced = [force(model, source, target) for source, target in zip(sources, targets, strict=True)]
     claimed = [torch.tensor(scores) for scores in engine.score(sources, targets)]
     apart = [(a.clamp(min=FLOOR) - b.clamp(min=FLOOR)).abs().max() for a, b in zip(forced, claimed, strict=True)]
-    our_texts = decode(tokenizer, write(model, sources, num_beams=BEAMS, **search))
-    their_texts = decode(tokenizer, engine.write(sources, **{**greedy(engine.options), "beam_size": BEAMS}))
+    beam_equal, beam_chrf = (
+        compare_beams(model, tokenizer, engine, sources, search) if engine.has_beams else (None, None)
+    )
     return Parity(
         sentences=len(sources),
-        compute_type=engine.translator.compute_type,
+        compute_type=engine.compute_type,
         forced_tokens=sum(map(len, forced)),
         forced_difference=float(torch.stack(apart).max()),
         greedy_equal=len(sources) - len(differing),
         greedy_ties=len(ties),
-        beam_equal=sum(a == b for a, b in zip(our_texts, their_texts, strict=True)),
-        beam_chrf=100.0 if our_texts == their_texts else CHRF().corpus_score(their_texts, [our_texts]).score,
+        beam_equal=beam_equal,
+        beam_chrf=beam_chrf,
     )
+
+
+def compare_beams(
+    model: Any, tokenizer: Any, engine: Answering, sources: Sequence[Sequence[int]], search: dict[str, Any]
+) -> tuple[int, float]:
+    """Return for how many sources both write the same text with beams, and the chrF of the one against the other."""
+    ours = decode(tokenizer, write(model, sources, num_beams=BEAMS, **search))
+    theirs = decode(tokenizer, engine.search(sources, num_beams=BEAMS))
+    equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    return equal, 100.0 if ours == theirs else CHRF().corpus_score(theirs, [ours]).score
 
 
 @torch.inference_mode()
@@ -188,4 +235,4 @@ def decode(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
 Scorer = Callable[[Sequence[str], Sequence[str], Sequence[str], Sequence[str]], list[ScoreRow]]
 """Texts of torch, of the export, references, names of metrics -> a row a metric; `seqloom.training` has the metrics."""
 
-__all__ = ["Engine", "Parity", "ScoreRow", "Scorer", "Sentence", "compare", "decode", "ends_of", "write"]
+__all__ = ["Answering", "Engine", "Parity", "ScoreRow", "Scorer", "Sentence", "compare", "decode", "ends_of", "write"]
