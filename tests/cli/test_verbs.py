@@ -116,6 +116,7 @@ def test_the_verbs_are_those_that_work() -> None:
     """The public command line, frozen: later verbs are added here when they do something."""
     assert verbs.verbs_of(verbs.build_parser()) == [
         "train",
+        "distill",
         "check",
         "generate",
         "evaluate",

@@ -80,10 +80,11 @@ def test_without_a_preset_the_data_decides_and_a_resume_agrees(recipe, files, tm
     keys |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "eval_strategy": "no", "max_new_tokens": 4}
     train(resolve_recipe(None, keys))
     printed = capsys.readouterr().out
-    assert "auto      preset tiny for 120 examples, little data wants a small model" in printed
-    assert "vocabulary 4,000, dropout 0.3, learning rate 0.0025, 4,096 tokens an update" in printed
+    assert "auto      letters -> letters, for the targets are short strings, 6 characters on average" in printed
+    assert "preset tiny for 120 examples, few strings want a small model" in printed
+    assert "dropout 0.3, learning rate 0.0025, 437 tokens an update" in printed
     kept = resolve_recipe(tmp_path / "run" / "run" / "recipe.yaml")
-    assert (kept.preset, kept.vocab_size, kept.tokens_per_update) == ("tiny", 4000, 4096)
+    assert (kept.preset, kept.tokenizer, kept.tokens_per_update) == ("tiny", "char", 437)
     assert kept.training_arguments["learning_rate"] == 0.0025
     assert (kept.model["dropout"], kept.model["d_model"], kept.model["encoder_layers"]) == (0.3, 16, 4)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
