@@ -68,7 +68,10 @@ def python_string(text: object) -> Quoted:
 def yaml_head(values: Mapping[str, Any]) -> Quoted:
     """Return the lines of a card's head, by a YAML writer; what is None is left out."""
     known = {key: value for key, value in values.items() if value is not None}
-    return Quoted(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000).rstrip("\n"))
+    written = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000)
+    if "\x85" in written:  # which PyYAML takes for printable, and reads as a line's end
+        written = yaml.safe_dump(known, sort_keys=False, width=1000)
+    return Quoted(written.rstrip("\n"))
 
 
 def _longest_run(text: str) -> int:

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seqloom.hub.quoting import code, fenced, markdown, python_string, shell, shown, yaml_head
@@ -31,6 +31,7 @@ def test_the_shell_reads_what_was_meant(text):
 
 
 @given(ODD)
+@example("\x85")
 def test_yaml_reads_what_was_meant_and_no_other_key(text):
     head = yaml_head({"license": text, "sdk": "gradio", "none": None})
     assert yaml.safe_load(head) == {"license": text, "sdk": "gradio"}
