@@ -93,7 +93,7 @@ def _empty(width: float, height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the picture needs matplotlib; pip install 'seqloom[plots]'.") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = partial(_png_of, figure)  # what a notebook looks for
     return figure, figure.subplots()
 
