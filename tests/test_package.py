@@ -322,7 +322,7 @@ class TestDocuments:
 
         asked = [argument for argument in arguments if argument != "--help"]
         namespace, rest = build_parser().parse_known_args(asked)
-        if namespace.verb == "train":
+        if namespace.verb in ("train", "distill"):
             recipe_from_arguments(namespace, rest)
         else:
             assert not rest
