@@ -31,5 +31,5 @@ def test_it_runs(path, tmp_path, monkeypatch):
     shown = [output.data for output in outputs if output.output_type == "execute_result"]
     assert sum("image/png" in data for data in shown) == {"one_sentence": 3, "your_own_text": 1}[path.stem]
     answers = [data["text/plain"] for data in shown if "image/png" not in data]
-    assert answers[0] == {"one_sentence": "'2026-11-22'", "your_own_text": "['42', '607', '90011']"}[path.stem]
+    assert answers[0] == {"one_sentence": "'2026-11-22'", "your_own_text": "['42', '607', '71436']"}[path.stem]
     assert (tmp_path / "walk.html").is_file()
