@@ -142,6 +142,8 @@ def change_value(chance: random.Random, folder: Path, trace: Path) -> None:
 def add_value(chance: random.Random, folder: Path, trace: Path) -> None:
     path = folder / chance.choice(["config.json", "generation_config.json", "tokenizer_config.json", MANIFEST_NAME])
     value = chance.choice([chance.choice(VALUES), {EVIL: chance.choice(VALUES)}, {"a": "evil.Evil"}])
+    if not path.is_file():  # a pipe, which would never end
+        return
     with contextlib.suppress(OSError, ValueError, RecursionError, TypeError):  # or a list
         path.write_text(json.dumps(json.loads(path.read_text()) | {chance.choice(KEYS): value}))
 
