@@ -281,7 +281,8 @@ def try_one(folders: list[Path], seed: int) -> str | None:
         shutil.copytree(chance.choice(folders), folder)
         changes = chance.choices(CHANGES, k=chance.randint(1, 3))
         for change in changes:
-            change(chance, folder, trace)
+            with contextlib.suppress(OSError):  # an earlier change may have made the file a folder
+                change(chance, folder, trace)
         for arguments in commands(folder, place):
             code, said = run_command(arguments)
             fault = "code of the folder was run" if trace.exists() else fault_of(code, said, place / "space")
