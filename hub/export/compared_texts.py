@@ -1,12 +1,12 @@
 """The texts that torch and an export both answer before the export is handed over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seqloom.hub.export.ctranslate2_loader import positions_in_table
-from seqloom.hub.export.engine_parity import Parity, ScoreRow, Sentence
+from seqloom.hub.export.engine_parity import Answering, Scorer, ScoreRow, Sentence, decode, one_answer, write
 from seqloom.hub.export.output_folder import ExportError
 from seqloom.hub.files import recorded_outputs
 from seqloom.hub.lines import read_lines
@@ -108,37 +108,41 @@ def spread(texts: Sequence[Text], count: int) -> list[Text]:
     return list(texts[::step])
 
 
-def describe_parity(parity: Parity) -> str:
-    """Return what was found as sentences."""
-    ties = f", {parity.greedy_ties:,} more part at a tie" if parity.greedy_ties else ""
-    beams = ""
-    if parity.beam_equal is not None:
-        likeness = f"chrF of the one against the other {parity.beam_chrf:.1f}"
-        beams = f"; 5 beams write the same text for {parity.beam_equal:,} ({likeness})"
-    return (
-        f"Of {parity.sentences:,} sentences, torch against the engine in {parity.compute_type}: forced "
-        f"log-probabilities differ by at most {parity.forced_difference:.1e} on {parity.forced_tokens:,} tokens; "
-        f"greedy search writes the same tokens for {parity.greedy_equal:,}{ties}{beams}."
-    )
+def scores_of(
+    model: Any,
+    tokenizer: Any,
+    engines: Mapping[str, Answering],
+    texts: Sequence[Text],
+    facts: CardFacts,
+    scorer: Scorer,
+) -> dict[str, Sequence[ScoreRow]]:
+    """Score the folder's own search and each engine's answers on the same references; without two of them nothing.
+
+    An engine searches with the folder's beams, if it has any.
+
+    Args:
+        model: the folder's.
+        tokenizer: of both sides.
+        engines: the exports, by name; they write answers of the same length.
+        texts: of `texts_of`.
+        facts: of the folder; says the metrics.
+        scorer: scores.
+    """
+    chosen, sources = scored_texts(texts, tokenizer, model)
+    if len(chosen) < 2:  # no interval
+        return {}
+    beams = model.generation_config.num_beams or 1
+    if chosen[0].output is not None:
+        ours = [str(text.output) for text in chosen]
+    else:
+        longest = next(iter(engines.values())).longest_answer
+        ours = decode(tokenizer, write(model, sources, num_beams=beams, **one_answer(longest)))
+    references = [str(text.target) for text in chosen]
+    found: dict[str, Sequence[ScoreRow]] = {}
+    for name, engine in engines.items():
+        theirs = decode(tokenizer, engine.search(sources, num_beams=beams if engine.has_beams else 1))
+        found[name] = scorer(ours, theirs, references, metrics_of(facts))
+    return found
 
 
-def describe_score(row: ScoreRow) -> str:
-    """Return one score as a line."""
-    low, high = row.export_interval
-    worse, better = row.difference_interval
-    return (
-        f"{row.metric}: torch {row.torch:.2f}, export {row.export:.2f} (95 % interval {low:.2f} to {high:.2f}); "
-        f"difference {row.export - row.torch:+.2f} (95 % interval {worse:+.2f} to {better:+.2f})."
-    )
-
-
-__all__ = [
-    "Text",
-    "describe_parity",
-    "describe_score",
-    "metrics_of",
-    "scored_texts",
-    "sentences_of",
-    "spread",
-    "texts_of",
-]
+__all__ = ["Text", "metrics_of", "scored_texts", "scores_of", "sentences_of", "spread", "texts_of"]

@@ -14,25 +14,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from seqloom.configuration.suggestion import did_you_mean
-from seqloom.hub.export.compared_texts import (
-    Text,
-    describe_parity,
-    describe_score,
-    metrics_of,
-    scored_texts,
-    sentences_of,
-    texts_of,
-)
+from seqloom.hub.export.compared_texts import scores_of, sentences_of, texts_of
 from seqloom.hub.export.ctranslate2_loader import build_spec, positions_in_table, vocabulary_of
-from seqloom.hub.export.ctranslate2_options import greedy, translate_options
-from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, compare, decode, ends_of, write
+from seqloom.hub.export.ctranslate2_options import translate_options
+from seqloom.hub.export.engine_parity import Engine, Parity, Scorer, ScoreRow, compare, ends_of, one_answer, write
+from seqloom.hub.export.export_card import describe_parity, describe_score, refuse_other_answers, write_card
 from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
 from seqloom.hub.files import files_made_from
 from seqloom.hub.loading import load_folder
-from seqloom.hub.model_card import CardFacts, card_environment, read_facts
+from seqloom.hub.model_card import CardFacts, read_facts
 from seqloom.hub.quoting import Quoted
 from seqloom.hub.word_alignment import MOST_SENTENCES, MOST_TOKENS, find_place
 
@@ -101,12 +92,26 @@ def export_ctranslate2(
         tokenizer.save_pretrained(staged)
         engine = Engine(str(staged), names, options)
         parity = compare(model, tokenizer, engine, sentences)
-        refuse_other_answers(parity, quantization)
-        scores = score(model, tokenizer, engine, texts, facts, scorer) if scorer else ()
+        if quantization == "float32":
+            refuse_other_answers(parity, "CTranslate2", "ctranslate2")
+        scored = scores_of(model, tokenizer, {quantization: engine}, texts, facts, scorer) if scorer else {}
+        scores = tuple(scored.get(quantization, ()))
         sizes = (staged / "model.bin").stat().st_size, sum(f.stat().st_size for f in folder.glob("model*.safetensors"))
         longest = positions_in_table(model.config)
-        export = Export(quantization, *sizes, longest, options, compared_on, parity, tuple(scores))
-        write_export_card(staged, output.resolve().name, export, facts)
+        export = Export(quantization, *sizes, longest, options, compared_on, parity, scores)
+        write_card(
+            staged,
+            "export_card.md.jinja",
+            "ctranslate2",
+            "ctranslate2",
+            facts,
+            [("CTranslate2", "ctranslate2")],
+            name=output.resolve().name,
+            export=export,
+            parity=describe_parity(parity),
+            options=Quoted(", ".join(f"{option}={value!r}" for option, value in options.items())),
+            megabytes=[f"{size / 1e6:,.1f} MB" for size in sizes],
+        )
         made_from = files_made_from(folder)
         seal_export(staged, {**manifest_of(export, facts), "alignment": asdict(place), "made_from": made_from})
     return export
@@ -140,39 +145,8 @@ def refuse_missing_engine() -> None:
 def own_outputs(model: Any, sources: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], Sequence[int]]]:
     """Return sources that are short enough to look at closely, and what the model writes for each, its end included."""
     short = [source for source in sources if len(source) <= MOST_TOKENS][: 2 * MOST_SENTENCES]
-    written = write(model, short, num_beams=1, do_sample=False, num_return_sequences=1, max_new_tokens=MOST_TOKENS)
+    written = write(model, short, num_beams=1, **one_answer(MOST_TOKENS))
     return [(source, [*ids, ends_of(model)[0]]) for source, ids in zip(short, written, strict=True)]
-
-
-def score(
-    model: Any, tokenizer: Any, engine: Engine, texts: Sequence[Text], facts: CardFacts, scorer: Scorer
-) -> Sequence[ScoreRow]:
-    """Score torch and the engine on the same references, with the folder's beams; nothing without references."""
-    chosen, sources = scored_texts(texts, tokenizer, model)
-    if len(chosen) < 2:  # no interval
-        return ()
-    settings = {**greedy(engine.options), "beam_size": engine.options["beam_size"]}
-    theirs = decode(tokenizer, engine.write(sources, **settings))
-    if chosen[0].output is not None:
-        ours = [str(text.output) for text in chosen]
-    else:
-        beams = {"num_beams": settings["beam_size"], "max_new_tokens": settings["max_decoding_length"]}
-        ours = decode(tokenizer, write(model, sources, do_sample=False, num_return_sequences=1, **beams))
-    return scorer(ours, theirs, [str(text.target) for text in chosen], metrics_of(facts))
-
-
-def refuse_other_answers(parity: Parity, quantization: str) -> None:
-    """Refuse an export in float32 that differs from torch by more than rounding.
-
-    Raises:
-        ExportError: with what was found.
-    """
-    if quantization == "float32" and not parity.is_exact:
-        raise ExportError(
-            f"in CTranslate2 {version('ctranslate2')} this model does not answer as it does in torch, so nothing was "
-            f"written: {describe_parity(parity)} Install another ctranslate2 and try again; if it stays so, report it "
-            f"with the folder's config.json and generation_config.json."
-        )
 
 
 # What is said of it --------------------------------------------------------------------------------------------------
@@ -194,32 +168,6 @@ def describe_export(output: str | PathLike[str], export: Export) -> str:
     if export.longest is not None:
         lines.append(f"It reads and writes at most {export.longest:,} tokens; longer text is an error, not cut.")
     return "\n".join([*lines, f"{Path(output) / 'README.md'} shows the five lines of Python that use it."])
-
-
-def write_export_card(staged: Path, name: str, export: Export, facts: CardFacts) -> None:
-    """Write README.md."""
-    head = ModelCardData(
-        language=list(facts.languages) or None,
-        license=facts.license,
-        library_name="ctranslate2",
-        pipeline_tag=facts.pipeline_tag,
-        tags=["seqloom", "ctranslate2"],
-    )
-    text = (
-        card_environment()
-        .get_template("export_card.md.jinja")
-        .render(
-            metadata=Quoted(head.to_yaml()),
-            name=name,
-            facts=facts,
-            export=export,
-            parity=describe_parity(export.parity),
-            options=Quoted(", ".join(f"{option}={value!r}" for option, value in export.options.items())),
-            versions=f"Seqloom {version('seqloom')}, CTranslate2 {version('ctranslate2')}",
-            megabytes=[f"{size / 1e6:,.1f} MB" for size in (export.num_bytes, export.original_bytes)],
-        )
-    )
-    (staged / "README.md").write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
 
 
 def manifest_of(export: Export, facts: CardFacts) -> dict[str, Any]:

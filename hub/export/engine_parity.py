@@ -141,7 +141,7 @@ def compare(model: Any, tokenizer: Any, engine: Answering, sentences: Sequence[S
         sentences: not empty.
     """
     sources = [sentence.source for sentence in sentences]
-    search = {"do_sample": False, "num_return_sequences": 1, "max_new_tokens": engine.longest_answer}
+    search = one_answer(engine.longest_answer)
     ours = write(model, sources, num_beams=1, **search)
     theirs = engine.search(sources, num_beams=1)
     differing = [i for i in range(len(sources)) if ours[i] != theirs[i]]
@@ -173,6 +173,11 @@ def compare_beams(
     theirs = decode(tokenizer, engine.search(sources, num_beams=BEAMS))
     equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
     return equal, 100.0 if ours == theirs else CHRF().corpus_score(theirs, [ours]).score
+
+
+def one_answer(longest: int) -> dict[str, Any]:
+    """Return options of `generate` for one answer a source, without sampling."""
+    return {"do_sample": False, "num_return_sequences": 1, "max_new_tokens": longest}
 
 
 @torch.inference_mode()
@@ -235,4 +240,16 @@ def decode(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
 Scorer = Callable[[Sequence[str], Sequence[str], Sequence[str], Sequence[str]], list[ScoreRow]]
 """Texts of torch, of the export, references, names of metrics -> a row a metric; `seqloom.training` has the metrics."""
 
-__all__ = ["Answering", "Engine", "Parity", "ScoreRow", "Scorer", "Sentence", "compare", "decode", "ends_of", "write"]
+__all__ = [
+    "Answering",
+    "Engine",
+    "Parity",
+    "ScoreRow",
+    "Scorer",
+    "Sentence",
+    "compare",
+    "decode",
+    "ends_of",
+    "one_answer",
+    "write",
+]

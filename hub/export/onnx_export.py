@@ -16,27 +16,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
 from tqdm import tqdm
 
-from seqloom.hub.export.compared_texts import (
-    Text,
-    describe_parity,
-    describe_score,
-    metrics_of,
-    scored_texts,
-    sentences_of,
-    texts_of,
-)
-from seqloom.hub.export.engine_parity import Parity, Scorer, ScoreRow, compare, decode, write
+from seqloom.hub.export.compared_texts import scores_of, sentences_of, texts_of
+from seqloom.hub.export.engine_parity import Parity, Scorer, ScoreRow, compare
+from seqloom.hub.export.export_card import describe_parity, describe_score, refuse_other_answers, write_card
 from seqloom.hub.export.onnx_engine import GreedySettings, OnnxEngine
 from seqloom.hub.export.onnx_graphs import DECODER, ENCODER, QUANTIZED, quantize_graphs, write_graphs
-from seqloom.hub.export.onnx_page import PageParts, describe_page, find_page_parts, write_page
-from seqloom.hub.export.output_folder import ExportError, new_export, refuse_foreign, seal_export
+from seqloom.hub.export.onnx_page import describe_page, find_page_parts, write_page
+from seqloom.hub.export.output_folder import new_export, refuse_foreign, seal_export
 from seqloom.hub.files import files_made_from
 from seqloom.hub.loading import load_folder
-from seqloom.hub.model_card import CardFacts, card_environment, read_facts
-from seqloom.hub.quoting import Quoted
+from seqloom.hub.model_card import CardFacts, read_facts
 
 FORMATS = {"float32": "", "int8": QUANTIZED}
 """Number format of the weights -> what stands behind a graph's name."""
@@ -106,9 +97,9 @@ def export_onnx(
             write_settings(model, tokenizer, staged)
             engines = {name: OnnxEngine(graphs, model, settings, suffix) for name, suffix in FORMATS.items()}
             parities = {name: compare(model, tokenizer, engine, sentences) for name, engine in engines.items()}
-            refuse_other_answers(parities["float32"])
+            refuse_other_answers(parities["float32"], "ONNX Runtime", "onnxruntime")
             bar.update()
-            scores = score(model, tokenizer, engines, texts, facts, scorer) if scorer else {}
+            scores = scores_of(model, tokenizer, engines, texts, facts, scorer) if scorer else {}
             bar.update()
             formats = {
                 name: FormatFacts(size_of(graphs, suffix), parities[name], tuple(scores.get(name, ())))
@@ -118,7 +109,19 @@ def export_onnx(
             export = OnnxExport(settings, model.generation_config.num_beams or 1, compared_on, formats, page)
             if parts:
                 write_page(staged, output.resolve().name, facts, export.settings, parts)
-            write_export_card(staged, output.resolve().name, export, facts, parts)
+            write_card(
+                staged,
+                "onnx_card.md.jinja",
+                "transformers.js",
+                "onnx",
+                facts,
+                [("torch", "torch"), ("ONNX Runtime", "onnxruntime")],
+                name=output.resolve().name,
+                export=export,
+                parities=[describe_parity(found.parity) for found in formats.values()],
+                megabytes={fmt: f"{found.num_bytes / 1e6:,.1f} MB" for fmt, found in formats.items()},
+                parts=parts,
+            )
             seal_export(staged, {**manifest_of(export, facts), "made_from": files_made_from(folder)})
             bar.update()
     return export
@@ -142,51 +145,6 @@ def refuse_missing_packages() -> None:
 def size_of(graphs: Path, suffix: str) -> int:
     """Return the bytes of a pair of graphs."""
     return sum((graphs / f"{name}{suffix}.onnx").stat().st_size for name in (ENCODER, DECODER))
-
-
-def refuse_other_answers(parity: Parity) -> None:
-    """Refuse graphs in float32 that differ from torch by more than rounding.
-
-    Raises:
-        ExportError: with what was found.
-    """
-    if not parity.is_exact:
-        raise ExportError(
-            f"in ONNX Runtime {version('onnxruntime')} this model does not answer as it does in torch, so nothing was "
-            f"written: {describe_parity(parity)} Install another onnxruntime and try again; if it stays so, report it "
-            f"with the folder's config.json and generation_config.json."
-        )
-
-
-def score(
-    model: Any,
-    tokenizer: Any,
-    engines: dict[str, OnnxEngine],
-    texts: Sequence[Text],
-    facts: CardFacts,
-    scorer: Scorer,
-) -> dict[str, Sequence[ScoreRow]]:
-    """Score the folder's own search and each engine's greedy answers on the same references; none: nothing."""
-    chosen, sources = scored_texts(texts, tokenizer, model)
-    if len(chosen) < 2:  # no interval
-        return {}
-    if chosen[0].output is not None:
-        ours = [str(text.output) for text in chosen]
-    else:
-        longest = next(iter(engines.values())).longest_answer
-        ours = decode(
-            tokenizer, write(model, sources, num_beams=model.generation_config.num_beams or 1, **answers(longest))
-        )
-    references = [str(text.target) for text in chosen]
-    return {
-        name: scorer(ours, decode(tokenizer, engine.search(sources)), references, metrics_of(facts))
-        for name, engine in engines.items()
-    }
-
-
-def answers(longest: int) -> dict[str, Any]:
-    """Return options of `generate` for one answer a source, without sampling."""
-    return {"do_sample": False, "num_return_sequences": 1, "max_new_tokens": longest}
 
 
 # What lies beside the graphs -----------------------------------------------------------------------------------------
@@ -236,32 +194,6 @@ def describe_export(output: str | PathLike[str], export: OnnxExport) -> str:
 def describe_scores(name: str, own_beams: int, rows: Iterable[ScoreRow]) -> list[str]:
     """Return one line a metric."""
     return [f"{name}, greedy, against torch with {own_beams} beams: {describe_score(row)}" for row in rows]
-
-
-def write_export_card(staged: Path, name: str, export: OnnxExport, facts: CardFacts, parts: PageParts | None) -> None:
-    """Write README.md."""
-    head = ModelCardData(
-        language=list(facts.languages) or None,
-        license=facts.license,
-        library_name="transformers.js",
-        pipeline_tag=facts.pipeline_tag,
-        tags=["seqloom", "onnx"],
-    )
-    text = (
-        card_environment()
-        .get_template("onnx_card.md.jinja")
-        .render(
-            metadata=Quoted(head.to_yaml()),
-            name=name,
-            facts=facts,
-            export=export,
-            parities=[describe_parity(found.parity) for found in export.formats.values()],
-            megabytes={fmt: f"{found.num_bytes / 1e6:,.1f} MB" for fmt, found in export.formats.items()},
-            parts=parts,
-            versions=f"Seqloom {version('seqloom')}, torch {version('torch')}, ONNX Runtime {version('onnxruntime')}",
-        )
-    )
-    (staged / "README.md").write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
 
 
 def manifest_of(export: OnnxExport, facts: CardFacts) -> dict[str, Any]:
