@@ -83,8 +83,7 @@ def _tokenizers(recipe: Recipe, kind: TaskKind, looks: Looks) -> tuple[str, str]
         kinds = "bpe", "bpe"
     elif kinds[0] != kinds[1] and recipe.joint_vocabulary and "joint_vocabulary" in recipe.named:
         kinds = ("bpe", "bpe") if "bpe" in kinds else ("char", "char")
-    first, second = (own if asked == AUTO else asked for asked, own in zip(recipe.tokenizers, kinds, strict=True))
-    return first, second
+    return recipe.tokenizers_or(kinds)
 
 
 def _num_averaged(recipe: Recipe, settings: Mapping[str, Any], tokens_an_epoch: float) -> int:

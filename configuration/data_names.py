@@ -29,7 +29,9 @@ LEXICON = "cmudict"
 
 _OPTIONS = re.compile(r"(?s:(.+)):(?:([0-9]*\.?[0-9]+)(?:,tag=(\S+))?|tag=(\S+))")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_TAG = re.compile(r"<[^<>\s]+>")
+TAG = re.compile(r"<[^<>\s]+>")
+"""A token that may stand in front of a source."""
+
 _RESERVED = re.compile(r"<(pad|s|/s|unk|source|target|0x[0-9A-F]{2})>")
 
 MOST_TIMES = 1000
@@ -95,7 +97,7 @@ def as_tag(text: str) -> str:
         DataNameError: for what cannot be one token, or is one already.
     """
     tag = text if text.startswith("<") else f"<{text}>"
-    if not _TAG.fullmatch(tag) or _RESERVED.fullmatch(tag):
+    if not TAG.fullmatch(tag) or _RESERVED.fullmatch(tag):
         raise DataNameError(
             f"tag={text} cannot stand in front of sources; use a name without blanks, < and >, that no special token "
             f"has, e.g. tag=bt for <bt>."

@@ -9,6 +9,7 @@ import itertools
 import re
 import shlex
 import textwrap
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -20,6 +21,9 @@ from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
 Vocabulary = Literal["auto", "bpe", "unigram", "char", "word"]
+
+SIDES = ("source_tokenizer", "target_tokenizer")
+"""The keys that name the kind of vocabulary each side."""
 
 _NUMBER = r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?"
 _SHARE = r"[0-9]+|0?\.[0-9]+"
@@ -216,6 +220,11 @@ class Recipe:
     def tokenizers(self) -> tuple[Vocabulary, Vocabulary]:
         """The kinds of the source's and the target's vocabulary; auto where the training text decides."""
         return self.source_tokenizer or self.tokenizer, self.target_tokenizer or self.tokenizer
+
+    def tokenizers_or(self, chosen: Sequence[str]) -> tuple[str, str]:
+        """Return the kinds of both sides, a chosen one where the training text decides."""
+        source, target = (own if asked == AUTO else asked for asked, own in zip(self.tokenizers, chosen, strict=True))
+        return source, target
 
     @property
     def is_demo(self) -> bool:
@@ -504,4 +513,14 @@ def field_docs(cls: type) -> dict[str, str]:
     }
 
 
-__all__ = ["CHAPTERS", "HOLD_OUT", "Recipe", "RecipeError", "field_docs", "means_nothing", "own_fields", "selection_of"]
+__all__ = [
+    "CHAPTERS",
+    "HOLD_OUT",
+    "SIDES",
+    "Recipe",
+    "RecipeError",
+    "field_docs",
+    "means_nothing",
+    "own_fields",
+    "selection_of",
+]

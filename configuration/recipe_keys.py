@@ -62,7 +62,6 @@ class Range:
 
 
 _ANY = Range(f"at most {MOST:,}")
-_ABOVE_0 = Range("above 0", math.nextafter(0, 1))
 _NOT_NEGATIVE = Range("at least 0", 0)
 _SHARE = Range("at least 0 and below 1", 0, math.nextafter(1, 0))
 _INTERVAL = Range("above 0: a number of updates, or a share of the run", math.nextafter(0, 1))

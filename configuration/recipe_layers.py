@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from seqloom.configuration.automatic import Choice
 from seqloom.configuration.data_size import AUTO, starting_preset
-from seqloom.configuration.recipe import CHAPTERS, HOLD_OUT, Recipe, RecipeError, means_nothing
+from seqloom.configuration.recipe import CHAPTERS, HOLD_OUT, SIDES, Recipe, RecipeError, means_nothing
 from seqloom.configuration.recipe_keys import TRAINING_DEFAULTS, known_keys, own_keys, read_value, refuse_key
 from seqloom.configuration.recipe_values import read_yaml
 from seqloom.configuration.suggestion import did_you_mean
@@ -78,8 +78,7 @@ def fit_recipe(recipe: Recipe, choice: Choice) -> Recipe:
     if recipe.preset == AUTO:
         named = {key: flat[key] for key in recipe.named - {"preset"}}
         flat = {**TRAINING_DEFAULTS, **choice.settings, **named}
-    kinds = (own if asked == AUTO else asked for asked, own in zip(recipe.tokenizers, choice.tokenizers, strict=True))
-    flat |= dict(zip(("source_tokenizer", "target_tokenizer"), kinds, strict=True))
+    flat |= dict(zip(SIDES, recipe.tokenizers_or(choice.tokenizers), strict=True))
     return _build(flat, recipe.named)
 
 

@@ -15,13 +15,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from seqloom.configuration.data_names import TAG
 from seqloom.configuration.suggestion import did_you_mean
 from seqloom.hub.files import read_object
 
 SETTINGS_KEY = "seqloom_tokenizer"
 """Where tokenizer_config.json says how a vocabulary was made."""
-
-TAG = re.compile(r"<[^<>\s]+>")
 
 
 class TagError(ValueError):
@@ -83,4 +82,4 @@ def tag_of(column: str, value: str | None) -> str:
     return f"<{column}={written}>" if written else ""
 
 
-__all__ = ["NO_TAGS", "SETTINGS_KEY", "TAG", "TagError", "Tags", "tag_of"]
+__all__ = ["NO_TAGS", "SETTINGS_KEY", "TagError", "Tags", "tag_of"]

@@ -632,6 +632,11 @@ class EpochRows:
         return np.concatenate([self._always, *(order[starts + counts - 1] for order, starts, counts in parts)])
 
 
+def longest_epoch(lengths: np.ndarray, weights: np.ndarray | None, seed: int) -> np.ndarray:
+    """Return lengths, (examples, 2), that those of no epoch exceed; see `EpochRows`."""
+    return lengths if weights is None else lengths[EpochRows(lengths, weights, seed).longest()]
+
+
 class UpdateSampler(Sampler[list[int]]):
     """One process's micro-batches, in the order of the updates."""
 

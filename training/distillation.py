@@ -19,11 +19,11 @@ from typing import Any, TextIO
 
 from datasets import Dataset
 
-from seqloom.configuration.data_names import DataName, can_follow, data_name, format_of
+from seqloom.configuration.data_names import TAG, DataName, can_follow, data_name, format_of
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.hub.files import files_made_from, read_object, sha256_of
 from seqloom.hub.generate import Job, Search, generate_file
-from seqloom.hub.tags import TAG, Tags
+from seqloom.hub.tags import Tags
 from seqloom.modeling.canary import write_whole
 from seqloom.training.monitoring.console import say
 from seqloom.training.preparation import read_corpus

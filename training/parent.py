@@ -19,7 +19,7 @@ import torch
 from seqloom.configuration.automatic import Choice
 from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.presets import get_preset
-from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe import SIDES, Recipe, RecipeError
 from seqloom.configuration.recipe_keys import model_keys, shown
 from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe, with_values
 from seqloom.hub.dangers import check_folder
@@ -32,8 +32,6 @@ from seqloom.training.tokenizer import SOURCE_MARKER, TARGET_MARKER, SeqloomToke
 
 FREE = frozenset({"dropout", "attention_dropout", "activation_dropout", "init_std"})
 """Fields of a model's configuration that its weights do not depend on."""
-
-SIDES = ("source_tokenizer", "target_tokenizer")
 
 VOCABULARY = ("normalization", "joint_vocabulary")
 """Recipe keys that a tokenizer remembers of its own making, besides its size."""
@@ -187,11 +185,9 @@ def fit_to_parent(recipe: Recipe, choice: Choice, parent: Parent | None) -> tupl
     if parent is None:
         return fitted, ""
     rate, length = SHARES[recipe.init_vocabulary]
-    sides = zip(recipe.tokenizers, parent.tokenizers, strict=True)
-    kinds = (own if asked == AUTO else asked for asked, own in sides)
     suggested = {
         **parent.model,
-        **dict(zip(SIDES, kinds, strict=True)),
+        **dict(zip(SIDES, recipe.tokenizers_or(parent.tokenizers), strict=True)),
         **{key: parent.vocabulary[key] for key in VOCABULARY},
         **({"vocab_size": parent.vocabulary["vocab_size"]} if recipe.init_vocabulary == "keep" else {}),
         "learning_rate": float(f"{parent.learning_rate * rate:.2g}"),
@@ -235,7 +231,8 @@ def refuse_misfit(recipe: Recipe, parent: Parent) -> None:
                 f"{key}={asked} is not the vocabulary of init_from={parent.folder}, which has {key}={own}; leave {key} "
                 f"out, or add --init_vocabulary new to learn one from the new text."
             )
-    for key, value in parent.vocabulary.items():
+    for key in (*VOCABULARY, "vocab_size"):
+        value = parent.vocabulary[key]
         if key in recipe.named and wanted[key] != value:
             raise RecipeError(
                 f"{key}={shown(wanted[key])} is not the vocabulary of init_from={parent.folder}, which has "

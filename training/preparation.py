@@ -15,10 +15,10 @@ from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.automatic import Choice, choose
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
+from seqloom.configuration.data_names import TAG
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.task_kind import Looks, sampled
 from seqloom.hub.files import SEAL_NAME
-from seqloom.hub.tags import TAG
 from seqloom.training.batching import BatchSettings
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo

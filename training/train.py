@@ -28,7 +28,13 @@ from seqloom.hub.push import describe_share, push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
-from seqloom.training.batching import ACCELERATOR_OVERHEAD, CPU_OVERHEAD, BatchSettings, EpochRows, accumulation_steps
+from seqloom.training.batching import (
+    ACCELERATOR_OVERHEAD,
+    CPU_OVERHEAD,
+    BatchSettings,
+    accumulation_steps,
+    longest_epoch,
+)
 from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of, weights_of
@@ -277,7 +283,7 @@ def build_trainer(
     encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
     lengths = encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"])
     arguments.gradient_accumulation_steps = accumulation_steps(
-        lengths[EpochRows(lengths, weights_of(data["train"]), settings.seed).longest()],
+        longest_epoch(lengths, weights_of(data["train"]), settings.seed),
         settings,
         overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
     )

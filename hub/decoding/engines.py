@@ -254,11 +254,10 @@ class TorchEngine(Engine):
             for start in range(0, len(sequences), rows):
                 part = {name: ids[start : start + rows] for name, ids in sources.items()}
                 written = sequences[start : start + rows]
-                options = {"output_attentions": in_detail, "use_cache": False}
-                output = self.model(**part, decoder_input_ids=written[:, :-1], **options)
-                logits = output.logits.float()
-                chosen = logits.gather(-1, written[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-                said = [chosen, *(log_probs_of(other, part, written) for other in self.others)]
+                read = {**part, "decoder_input_ids": written[:, :-1], "use_cache": False}
+                output = self.model(**read, output_attentions=in_detail)
+                others = (log_probs_of(other(**read).logits, written) for other in self.others)
+                said = [log_probs_of(output.logits, written), *others]
                 log_probs.append(torch.stack(said).mean(dim=0))
                 if in_detail and self.place is not None:
                     attention.append(output.cross_attentions[self.place.layer].float().mean(dim=1))

@@ -47,18 +47,14 @@ class MeanOfModels(LogitsProcessor):
         return total / (1 + len(self.others))
 
 
-def log_probs_of(model: Any, inputs: dict[str, Tensor], sequences: Tensor) -> Tensor:
-    """Return what a model thinks of each token of some outputs.
+def log_probs_of(logits: Tensor, sequences: Tensor) -> Tensor:
+    """Return (B, T) log-probabilities of the tokens of some outputs.
 
     Args:
-        model: that did not write them.
-        inputs: (B, S), a source for each output.
+        logits: (B, T, V) of a forced pass over them.
         sequences: (B, 1 + T), the start token in front.
-
-    Returns:
-        (B, T) log-probabilities.
     """
-    logits = model(**inputs, decoder_input_ids=sequences[:, :-1], use_cache=False).logits.float()
+    logits = logits.float()
     return logits.gather(-1, sequences[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 

@@ -134,6 +134,7 @@ def test_what_is_named_and_does_not_fit_is_refused_and_the_remedy_works(home, tm
 
 def test_what_does_not_touch_the_weights_may_be_named(home, tmp_path):
     train(child(home, tmp_path, dropout=0.3, d_model=16, tokenizer="char"), dry_run=True)
+    train(child(home, tmp_path, source_tokenizer="char", target_tokenizer="char"), dry_run=True)
 
 
 def test_a_folder_that_is_none_or_not_whole_is_refused(home, tmp_path, old):

@@ -29,8 +29,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from seqloom.hub.tags import TAG
-from seqloom.training.batching import BatchSettings, EpochRows, UpdateSampler, plan_size
+from seqloom.configuration.data_names import TAG
+from seqloom.training.batching import BatchSettings, UpdateSampler, longest_epoch, plan_size
 from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout
 from seqloom.training.vocabulary import BYTE_TOKENS
@@ -216,7 +216,7 @@ class EpochSampler(UpdateSampler):
         """Plan for one process, with the encodings in the place of `UpdateSampler`'s lengths."""
         self.encodings = encodings
         lengths, weights = encodings.lengths_of_epoch(0), weights_of(encodings.pairs)
-        longest = lengths if weights is None else lengths[EpochRows(lengths, weights, settings.seed).longest()]
+        longest = longest_epoch(lengths, weights, settings.seed)
         budget = max(int(share_planned(len(longest)) * settings.tokens_per_update), int(lengths.sum(axis=1).max()))
         super().__init__(lengths, settings, weights=weights, num_updates=plan_size(longest, budget).num_updates)
 

@@ -202,8 +202,12 @@ def _usual_metrics(recipe: Recipe | None, task: str, text: EvaluationText) -> tu
         return tuple(recipe.metrics)
     if task == "continuation":
         return ()
-    usual = kind_of(Looks.of(text.sources, text.first_references)).metrics
+    usual = _metrics_of_kind(text)
     return metrics_for(recipe, usual) if recipe else usual
+
+
+def _metrics_of_kind(text: EvaluationText) -> tuple[str, ...]:
+    return kind_of(Looks.of(text.sources, text.first_references)).metrics
 
 
 # Another system ------------------------------------------------------------------------------------------------------
@@ -287,7 +291,7 @@ def _sentence_sums(
             return name, sums[name]
     if "bits_per_character" in forced and not sums:
         return "bits_per_character", forced["bits_per_character"]
-    usual = kind_of(Looks.of(text.sources, text.first_references)).metrics
+    usual = _metrics_of_kind(text)
     name = next(name for name in SENTENCE_METRICS if name in usual)
     return name, METRICS[name](answers.outputs, text.references)
 
