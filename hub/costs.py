@@ -13,9 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from seqloom.configuration.configuration_seqloom import LARGEST, MOST_BEAMS, MOST_TOKENS, SeqloomConfig
 from seqloom.hub.chat_template import ChatTemplate, TemplateFault
 from seqloom.hub.files import MOST_SETTINGS, read_object, read_text
+from seqloom.hub.quoting import shown
 
 MOST_RECIPE = 1 << 20
 """Bytes of the largest recipe.yaml that is read; YAML is slow."""
@@ -99,6 +102,10 @@ def weight_fault(path: Path) -> str | None:
     """Return why a file is not what its name promises, safetensors."""
     try:
         read_header(path)
+        with safe_open(path, framework="numpy"):
+            pass  # the library knows which kinds of numbers there are
+    except SafetensorError as error:
+        return f"no whole safetensors file: {shown(str(error), 200).rstrip('.')}; get it anew, or save the model again."
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         why = str(error) if type(error) is ValueError else "its header cannot be read"
         return f"no whole safetensors file: {why}; get it anew, or save the model again."

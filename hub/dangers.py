@@ -26,6 +26,7 @@ from seqloom.hub.costs import number_faults, parameter_fault, size_fault, templa
 from seqloom.hub.files import MOST_SETTINGS, RUN_FOLDERS, entries_below, read_object, read_text, sha256_of
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.quoting import shell, shown
+from seqloom.hub.setting_kinds import config_fault, generation_faults
 
 TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", "global_step*/*.pt")
 """Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
@@ -250,13 +251,24 @@ def _find_costs(folder: Path, names: Iterable[str]) -> Iterator[Finding]:
         path = folder / name
         if path.is_file() and (fault := size_fault(name, path.stat().st_size)):
             yield Finding(Kind.COST, name, fault)
-    for name in ("config.json", "generation_config.json"):
-        yield from (Finding(Kind.COST, name, text) for text in number_faults(read_object(folder / name) or {}))
-    if fault := parameter_fault(folder):
-        yield Finding(Kind.COST, "config.json", fault)
+    yield from _find_faults_of_settings(folder)
     for name in names:
         if name.endswith((".jinja", "tokenizer_config.json", "chat_template.json", "processor_config.json")):
             yield from (Finding(Kind.COST, name, text) for text in template_faults(folder, name))
+
+
+def _find_faults_of_settings(folder: Path) -> Iterator[Finding]:
+    """Find numbers without end in the model's settings, and, where there are none, values that cannot be."""
+    config, generation = (read_object(folder / name) or {} for name in ("config.json", "generation_config.json"))
+    costs = [Finding(Kind.COST, "config.json", text) for text in number_faults(config)]
+    costs += [Finding(Kind.COST, "config.json", text) for text in filter(None, [parameter_fault(folder)])]
+    yield from costs
+    fault = None if costs else config_fault(config)
+    yield from (Finding(Kind.BROKEN, "config.json", text) for text in filter(None, [fault]))
+    costs = [Finding(Kind.COST, "generation_config.json", text) for text in number_faults(generation)]
+    yield from costs
+    faults = [] if costs else generation_faults(generation, config.get("vocab_size"))
+    yield from (Finding(Kind.BROKEN, "generation_config.json", text) for text in faults)
 
 
 # What settings refer to -----------------------------------------------------------------------------------------------

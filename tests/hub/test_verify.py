@@ -659,6 +659,47 @@ def test_numbers_without_end_are_refused_and_the_remedy_works(
     check_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "entries", "rule"),
+    [
+        ("generation_config.json", {"num_beams": {"a": 1}}, "num_beams is {'a': 1}, and should be a whole number"),
+        ("generation_config.json", {"max_new_tokens": [5]}, "max_new_tokens is [5], and should be a whole number"),
+        ("generation_config.json", {"no_repeat_ngram_size": True}, "is True, and should be a whole number"),
+        ("generation_config.json", {"length_penalty": "1"}, "length_penalty is '1', and should be a number"),
+        ("generation_config.json", {"do_sample": "no"}, "do_sample is 'no', and should be true or false"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "should be the number of a token, or a list of them"),
+        ("generation_config.json", {"eos_token_id": [2, 10**30]}, "and they run from 0 to 39"),
+        ("generation_config.json", {"pad_token_id": -1}, "pad_token_id names token -1, and they run from 0 to 39"),
+        ("generation_config.json", {"suppress_tokens": [[1]]}, "should be a list of tokens' numbers"),
+        ("config.json", {"norm_type": {"a": 1}}, "'norm_type' expected str, got dict"),
+        ("config.json", {"scale_embedding": 1}, "'scale_embedding' expected bool, got int"),
+        ("config.json", {"num_hidden_layers": {}}, "it describes no model ("),
+        ("config.json", {"dtype": [1]}, "it describes no model ("),
+        ("config.json", {"id2label": True}, "it describes no model ("),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused_and_the_remedy_works(
+    folder: Path, file: str, entries: dict[str, Any], rule: str
+) -> None:
+    before = (folder / file).read_text()
+    edit(folder / file, **entries)
+    assert problems(folder) == [(Kind.BROKEN, file)]
+    assert rule in refusal(folder)
+    assert "correct the entry" in refusal(folder)
+    (folder / file).write_text(before)  # correct the entry
+    check_folder(folder)
+
+
+def test_a_number_format_that_is_none(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"F32"', b'"132"', 1))
+    assert problems(folder) == [(Kind.BROKEN, "model.safetensors")]
+    assert "unknown variant `132`" in refusal(folder)
+    path.write_bytes(content)  # get it anew
+    check_folder(folder)
+
+
 LOOPS = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{{ 'a' * 10**11 }}",
