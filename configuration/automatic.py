@@ -69,6 +69,8 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     if kind.counts_sequences:
         sequences = max(LEAST_SEQUENCES, min(MOST_SEQUENCES, num_examples // EXAMPLES_A_SEQUENCE))
         settings["tokens_per_update"] = min(MOST_TOKENS_AN_UPDATE, round(sequences * tokens))
+    if kinds[0] == "char" and kind.reads_letters_of_syllables(looks) and "joint_vocabulary" not in recipe.named:
+        settings["normalization"] = "nfd"
     settings["average_checkpoints"] = _num_averaged(recipe, settings, num_examples * tokens)
     task = f"{kind.name}, for {kind.why.format(looks=looks)}"
     return Choice(
@@ -139,6 +141,7 @@ def _shown(choice: Choice, fitted: Recipe) -> list[str]:
     """Return what is said of the values that nobody named."""
     texts = {
         "vocab_size": "vocabulary {:,}",
+        "normalization": "Hangul read letter by letter ({})",
         "dropout": "dropout {}",
         "learning_rate": "learning rate {}",
         "tokens_per_update": "{:,} tokens an update",

@@ -112,8 +112,9 @@ class Recipe:
     """Most entries the vocabulary may have; a small corpus fills fewer."""
     joint_vocabulary: bool = field(default=True, metadata=TOKENIZER)
     """One vocabulary for source and target, or one each; two kinds of tokenizer are always one each."""
-    normalization: Literal["nfc", "nfkc", "none"] = field(default="nfc", metadata=TOKENIZER)
-    """Unicode normalisation of every text, in training and in use."""
+    normalization: Literal["nfc", "nfkc", "nfd", "none"] = field(default="nfc", metadata=TOKENIZER)
+    """Unicode normalisation of every text, in training and in use; nfd takes sources apart, letters from accents and
+    Hangul syllables into their letters, and leaves targets nfc, with one vocabulary each."""
     character_coverage: float = field(default=1.0, metadata=TOKENIZER)
     """Share of the text whose characters get an entry; the rare rest is written as bytes. 0.9995 suits Chinese."""
     min_frequency: int | None = field(default=None, metadata=TOKENIZER | at_least(1))
@@ -207,9 +208,14 @@ class Recipe:
             return
         self.tokenizer = sides[0] if sides[0] == sides[1] else AUTO
         self.source_tokenizer, self.target_tokenizer = (None, None) if sides[0] == sides[1] else sides
-        if sides[0] == sides[1] or not self.joint_vocabulary:
+        if (sides[0] == sides[1] and self.normalization != "nfd") or not self.joint_vocabulary:
             return
         self.joint_vocabulary = False
+        if "joint_vocabulary" in self.named and sides[0] == sides[1]:
+            raise RecipeError(
+                "joint_vocabulary=true: normalization=nfd takes sources apart, and targets stay whole; leave "
+                "joint_vocabulary out, or take another normalization."
+            )
         if "joint_vocabulary" in self.named:
             raise RecipeError(
                 f"joint_vocabulary=true: one vocabulary has one kind, and the source's is {sides[0]}, the target's "
@@ -370,6 +376,11 @@ class Recipe:
             raise RecipeError(
                 f"source_tokenizer={self.source_tokenizer} target_tokenizer={self.target_tokenizer}: prompt and "
                 f"continuation are one language; name the kind of its vocabulary with tokenizer alone."
+            )
+        if self.normalization == "nfd":
+            raise RecipeError(
+                "normalization=nfd: it takes sources apart and leaves targets whole, and here they are one text; use "
+                "nfc or nfkc with task=continuation."
             )
         if not self.joint_vocabulary:
             raise RecipeError(

@@ -31,6 +31,7 @@ LEAST_TEXTS, MOST_LABELS = 200, 100
 _LETTER = regex.compile(r"\p{L}")
 _HAN = regex.compile(r"\p{Script=Han}")
 _IDEOGRAPH = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]")
+_HANGUL = regex.compile(r"[가-힣]")  # whole syllables
 _UNSPACED = regex.compile(
     r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
     r"\p{Script=Myanmar}]"
@@ -59,6 +60,8 @@ class Side:
     """Share of the letters that are Chinese characters or kana."""
     unspaced: float
     """Share of the letters whose script puts no spaces between words."""
+    hangul: float
+    """Share of the letters that are Hangul syllables."""
     code: float
     """Share of the words with a sign that sentences lack."""
     has_phones: bool
@@ -82,6 +85,7 @@ class Side:
             unseen=_share(word not in seen for word in others),
             ideographs=_share(_IDEOGRAPH.match(letter) is not None for letter in letters),
             unspaced=_share(_UNSPACED.match(letter) is not None for letter in letters),
+            hangul=_share(_HANGUL.match(letter) is not None for letter in letters),
             code=_share(_CODE.search(_ENTITY.sub("", word)) is not None for word in words),
             has_phones=are_phones(texts),
         )
@@ -163,6 +167,10 @@ class TaskKind:
         """Return the kinds of the source's and of the target's vocabulary."""
         source = "word" if looks.source.has_phones else self.source or looks.source.vocabulary
         return source, self.target or looks.target.vocabulary
+
+    def reads_letters_of_syllables(self, looks: Looks) -> bool:
+        """Whether Hangul syllables are to be read as letters, for they become sounds or letters of another script."""
+        return self.sizes is STRING_SIZES and looks.source.hangul > 0.5 > looks.target.hangul
 
 
 PHONES = TaskKind(

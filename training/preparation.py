@@ -196,6 +196,7 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             vocab_size=recipe.vocab_size,
             joint=recipe.joint_vocabulary,
             normalization=recipe.normalization,
+            target_normalization="nfc" if recipe.normalization == "nfd" else None,
             min_frequency=recipe.min_frequency,
             character_coverage=recipe.character_coverage,
             split_digits=recipe.split_digits,

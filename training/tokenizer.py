@@ -155,6 +155,7 @@ def train_tokenizer(
     vocab_size: int,
     joint: bool = True,
     normalization: str = "nfc",
+    target_normalization: str | None = None,
     min_frequency: int | None = None,
     character_coverage: float = 1.0,
     split_digits: bool = False,
@@ -176,7 +177,9 @@ def train_tokenizer(
             false. A text too small to fill it gives a smaller vocabulary.
         joint: One vocabulary for both sides; false keeps the pieces and ids of the two sides apart.
         normalization: Unicode normalization that becomes part of the tokenizer: "nfc" joins letters and accents, "nfkc"
-            also folds full-width forms and ligatures, "none" leaves the text as it is.
+            also folds full-width forms and ligatures, "nfd" takes letters and accents apart, and Hangul syllables
+            into their letters, "none" leaves the text as it is.
+        target_normalization: That of the target; None: the same. Another one needs `joint=False`.
         min_frequency: How often a bpe merge, a character (kind "char") or a word must occur to get an entry; None for
             the usual value of the kind (2 for bpe and word, 1 for char). Unigram does not have it.
         character_coverage: Fraction of the running text whose characters get an entry of their own, most frequent
@@ -192,10 +195,11 @@ def train_tokenizer(
             empty text, something that is not text, or a vocab_size that the characters of the text do not fit into.
     """
     options = Options(kind, vocab_size, normalization, min_frequency, character_coverage, split_digits, show_progress)
-    other = replace(options, kind=target_kind or kind)
+    other = replace(options, kind=target_kind or kind, normalization=target_normalization or normalization)
     if targets is None or joint:
         if other != options:
-            raise TokenizerError(f"One vocabulary cannot be of the kinds {kind} and {target_kind}; use joint=False.")
+            two = f"{options.kind}, {options.normalization} and {other.kind}, {other.normalization}"
+            raise TokenizerError(f"One vocabulary cannot be both {two}; use joint=False.")
         if not joint:
             logger.warning("Separate vocabularies were asked for, but the task has one text only: it gets one.")
         learned = learn("training", [sources] if targets is None else [sources, targets], options)

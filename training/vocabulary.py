@@ -30,7 +30,7 @@ BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 """Ids 4 to 259: what a character without an entry of its own is written with."""
 
 KINDS = ("bpe", "unigram", "char", "word")
-NORMALIZATIONS = ("nfc", "nfkc", "none")
+NORMALIZATIONS = ("nfc", "nfkc", "nfd", "none")
 
 _TEXTS_AT_ONCE = 10_000
 
@@ -361,7 +361,8 @@ def _train(
 def build_normalizer(normalization: str) -> normalizers.Normalizer | None:
     """Return the library's normalizer, or None where text stays as it is."""
     _check_choice("normalization", normalization, NORMALIZATIONS)
-    return {"nfc": normalizers.NFC(), "nfkc": normalizers.NFKC(), "none": None}[normalization]
+    known = {"nfc": normalizers.NFC(), "nfkc": normalizers.NFKC(), "nfd": normalizers.NFD(), "none": None}
+    return known[normalization]
 
 
 def build_pre_tokenizer(options: Options, dropped: list[str] | None = None) -> pre_tokenizers.PreTokenizer:

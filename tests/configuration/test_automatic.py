@@ -156,3 +156,25 @@ def test_two_kinds_are_two_vocabularies() -> None:
         )
     with pytest.raises(RecipeError, match="name the kind of its vocabulary with tokenizer alone"):
         resolve_recipe(None, {"train": ["a"], "task": "continuation", "source_tokenizer": "char"})
+
+
+KOREAN, KOREAN_PHONES = ["깨지다", "한국말"], ["k͈ ɛ d͡ʑ i d a̠", "ha̠ n ɡ u ŋ m a̠ ɭ"]
+
+
+def test_hangul_that_becomes_phones_is_read_letter_by_letter() -> None:
+    recipe, line, _ = fit(8_000, Looks.of(KOREAN, KOREAN_PHONES))
+    assert (recipe.normalization, recipe.joint_vocabulary) == ("nfd", False)
+    assert "Hangul read letter by letter (nfd)" in line
+    assert fit(8_000, Looks.of(KOREAN, KOREAN_PHONES), normalization="nfc")[0].normalization == "nfc"
+    assert fit(8_000, Looks.of(KOREAN, ["kkaejida", "hangungmal"]))[0].normalization == "nfd"
+    assert fit(8_000, Looks.of(KOREAN, KOREAN[::-1]))[0].normalization == "nfc"
+    assert fit(8_000, SPELLING)[0].normalization == "nfc"
+
+
+def test_sources_in_letters_have_a_vocabulary_of_their_own() -> None:
+    keys: dict[str, Any] = {"train": ["a", "b"], "tokenizer": "char", "normalization": "nfd"}
+    assert not resolve_recipe(None, keys).joint_vocabulary
+    with pytest.raises(RecipeError, match="leave joint_vocabulary out, or take another normalization"):
+        resolve_recipe(None, keys | {"joint_vocabulary": True})
+    with pytest.raises(RecipeError, match="use nfc or nfkc with task=continuation"):
+        resolve_recipe(None, {"train": ["a.txt"], "task": "continuation", "normalization": "nfd"})

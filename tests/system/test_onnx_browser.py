@@ -167,7 +167,7 @@ def test_settings_do_what_they_do_in_python(changes, opened, engine):
     assert opened.wait("return globalThis.done") == expected
 
 
-@pytest.mark.parametrize("normalization", ["nfc", "nfkc", "none"])
+@pytest.mark.parametrize("normalization", ["nfc", "nfkc", "nfd", "none"])
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "word"])
 def test_messy_text_has_the_ids_that_it_has_in_python(kind, normalization, opened, tmp_path):
     is_joint = normalization != "nfkc"

@@ -167,12 +167,26 @@ def test_min_frequency_of_unigram_is_refused_softly(caplog):
 # ----------------------------------------------------------------------------------------------------- normalization
 
 
-@pytest.mark.parametrize(("normalization", "expected"), [("nfc", "é ｆﬁ"), ("nfkc", "é ffi"), ("none", "e\u0301 ｆﬁ")])
+@pytest.mark.parametrize(("normalization", "expected"), [("nfc", "é ｆﬁ"), ("nfkc", "é ffi"), ("nfd", "e\u0301 ｆﬁ"), ("none", "e\u0301 ｆﬁ")])
 def test_normalization_is_a_choice_that_is_saved(normalization, expected, tmp_path):
     train(normalization=normalization).save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     decoded = tokenizer.decode(tokenizer("e\u0301 ｆﬁ").input_ids, skip_special_tokens=True)
     assert decoded == normalize_text("e\u0301 ｆﬁ", normalization) == expected
+
+
+def test_a_side_may_be_read_in_letters_and_the_other_in_syllables():
+    both = train_tokenizer(
+        ["한국어", "각"], ["한국어 café"], kind="char", vocab_size=400, joint=False, normalization="nfd",
+        target_normalization="nfc", show_progress=False,
+    )  # fmt: skip
+    assert both.source.convert_ids_to_tokens(both.source("각").input_ids)[:-1] == ["ᄀ", "ᅡ", "ᆨ"]
+    assert both.target.decode(both.target("한국어 cafe\u0301").input_ids, skip_special_tokens=True) == "한국어 café"
+
+
+def test_one_vocabulary_has_one_normalization():
+    with pytest.raises(TokenizerError, match=r"both char, nfd and char, nfc; use joint=False"):
+        train_tokenizer(["가"], ["나"], kind="char", vocab_size=300, normalization="nfd", target_normalization="nfc")
 
 
 # ------------------------------------------------------------------------------------------------ separate vocabularies
@@ -232,7 +246,7 @@ def test_each_side_is_cut_its_own_way():
     tokenizers = train(["ablak"] * 2, ["ɒ t͡ʃ ˦ˀ˥ AH0 I_TURN_LEFT"] * 2, kind="char", target_kind="word", joint=False)
     assert words(tokenizers.source, "ablak") == list("ablak")
     assert words(tokenizers.target, "ɒ t͡ʃ ˦ˀ˥ AH0 I_TURN_LEFT") == ["ɒ", " t͡ʃ", " ˦ˀ˥", " AH0", " I_TURN_LEFT"]
-    with pytest.raises(TokenizerError, match="One vocabulary cannot be of the kinds char and word; use joint=False"):
+    with pytest.raises(TokenizerError, match="One vocabulary cannot be both char, nfc and word, nfc; use joint=False"):
         train(ENGLISH, CHINESE, kind="char", target_kind="word")
 
 
@@ -409,7 +423,7 @@ def test_bpe_dropout_needs_merges_and_a_probability():
         ({"kind": "wordpiece"}, r"Did you mean 'word'\?"),
         (
             {"normalization": "NFKC"},
-            r"normalization='NFKC' is unknown\. Did you mean 'nfkc'\? Use one of: nfc, nfkc, no",
+            r"normalization='NFKC' is unknown\. Did you mean 'nfkc'\? Use one of: nfc, nfkc, nf",
         ),
         ({"vocab_size": 260}, r"vocab_size=260 leaves no room: 4 special tokens and 256 bytes come first; use 261"),
         ({"min_frequency": 0}, r"min_frequency=0 is below 1; use 1 to keep everything"),
@@ -422,8 +436,8 @@ def test_options_out_of_range(options, sentence):
 
 
 def test_normalize_text_names_the_choices():
-    with pytest.raises(TokenizerError, match=r"normalization='nfd' is unknown.*Use one of: nfc, nfkc, none"):
-        normalize_text("x", "nfd")
+    with pytest.raises(TokenizerError, match=r"normalization='nfz' is unknown.*Use one of: nfc, nfkc, nfd, none"):
+        normalize_text("x", "nfz")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -128,7 +128,7 @@ def test_whatever_it_was_trained_on(
 OLD_CHARACTERS = st.characters(exclude_categories=["Cs"]).filter(lambda c: unicodedata.ucd_3_2_0.category(c) != "Cn")
 
 
-@pytest.mark.parametrize("normalization", ["nfc", "nfkc"])
+@pytest.mark.parametrize("normalization", ["nfc", "nfkc", "nfd"])
 @PROPERTY
 @given(text=st.text(alphabet=OLD_CHARACTERS))
 def test_normalization_is_what_unicode_says(normalization, text):
