@@ -59,6 +59,7 @@ def build_parser() -> CommandParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
     _add_distill(verbs)
+    _add_data(verbs)
     _add_check(verbs)
     _add_generate(verbs)
     _add_evaluate(verbs)
@@ -180,6 +181,24 @@ def _run_distill(namespace: argparse.Namespace, unknown: list[str]) -> int:
     recipe = settle_languages(settle_columns(recipe))
     train(write_corpus(recipe, teachers, namespace.unlabelled), dry_run=namespace.dry_run)
     return 0
+
+
+def _add_data(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
+    text = "fetch a public corpus, check it, and write it as a recipe expects it"
+    more = f"{_begin(text)}. SEQLOOM_DATA_MIRROR names another server than raw.githubusercontent.com."
+    parser = _add_verb(verbs, "data", _run_data, text, more, folder=None)
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the corpus [list them]")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write [data/NAME]")
+    _add_flag(parser, "--list", "say which corpora there are, with their licences, and exit")
+
+
+def _run_data(namespace: argparse.Namespace) -> None:
+    from seqloom_cli.public_data import describe_corpora, make_corpus
+
+    if namespace.list or namespace.name is None:
+        print(describe_corpora())
+    else:
+        print(visible(make_corpus(namespace.name, namespace.output)))
 
 
 def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:

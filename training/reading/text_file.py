@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.hub.progress_bar import progress_bar
+from seqloom_cli.public_data import how_to_make
 
 _UTF_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -239,6 +240,8 @@ def neighbours(path: str) -> list[str]:
 
 
 def _describe_missing_file(path: str) -> str:
+    if command := how_to_make(path):
+        return f"{path} does not exist; `{command}` fetches its public corpus and writes it."
     folder = Path(path).parent
     if not folder.is_dir():
         return f"{path} does not exist, nor does the folder {folder}. Check the path; it is taken from {os.getcwd()}."
