@@ -1,4 +1,4 @@
-"""`seqloom data NAME`: public corpora, fetched where their authors put them, checked, and laid out for the recipes.
+"""`seqloom data NAME`: public corpora, fetched from GitHub, checked, and laid out for the recipes.
 
     public_data.sha256      every file that is fetched: its digest, and OWNER/REPOSITORY/COMMIT/PATH on GitHub
         |  fetched once; a person, or a mirror, can put it there too
