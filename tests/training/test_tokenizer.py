@@ -167,7 +167,10 @@ def test_min_frequency_of_unigram_is_refused_softly(caplog):
 # ----------------------------------------------------------------------------------------------------- normalization
 
 
-@pytest.mark.parametrize(("normalization", "expected"), [("nfc", "é ｆﬁ"), ("nfkc", "é ffi"), ("nfd", "e\u0301 ｆﬁ"), ("none", "e\u0301 ｆﬁ")])
+@pytest.mark.parametrize(
+    ("normalization", "expected"),
+    [("nfc", "é ｆﬁ"), ("nfkc", "é ffi"), ("nfd", "e\u0301 ｆﬁ"), ("none", "e\u0301 ｆﬁ")],
+)
 def test_normalization_is_a_choice_that_is_saved(normalization, expected, tmp_path):
     train(normalization=normalization).save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
