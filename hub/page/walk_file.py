@@ -54,7 +54,8 @@ def write_walk(
     page = render_walk(data, TEMPLATE.read_text(encoding="utf-8"))
     write_whole(output, page)
     size = len(page.encode()) / 1e6
-    return f"{shown(data['output'])}\n{shown(output)}: {size:.1f} MB, no network needed; open it in a browser."
+    output_line = shown(data["output"]) or "(nothing)"
+    return f"{output_line}\n{shown(output)}: {size:.1f} MB, no network needed; open it in a browser."
 
 
 __all__ = ["write_walk"]

@@ -25,8 +25,9 @@ MOST_TOKENS = 64
 """Tokens of a side that the page shows; the model reads all of them."""
 MOST_DIMENSIONS = 64
 """Dimensions of a vector of the stream that the page shows, evenly spread over all D."""
-MOST_NUMBERS = 320_000
-"""Numbers of queries, keys and values in a page, about 0.85 MB; of a larger model some layers are left out."""
+MOST_NUMBERS = 450_000
+"""Numbers of attention in a page, about 1.2 MB: the weights of all heads, then queries, keys and values while there is
+room."""
 MOST_WORDS = 64
 """Words of a step's distribution that have their own number; the others are put together in `TAIL_GROUPS` groups."""
 TAIL_GROUPS = 32
@@ -220,21 +221,23 @@ def choose_layers(
 ) -> set[tuple[str, int]]:
     """Return the (kind, layer) whose queries, keys and values go into the page; None as `most`: all.
 
-    First come the first layers, then the last, then the others, until `most` numbers are there; the first of each kind
-    always.
+    First come the first layers, then the last, then the others, until with the weights of all heads `most` numbers are
+    there; always the first layer's of encoder self attention and of cross attention.
     """
     source, target = min(num_source, MOST_TOKENS), min(num_target, MOST_TOKENS)
-    kinds = {"encoder_self": (config.encoder_layers, 3 * source), "self": (config.decoder_layers, 3 * target)}
-    kinds["cross"] = (config.decoder_layers, target + 2 * source)
+    kinds = {"encoder_self": (config.encoder_layers, 3 * source), "cross": (config.decoder_layers, target + 2 * source)}
+    kinds["self"] = (config.decoder_layers, 3 * target)
     wanted = [
         (rank, kind, layer, vectors * config.d_model)
         for kind, (layers, vectors) in kinds.items()
         for rank, layer in enumerate(dict.fromkeys([0, layers - 1, *range(layers)]))
     ]
-    kept, room = set(), math.inf if most is None else most
+    weights = config.encoder_layers * config.encoder_attention_heads * source**2
+    weights += config.decoder_layers * config.decoder_attention_heads * target * (target + source)
+    kept, room = set(), math.inf if most is None else most - weights
     for rank, kind, layer, cost in sorted(wanted, key=lambda each: each[0]):
         room -= cost
-        if room >= 0 or rank == 0:
+        if room >= 0 or (rank == 0 and kind != "self"):
             kept.add((kind, layer))
     return kept
 

@@ -212,6 +212,57 @@ def test_figures_and_numbers_can_be_taken_along(browser, opened, taught_model):
     assert browser.errors() == []
 
 
+def test_a_table_is_taken_along_as_a_picture_of_its_texts_and_bars(browser, opened, taught_model):
+    opened(taught_model(), "bacd")
+    browser.run("window.saved = []; URL.createObjectURL = blob => { saved.push(blob); return '#'; };")
+    for name in ("attention", "ffn", "head", "next", "why", "checks"):
+        browser.run("saved.length = 0; walk.set({i: walk.stations.indexOf(arguments[0])})", name)
+        assert browser.run("return [...document.querySelectorAll('table')].every(x => x.closest('figure .scroll'))")
+        browser.run("document.querySelector('figure:has(table) .dl button').click()")
+        browser.run("window.taken = null; saved[0].text().then(text => { taken = text; })")
+        browser.wait("return window.taken")
+        drawn = browser.run(
+            "const picture = new DOMParser().parseFromString(taken, 'image/svg+xml'), all = x => [...picture.querySelectorAll(x)];"
+            "return [all('text').map(x => x.textContent).join(''), all('rect[rx]').length, all('line').length]"
+        )
+        shown = browser.run(
+            "const table = document.querySelector('table');"
+            "return [table.textContent, table.querySelectorAll('.bar').length, table.rows.length]"
+        )
+        assert [drawn[0].replace(" ", ""), *drawn[1:]] == [shown[0].replace(" ", ""), *shown[1:]], name
+    assert browser.errors() == []
+
+
+def test_arrow_keys_stay_in_a_picture(browser, opened, taught_model):
+    """Tab enters at one button, arrow keys go to its neighbours and leave the station alone, Enter presses."""
+    opened(taught_model(), "bacd")
+    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))"
+    for name in ("heads", "residual", "beams", "lens"):
+        browser.run("walk.set({i: walk.stations.indexOf(arguments[0]), layer: 0, head: 1, sub: 0, step: 0})", name)
+        index = browser.run("return walk.state.i")
+        entries = "return document.querySelectorAll('main svg [role=button][tabindex=\"0\"]').length"
+        assert browser.run(entries) == 1, name
+        browser.run("document.querySelector('main svg [role=button][tabindex=\"0\"]').focus()")
+        before = browser.run("return document.activeElement.getAttribute('aria-label')")
+        browser.run(press, "ArrowRight")
+        assert browser.run("return document.activeElement.getAttribute('aria-label')") != before, name
+        assert browser.run("return walk.state.i") == index, name
+    browser.run("walk.set({i: walk.stations.indexOf('heads')})")
+    browser.run("document.querySelector('main svg [data-at]').focus()")
+    browser.run(press, "ArrowDown")
+    assert browser.run("return document.activeElement.getAttribute('aria-label')") == "Layer 2, Head 2"
+    browser.run(press, "Enter")
+    assert browser.run("return [walk.state.layer, walk.state.head, walk.stations[walk.state.i]]") == [1, 1, "attention"]
+
+
+def test_an_output_that_is_empty_or_did_not_end_is_said_at_once(browser, opened, taught_model, tokenizer):
+    opened(taught_model(), "bacd", max_new_tokens=2)
+    assert "It did not end by itself" in browser.run("return document.querySelector('main').innerText")
+    data = opened(taught_model(), "bacd", suppress_tokens=[id_ for id_ in range(40) if id_ != tokenizer.eos_token_id])
+    assert data["output"] == ""
+    assert "It wrote nothing: it chose the end, </s>, before any word." in browser.run("return document.querySelector('main').innerText")
+
+
 def test_odd_texts_are_texts(browser, opened, taught_model):
     opened(taught_model(), f"ab {ODD}")
     browser.run("walk.set({all: true})")
