@@ -141,7 +141,7 @@ def draw_side(panel: Any, rows: Sequence[Mapping[str, Any]], side: str) -> None:
         norms = [row[name] for row in rows]
         mark = "o" if len(rows) == 1 else None
         panel.plot(updates, norms, color=colors(depth), label=f"layer {depth + 1}", linewidth=1.5, marker=mark)
-    panel.set_yscale("log")
+    panel.set_yscale("log", nonpositive="mask")
     panel.set_xlabel("update")
     panel.set_title(f"{side}: first layer / last layer = {ratio(rows, names[0], names[-1]):.2g}")
     panel.grid(visible=True, which="both", alpha=0.25)

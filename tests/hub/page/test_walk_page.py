@@ -222,7 +222,8 @@ def test_a_table_is_taken_along_as_a_picture_of_its_texts_and_bars(browser, open
         browser.run("window.taken = null; saved[0].text().then(text => { taken = text; })")
         browser.wait("return window.taken")
         drawn = browser.run(
-            "const picture = new DOMParser().parseFromString(taken, 'image/svg+xml'), all = x => [...picture.querySelectorAll(x)];"
+            "const picture = new DOMParser().parseFromString(taken, 'image/svg+xml');"
+            "const all = x => [...picture.querySelectorAll(x)];"
             "return [all('text').map(x => x.textContent).join(''), all('rect[rx]').length, all('line').length]"
         )
         shown = browser.run(
@@ -256,11 +257,12 @@ def test_arrow_keys_stay_in_a_picture(browser, opened, taught_model):
 
 
 def test_an_output_that_is_empty_or_did_not_end_is_said_at_once(browser, opened, taught_model, tokenizer):
+    read = "return document.querySelector('main').innerText"
     opened(taught_model(), "bacd", max_new_tokens=2)
-    assert "It did not end by itself" in browser.run("return document.querySelector('main').innerText")
+    assert "It did not end by itself" in browser.run(read)
     data = opened(taught_model(), "bacd", suppress_tokens=[id_ for id_ in range(40) if id_ != tokenizer.eos_token_id])
     assert data["output"] == ""
-    assert "It wrote nothing: it chose the end, </s>, before any word." in browser.run("return document.querySelector('main').innerText")
+    assert "It wrote nothing: it chose the end, </s>, before any word." in browser.run(read)
 
 
 def test_odd_texts_are_texts(browser, opened, taught_model):
