@@ -260,6 +260,10 @@ def test_an_output_that_is_empty_or_did_not_end_is_said_at_once(browser, opened,
     read = "return document.querySelector('main').innerText"
     opened(taught_model(), "bacd", max_new_tokens=2)
     assert "It did not end by itself" in browser.run(read)
+    opened(taught_model(), "bacd", target="A", suppress_tokens=[tokenizer.eos_token_id], max_new_tokens=60)
+    browser.resize(360)
+    browser.run("walk.set({i: walk.stations.indexOf('why')})")
+    assert browser.run(LOOK) == [], "a long output without a blank is broken into lines"
     data = opened(taught_model(), "bacd", suppress_tokens=[id_ for id_ in range(40) if id_ != tokenizer.eos_token_id])
     assert data["output"] == ""
     assert "It wrote nothing: it chose the end, </s>, before any word." in browser.run(read)
