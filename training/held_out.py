@@ -3,12 +3,15 @@
 Whole sources are held out, so that no validation source is a training source as well; texts that differ in spaces or
 letter case alone count as one. Which ones is decided by a hash of text and seed: a run started again, another order of
 the lines and another number of processes hold out the same.
+
+A corpus that is named with a tag beside others without one is what its tag says, such as back-translated, and no judge:
+only the others give examples, and what it has of their sources leaves the training text.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from seqloom.configuration.data_names import data_name
 from seqloom.configuration.recipe import HOLD_OUT, Recipe, RecipeError
+from seqloom.training.reading.sources import Extra
 
 LEAST_EXAMPLES = 500
 """Smaller corpora are held whole unless a share is named: a tenth of them says little, and they need it to learn."""
@@ -25,20 +30,31 @@ FEWEST, MOST = 50, 1000
 outputs is known to 3 points, with 50 to 14."""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """How many examples of a training text to hold out, by split ("test" first), and of how many."""
-
-    counts: Mapping[str, int]
-    num_rows: int
+LEFT_OUT = "source held out"
+"""The reason for which rows of a corpus that is no judge leave the training text."""
 
 
-def shares_of(recipe: Recipe, num_rows: int) -> Shares:
-    """Return what a recipe wants to be held out of a training text.
+def judges_of(dataset: Dataset, names: Sequence[str]) -> np.ndarray:
+    """Return which rows may be held out, (rows,): all, or those of corpora without a tag where there are any.
+
+    Args:
+        dataset: rows of all corpora.
+        names: of the corpora, as a recipe has them.
+    """
+    tags = [data_name(name).tag for name in names]
+    if all(tags) or not any(tags):
+        return np.ones(len(dataset), bool)
+    begins = f"^({'|'.join(re.escape(tag) for tag in set(tags) if tag)})"
+    tables = dataset.select_columns([Extra.TAGS]).with_format("arrow").iter(batch_size=10_000)
+    return ~np.concatenate([pc.match_substring_regex(table[Extra.TAGS], begins).to_numpy() for table in tables])
+
+
+def shares_of(recipe: Recipe, num_rows: int) -> dict[str, int]:
+    """Return how many examples a recipe wants to be held out of a training text, by split, "test" first.
 
     Args:
         recipe: `valid` and `test` may be a number of examples, a share of them, or `valid` "auto".
-        num_rows: examples, or documents, of the training text.
+        num_rows: examples, or documents, of the training text that may be held out.
 
     Raises:
         RecipeError: when more than half would be held out.
@@ -54,19 +70,22 @@ def shares_of(recipe: Recipe, num_rows: int) -> Shares:
     if sum(counts.values()) * 2 > num_rows:
         asked = " and ".join(f"{name}={recipe.share_of(name)}" for name in ("valid", "test") if recipe.share_of(name))
         raise RecipeError(
-            f"{asked} would hold out {sum(counts.values()):,} of {num_rows:,} training examples, more than half; name "
-            f"fewer, a share such as 0.05, or files of their own."
+            f"{asked} would hold out {sum(counts.values()):,} of {num_rows:,} training examples to choose from, "
+            f"more than half; name fewer, a share such as 0.05, or files of their own."
         )
-    return Shares({split: count for split, count in counts.items() if count}, num_rows)
+    return {split: count for split, count in counts.items() if count}
 
 
-def hold_out(dataset: Dataset, shares: Shares, *, seed: int) -> dict[str, Dataset]:
+def hold_out(
+    dataset: Dataset, shares: Mapping[str, int], *, seed: int, judges: np.ndarray | None = None
+) -> dict[str, Dataset]:
     """Split a training text; the rows of each part keep their order.
 
     Args:
         dataset: rows, the first column is the source, or the document.
-        shares: what to hold out.
+        shares: what to hold out, of `shares_of`.
         seed: of the choice.
+        judges: of `judges_of`; None: all rows.
 
     Returns:
         "train", and a part for each split of `shares`.
@@ -75,9 +94,11 @@ def hold_out(dataset: Dataset, shares: Shares, *, seed: int) -> dict[str, Datase
         RecipeError: when the text has too few different sources.
     """
     keys = _keys(dataset, seed)
-    groups, members, sizes = np.unique(keys, return_inverse=True, return_counts=True)  # in the order of the hashes
-    taken = np.zeros(len(groups), dtype=np.int8)
-    for number, (split, wanted) in enumerate(shares.counts.items(), start=1):
+    judges = np.ones(len(keys), bool) if judges is None else judges
+    groups, members = np.unique(keys, return_inverse=True)  # in the order of the hashes
+    sizes = np.bincount(members[judges], minlength=len(groups))
+    taken = np.where(sizes, 0, -1)
+    for number, (split, wanted) in enumerate(shares.items(), start=1):
         left = wanted
         for group in np.flatnonzero(taken == 0):
             if sizes[group] <= left:
@@ -85,29 +106,36 @@ def hold_out(dataset: Dataset, shares: Shares, *, seed: int) -> dict[str, Datase
                 left -= int(sizes[group])
             if not left:
                 break
-        if left == wanted or (taken == 0).sum() == 0:
+        if left == wanted or not (taken == 0).any():
             raise RecipeError(
-                f"{len(groups):,} different sources are too few to hold out {wanted:,} of {len(dataset):,} examples "
-                f"for the {split} set; name fewer, give files of their own, or none: --valid none."
+                f"{(sizes > 0).sum():,} different sources are too few to hold out {wanted:,} of {judges.sum():,} "
+                f"examples for the {split} set; name fewer, give files of their own, or none: --valid none."
             )
-    parts = {"train": 0} | {split: number for number, split in enumerate(shares.counts, start=1)}
-    return {split: dataset.select(np.flatnonzero(taken[members] == number)) for split, number in parts.items()}
+    rows = {"train": taken[members] <= 0}
+    rows |= {split: (taken[members] == number) & judges for number, split in enumerate(shares, start=1)}
+    return {split: dataset.select(np.flatnonzero(chosen)) for split, chosen in rows.items()}
 
 
-def held_facts(facts: Mapping[str, Any], parts: Mapping[str, Dataset], shares: Shares) -> dict[str, dict[str, Any]]:
+def held_facts(
+    facts: Mapping[str, Any], parts: Mapping[str, Dataset], shares: Mapping[str, int], num_judges: int
+) -> dict[str, dict[str, Any]]:
     """Return what is known of each part of a training text, as data.json keeps it.
 
     Args:
         facts: of the whole text.
         parts: as `hold_out` made them.
         shares: what was asked for; with it the fingerprints change.
+        num_judges: rows of the whole text that might have been held out.
     """
-    key = json.dumps([facts["fingerprint"], *shares.counts.items()])
+    of = [num_judges] if num_judges < facts["num_rows"] else []
+    key = json.dumps([facts["fingerprint"], *shares.items(), *of])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
     held = {f"held out for {split}": len(rows) for split, rows in parts.items() if split != "train"}
+    if of:
+        held[LEFT_OUT] = facts["num_rows"] - sum(map(len, parts.values()))
     known = {"train": {**facts, "fingerprint": fingerprint, "num_rows": len(parts["train"])}}
     known["train"]["num_dropped"] = {**facts.get("num_dropped", {}), **held}
-    for split in shares.counts:
+    for split in shares:
         name = f"held out of {facts['name']}"
         known[split] = {"name": name, "num_rows": len(parts[split]), "fingerprint": f"{fingerprint}/{split}"}
     return known
@@ -140,4 +168,4 @@ def _keys(dataset: Dataset, seed: int) -> np.ndarray:
     return keys
 
 
-__all__ = ["Shares", "found_in", "held_facts", "hold_out", "same_source", "shares_of"]
+__all__ = ["LEFT_OUT", "found_in", "held_facts", "hold_out", "judges_of", "same_source", "shares_of"]

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.automatic import Choice, choose
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
-from seqloom.configuration.data_names import TAG
+from seqloom.configuration.data_names import TAG, data_name
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.task_kind import Looks, sampled
 from seqloom.hub.files import SEAL_NAME
@@ -25,7 +25,7 @@ from seqloom.training.demo import build_demo
 from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.checkpoints import find_damage
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.held_out import held_facts, hold_out, shares_of
+from seqloom.training.held_out import LEFT_OUT, held_facts, hold_out, judges_of, shares_of
 from seqloom.training.parent import Parent, is_changed, read_parent, recorded_parent, refuse_misfit
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
@@ -101,11 +101,11 @@ def read_corpus(
     loaded["train"] = clean_corpus(loaded, recipe.clean, recipe.num_proc)
     texts = {split: corpus.dataset for split, corpus in loaded.items()}
     facts = {split: asdict(corpus.facts) for split, corpus in loaded.items()}
-    shares = shares_of(recipe, len(texts["train"]))
-    if shares.counts:
-        parts = hold_out(texts["train"], shares, seed=seed_of(recipe))
+    judges = judges_of(texts["train"], recipe.train)
+    if shares := shares_of(recipe, int(judges.sum())):
+        parts = hold_out(texts["train"], shares, seed=seed_of(recipe), judges=judges)
         texts |= parts
-        facts |= held_facts(facts["train"], parts, shares)
+        facts |= held_facts(facts["train"], parts, shares, int(judges.sum()))
     task = get_task(recipe.task, num_splits=recipe.num_splits)
     pairs = {
         split: task.to_pairs(texts[split], seed=seed_of(recipe), num_proc=recipe.num_proc)
@@ -166,16 +166,21 @@ def settle(
     for split, name in (("validation", "valid"), ("test", "test")):
         if recipe.share_of(name) is None:
             continue
-        held = facts["train"]["num_dropped"].get(f"held out for {split}", 0)
+        dropped = facts["train"]["num_dropped"]
+        held = dropped.get(f"held out for {split}", 0)
         facts["train"].setdefault("asked", {})[name] = recipe.share_of(name)
         if held:
             whole = "sources" if recipe.task == "pairs" else "documents"
-            lines[name] = f"{held:,} examples held out of the training text, whole {whole}; --{name} none for none"
+            tagged = [each for each in recipe.train if data_name(each).tag] if LEFT_OUT in dropped else []
+            but = f" but for {' '.join(tagged)}, which lost {dropped[LEFT_OUT]:,} of the same {whole}" if tagged else ""
+            lines[name] = f"{held:,} examples held out of the training text{but}, whole {whole}; --{name} none for none"
             changed: dict[str, Any] = {name: [str(held)]}
             recipe = replace(recipe, **changed)
         else:
+            judges = judges_of(corpus["train"], recipe.train)
+            plain = "" if judges.all() else " without a tag"
             lines[name] = (
-                f"none, for {len(corpus['train']):,} training examples are too few to hold some out unasked: nothing "
+                f"none, for {judges.sum():,} training examples{plain} are too few to hold some out unasked: nothing "
                 f"will be scored. Add --valid FILES, or --valid 0.1 for a tenth of them"
             )
             recipe = replace(recipe, valid=[], training_arguments={**recipe.training_arguments, "eval_strategy": "no"})

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
-from seqloom.training.held_out import Shares, found_in, hold_out, same_source, shares_of
+from seqloom.training.held_out import found_in, hold_out, same_source, shares_of
 from seqloom.training.preparation import read_corpus, settle
 from seqloom.training.train import train
 from tests.toy import SMALL_RUN, write_reversals
@@ -27,7 +27,7 @@ def sources_of(part):
 
 
 def test_a_source_goes_wholly_into_one_part():
-    parts = hold_out(rows(900), Shares({"test": 60, "validation": 90}, 900), seed=1)
+    parts = hold_out(rows(900), {"test": 60, "validation": 90}, seed=1)
     assert {name: len(part) for name, part in parts.items()} == {"train": 750, "test": 60, "validation": 90}
     sets = [sources_of(part) for part in parts.values()]
     assert not any(one & other for one in sets for other in sets if one is not other)
@@ -35,7 +35,7 @@ def test_a_source_goes_wholly_into_one_part():
 
 
 def test_the_choice_depends_on_text_and_seed_alone():
-    shares = Shares({"validation": 90}, 900)
+    shares = {"validation": 90}
     chosen = [sources_of(hold_out(rows(900, seed=seed), shares, seed=1)["validation"]) for seed in (0, 5)]
     assert chosen[0] == chosen[1], "the order of the lines does not matter"
     assert chosen[0] != sources_of(hold_out(rows(900), shares, seed=2)["validation"])
@@ -45,7 +45,7 @@ def test_the_choice_depends_on_text_and_seed_alone():
 
 
 def shares(num_rows, **keys):
-    return dict(shares_of(resolve_recipe(None, {"train": ["a", "b"], **keys}), num_rows).counts)
+    return shares_of(resolve_recipe(None, {"train": ["a", "b"], **keys}), num_rows)
 
 
 def test_how_much_is_held_out():
@@ -66,7 +66,7 @@ def test_more_than_half_is_refused_and_the_remedy_works():
 def test_too_few_different_sources_are_refused():
     same = Dataset.from_dict({"source": ["a"] * 600, "target": ["b"] * 600})
     with pytest.raises(RecipeError, match=r"1 different sources are too few to hold out 50 of 600 .*--valid none"):
-        hold_out(same, Shares({"validation": 50}, 600), seed=1)
+        hold_out(same, {"validation": 50}, seed=1)
 
 
 def test_training_lines_are_found():
@@ -86,7 +86,54 @@ def test_corpora_too_small_say_so(tmp_path):
     assert lines["valid"].startswith(
         "none, for 60 training examples are too few to hold some out unasked: nothing will"
     )
-    assert shares_of(resolve_recipe(None, {"train": ["a", "b"], "valid": "0.1"}), 60).counts == {"validation": 6}
+    assert shares_of(resolve_recipe(None, {"train": ["a", "b"], "valid": "0.1"}), 60) == {"validation": 6}
+
+
+def tagged_run(folder, num_real, *names, **keys):
+    """Real pairs, and twice as many synthetic ones of which half have the sources of real ones, spelt otherwise."""
+    (folder / "real.tsv").write_text("".join(f"word {n}\treal {n}.\n" for n in range(num_real)))
+    rows = range(num_real // 2, num_real // 2 + 2 * num_real)
+    (folder / "back.tsv").write_text("".join(f"Word  {n}\tsynthetic {n}.\n" for n in rows))
+    files = [f"{folder}/{name}" for name in names]
+    recipe = resolve_recipe(None, {**SMALL_RUN, "train": files, **keys})
+    corpus, facts = read_corpus(recipe)
+    _, lines = settle(recipe, corpus, facts, ["cer"])
+    return corpus, facts, lines
+
+
+def test_synthetic_text_is_no_judge_and_gives_no_source_of_one_away(tmp_path):
+    corpus, facts, lines = tagged_run(tmp_path, 1000, "real.tsv:2", "back.tsv:0.5,tag=bt", test="20")
+    train, validation, test = (corpus[split] for split in ("train", "validation", "test"))
+    assert (len(validation), len(test)) == (50, 20), "a twentieth of the real text, not of all"
+    assert all(target.startswith("real") for part in (validation, test) for target in part["target"][:])
+    held = sources_of(validation) | sources_of(test)
+    assert not held & sources_of(train)
+    lost = sum(f"word {n}" in held for n in range(500, 1000))
+    assert len(train) == 1000 - 70 + 2000 - lost
+    assert facts["train"]["num_dropped"] == {
+        "held out for test": 20,
+        "held out for validation": 50,
+        "source held out": lost,
+    }
+    assert lines["valid"] == (
+        f"50 examples held out of the training text but for {tmp_path}/back.tsv:0.5,tag=bt, which lost {lost} of the "
+        f"same sources, whole sources; --valid none for none"
+    )
+    plain = tagged_run(tmp_path, 1000, "real.tsv", "back.tsv")[1]
+    assert plain["train"]["num_rows"] == 3000 - plain["validation"]["num_rows"] == 2850
+
+
+def test_tags_that_every_corpus_has_are_no_sign_of_synthetic_text(tmp_path):
+    corpus, _, lines = tagged_run(tmp_path, 1000, "real.tsv:tag=hun", "back.tsv:tag=deu")
+    assert len(corpus["validation"]) == 150
+    assert {target.split()[0] for target in corpus["validation"]["target"][:]} == {"real", "synthetic"}
+    assert lines["valid"].startswith("150 examples held out of the training text, whole sources;")
+
+
+def test_few_real_examples_are_said_to_be_few(tmp_path):
+    corpus, _, lines = tagged_run(tmp_path, 300, "real.tsv", "back.tsv:tag=bt")
+    assert set(corpus) == {"train"}
+    assert lines["valid"].startswith("none, for 300 training examples without a tag are too few")
 
 
 def test_documents_are_held_out_before_they_are_cut(tmp_path):
