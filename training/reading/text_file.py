@@ -272,11 +272,12 @@ class TextFile:
         return self.facts.num_lines or 0
 
     def first_line(self) -> str:
-        """Return the first line, "" if there is none; what is wrong with it is said when the file is read."""
-        try:
-            raw_line = next(self._raw_lines(), b"")
-        except CorpusError:
-            return ""
+        """Return the first line, "" if there is none; bytes that are no UTF-8 are told of when the file is read.
+
+        Raises:
+            CorpusError: For a file that is no text.
+        """
+        raw_line = next(self._raw_lines(), b"")
         return raw_line.decode("utf-8", "replace").rstrip("\r\n")
 
     def __iter__(self) -> Iterator[str]:
@@ -429,8 +430,9 @@ def name_foreign_content(path: str, head: bytes) -> str | None:
             f"is not text: {head.count(0):,} of its first {len(head):,} bytes are NUL. "
             f"If it is {encoding} without a byte order mark, convert it: {iconv_command(path, encoding)}"
         )
-    if 0 in head and b"\xef\xbf\xbd" in head.decode("utf-8", "replace")[:-1].encode():
-        return "is not text: it has NUL bytes, and is not UTF-8. Give a file of text."
+    is_undecodable = b"\xef\xbf\xbd" in head.decode("utf-8", "replace")[:-1].encode()
+    if head[:8].count(0) > 1 or (0 in head and is_undecodable):  # lengths and versions stand in front of most formats
+        return "is not text: it has NUL bytes, as weights and programs have. Give a file of text."
     return None
 
 
