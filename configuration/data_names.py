@@ -87,22 +87,13 @@ def data_name(name: str) -> DataName:
             f"{name}: an epoch cannot hold examples {weight} times; use a number above 0 and up to {MOST_TIMES:,}, or "
             f"leave the corpus out."
         )
-    return DataName(match[1], weight, as_tag(tag) if tag else "")
-
-
-def as_tag(text: str) -> str:
-    """Return the token that a tag is written as: "bt" and "<bt>" are <bt>.
-
-    Raises:
-        DataNameError: for what cannot be one token, or is one already.
-    """
-    tag = text if text.startswith("<") else f"<{text}>"
-    if not TAG.fullmatch(tag) or _RESERVED.fullmatch(tag):
+    token = f"<{tag.removeprefix('<').removesuffix('>')}>" if tag else ""
+    if tag and (not TAG.fullmatch(token) or _RESERVED.fullmatch(token)):
         raise DataNameError(
-            f"tag={text} cannot stand in front of sources; use a name without blanks, < and >, that no special token "
-            f"has, e.g. tag=bt for <bt>."
+            f"{name}: tag={tag} cannot stand in front of sources; use a name without blanks, < and >, that no special "
+            f"token has, e.g. tag=bt for <bt>."
         )
-    return tag
+    return DataName(match[1], weight, token)
 
 
 def _is_file(path: str) -> bool:

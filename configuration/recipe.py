@@ -339,6 +339,11 @@ class Recipe:
             column, equals, _ = condition.partition("=")
             if not (column and equals):
                 raise RecipeError(f"where={condition} names no column and value; write COLUMN=VALUE, e.g. language=de.")
+        own = self.columns or (["text"] if wanted == 1 else ["source", "target"])
+        for column in self.tags:
+            if column in own or self.tags.count(column) > 1:
+                fault = "is learned from, or learned, itself" if column in own else "is named twice"
+                raise RecipeError(f"tags={' '.join(self.tags)}: {column} {fault}; leave it out of tags.")
         if not (self.is_demo or is_aligned(self.train)):
             return
         data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"

@@ -18,13 +18,13 @@ NO_LANGUAGES = frozenset({"csv", "dat", "gz", "in", "out", "ref", "src", "tgt", 
 def settle_languages(recipe: Recipe) -> Recipe:
     """Return a recipe with the languages that a person names when asked, or that the run in its folder was told.
 
-    Where no person sits at a terminal, a line says how to name them. Only the first process of several speaks.
+    Only the first process of several asks.
     """
     if recipe.is_demo or "languages" in recipe.named:
         return recipe
     known = _languages_of(RunFolder(Path(recipe.output)))
     if known is not None:
-        return replace(recipe, languages=known)
+        return replace(recipe, languages=known, named=recipe.named | {"languages"})
     if os.environ.get("RANK", "0") != "0":
         return recipe
     guess = guess_languages(recipe)
@@ -34,13 +34,21 @@ def settle_languages(recipe: Recipe) -> Recipe:
         if answer is None:
             break
         try:
-            return replace(recipe, languages=[] if answer == "-" else answer.split() or guess)
+            languages = [] if answer == "-" else answer.split() or guess
+            return replace(recipe, languages=languages, named=recipe.named | {"languages"})
         except RecipeError as error:
             say(str(error))
+    return recipe
+
+
+def hint_at_languages(recipe: Recipe) -> str:
+    """Return a line on how to name the languages of a run that nobody has named; "": there is nothing to say."""
+    if recipe.is_demo or "languages" in recipe.named:
+        return ""
+    guess = guess_languages(recipe)
     example = " ".join(guess) if guess else "de" if recipe.task == "continuation" else "de en"
     doubt = ", if that is what they are" if guess else ", for example"
-    say(f"hint      the model card will name no languages; --languages {example} names them{doubt}")
-    return recipe
+    return f"the model card will name no languages; --languages {example} names them{doubt}"
 
 
 def guess_languages(recipe: Recipe) -> list[str]:
@@ -59,4 +67,4 @@ def _languages_of(folder: RunFolder) -> list[str] | None:
         return None
 
 
-__all__ = ["guess_languages", "settle_languages"]
+__all__ = ["guess_languages", "hint_at_languages", "settle_languages"]

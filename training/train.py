@@ -54,7 +54,7 @@ from seqloom.training.finish import (
     try_together,
 )
 from seqloom.training.held_out import found_in
-from seqloom.training.languages import settle_languages
+from seqloom.training.languages import hint_at_languages, settle_languages
 from seqloom.training.metrics import get_metrics
 from seqloom.training.monitoring.console import SampleOutputs, library_bars, say, say_how_to_use, score_lines
 from seqloom.training.monitoring.gradient_flow import can_draw
@@ -77,6 +77,7 @@ from seqloom.training.preparation import (
 )
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
+from seqloom.training.reading.asking import settle_columns
 from seqloom.training.settings import generation_config, metrics_of, refuse_missing_trackers, training_arguments
 from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
@@ -205,7 +206,8 @@ def prepare(
     if arguments.process_index == 0:
         auto = explain(choice, asked, recipe)
         tags = describe_tags(tokenizers) if tokenizers.tags else ""
-        for subject, line in {"auto": auto, "parent": of_parent, **settled, "tags": tags}.items():
+        lines = {"auto": auto, "parent": of_parent, **settled, "tags": tags, "hint": hint_at_languages(recipe)}
+        for subject, line in lines.items():
             if line:
                 say(f"{subject:10}{line}")
     recipe, limit = fit_output_length(recipe, data)
@@ -463,7 +465,8 @@ def _train_from(arguments: list[str]) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     namespace, unknown = parser.parse_known_args(arguments)
-    train(settle_languages(recipe_from_arguments(namespace, unknown)), dry_run=namespace.dry_run)
+    recipe = settle_columns(recipe_from_arguments(namespace, unknown))
+    train(settle_languages(recipe), dry_run=namespace.dry_run)
 
 
 if __name__ == "__main__":

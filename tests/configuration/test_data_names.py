@@ -47,8 +47,11 @@ def test_two_text_files_stay_a_pair_and_files_with_columns_follow_each_other():
     ("keys", "said"),
     [
         ({"train": ["a.tsv:0"]}, r"train=a\.tsv:0: an epoch cannot hold examples 0 times; use a number above 0"),
-        ({"train": ["a.tsv:tag=</s>"]}, "tag=</s> cannot stand in front of sources"),
+        ({"train": ["a.tsv:tag=</s>"]}, r"train=a\.tsv:tag=</s>: tag=</s> cannot stand in front of sources"),
         ({"train": ["a.tsv:tag=a<b"]}, "tag=a<b cannot stand in front of sources"),
+        ({"train": ["a.tsv"], "tags": ["pos", "pos"]}, "tags=pos pos: pos is named twice; leave it out"),
+        ({"train": ["a.tsv"], "tags": ["target"]}, "target is learned from, or learned, itself; leave it out of tags"),
+        ({"train": ["a.tsv"], "columns": ["de", "en"], "tags": ["de"]}, "tags=de: de is learned from"),
         ({"train": ["a.tsv"], "valid": ["v.tsv:2"]}, r"valid=v\.tsv:2: how often .* leave the 2 out"),
         ({"train": ["x.de:2", "x.en"]}, r"x\.de:2 has a weight or a tag, and two text files .* paste SOURCE TARGET"),
         ({"train": ["x.de", "x.en"], "tags": ["language"]}, "have no columns to make tags of; leave tags out"),

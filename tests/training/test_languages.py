@@ -5,7 +5,7 @@ import pytest
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training import languages
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.languages import guess_languages, settle_languages
+from seqloom.training.languages import guess_languages, hint_at_languages, settle_languages
 
 
 def recipe(tmp_path, **keys):
@@ -36,10 +36,15 @@ def test_a_person_is_asked(tmp_path, answers, said, named):
 
 
 def test_where_nobody_sits_a_line_says_how(tmp_path, answers, capsys):
-    assert settle_languages(recipe(tmp_path)).languages == []
-    assert "--languages de en names them, if that is what they are" in capsys.readouterr().out
-    assert settle_languages(recipe(tmp_path, languages=["fr"])).languages == ["fr"]
-    assert capsys.readouterr().out == ""
+    unsettled = settle_languages(recipe(tmp_path))
+    assert unsettled.languages == []
+    assert "--languages de en names them, if that is what they are" in hint_at_languages(unsettled)
+    named = settle_languages(recipe(tmp_path, languages=["fr"]))
+    assert named.languages == ["fr"]
+    assert hint_at_languages(named) == ""
+    answers += ["-"]
+    assert hint_at_languages(settle_languages(recipe(tmp_path))) == "", "who wants none hears no more of it"
+    assert capsys.readouterr().out == "", "an error is not preceded by a hint"
 
 
 def test_what_was_answered_once_is_not_asked_again(tmp_path, answers):

@@ -90,5 +90,6 @@ def note_glance(corpus: DatasetDict, task: str, file: Path) -> str:
     if worst:
         listed = "; ".join(f"{found.rule}, {found.split}: {found.amount}" for found in worst)
         return f"{listed}; seqloom check shows them, and what helps"
-    lesser = f"; {len(report.findings)} lesser findings are in {file.name}" if report.findings else ""
+    count = len(report.findings)
+    lesser = f"; {count} lesser finding{'s are' if count > 1 else ' is'} in {file.name}" if count else ""
     return f"nothing harmful at a glance{lesser}"

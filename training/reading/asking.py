@@ -19,7 +19,9 @@ def settle_columns(recipe: Recipe, ask: Callable[[str], str | None] = ask_person
     if recipe.is_demo or recipe.columns is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return recipe
     try:
-        source, _ = open_corpus(recipe.train, task=recipe.task, where=recipe.selection(), num_proc=recipe.num_proc)
+        source, _ = open_corpus(
+            recipe.train, task=recipe.task, where=recipe.selection(), tags=recipe.tags, num_proc=recipe.num_proc
+        )
         next(iter(source.rows), None)
     except UnclearColumnsError as error:
         print(visible(error), file=sys.stderr)

@@ -251,8 +251,11 @@ def describe_missing_columns(path: str, columns: Sequence[str], existing: Sequen
     if len(existing) == 1 and any(separator in existing[0] for separator in ",;\t|"):
         hint = " Is another separator in use? .csv means commas and .tsv tabs."
     names = " or ".join(repr(name) for name in missing)
-    numbers = f", or number them if that is no header: {NUMBERED[: len(columns)]}" if lead == FIRST_LINE else ""
-    flag = f"--columns {' '.join(map(shlex.quote, existing))}" if len(existing) == len(columns) > 1 else "`columns`"
+    numbered = [str(number) for number in range(1, len(columns) + 1)]
+    numbers = f", or number them if that is no header: {numbered}" if lead == FIRST_LINE else ""
+    flag = "`columns`" if len(columns) <= len(NUMBERED) else "`columns`, `where` and `tags`"
+    if len(existing) == len(columns) == len(NUMBERED):
+        flag = f"--columns {' '.join(map(shlex.quote, existing))}"
     return f"{path} has no column {names}; {lead}: {listed or 'nothing'}.{hint} Name yours with {flag}{numbers}."
 
 
