@@ -4,6 +4,7 @@ What a verb needs is imported when it runs, for all that lies below `seqloom` im
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -171,6 +172,10 @@ def _run_distill(namespace: argparse.Namespace, unknown: list[str]) -> int:
     from seqloom.configuration.recipe_flags import recipe_from_arguments
 
     print_what_goes()
+    for name in filter(os.path.isfile, namespace.teachers):
+        raise UsageError(
+            f"{name} is a file and stands among the teachers; folders first: seqloom distill FOLDER --train {name}"
+        )
     recipe = recipe_from_arguments(namespace, unknown)
     from seqloom.training.distillation import Teachers, write_corpus
     from seqloom.training.languages import settle_languages

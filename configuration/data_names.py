@@ -27,7 +27,7 @@ LEXICON = "cmudict"
 """How the names of CMUdict's files begin, as they are given out: cmudict.dict, cmudict-0.7b."""
 
 
-_OPTIONS = re.compile(r"(?s:(.+)):(?:([0-9]*\.?[0-9]+)(?:,tag=(\S+))?|tag=(\S+))")
+_OPTIONS = re.compile(r"(?s:(.+)):(?:([0-9]*\.?[0-9]+)(?:,tag=([^\s,]+))?|tag=([^\s,]+))")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TAG = re.compile(r"<[^<>\s]+>")
 """A token that may stand in front of a source."""

@@ -233,7 +233,8 @@ def refuse_misfit(recipe: Recipe, parent: Parent) -> None:
             )
     for key in (*VOCABULARY, "vocab_size"):
         value = parent.vocabulary[key]
-        if key in recipe.named and wanted[key] != value:
+        fits = wanted[key] >= value if key == "vocab_size" else wanted[key] == value  # the most that it may have
+        if key in recipe.named and not fits:
             raise RecipeError(
                 f"{key}={shown(wanted[key])} is not the vocabulary of init_from={parent.folder}, which has "
                 f"{key}={shown(value)}; leave {key} out, or add --init_vocabulary new to learn one from the new text."

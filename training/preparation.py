@@ -207,7 +207,8 @@ def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) 
             split_digits=recipe.split_digits,
             show_progress=not recipe.training_arguments.get("disable_tqdm"),
         )
-        if tags := tags_of(pairs):
+        tags = tags_of(pairs)
+        if tags or tokenizers.tags:  # a parent's entries stay; which columns make tags is this run's own
             tokenizers.add_tags(tags, recipe.tags)
         with folder.staged(home) as staged:
             tokenizers.save(staged)
@@ -235,6 +236,21 @@ def tags_of(pairs: Dataset) -> list[str]:
             f"from many examples; name columns in tags that have few different values, at most {MOST_TAGS:,}."
         )
     return tags
+
+
+def refuse_unknown_tags(recipe: Recipe, corpus: DatasetDict, tokenizers: SeqloomTokenizers) -> None:
+    """Refuse tags of validation and test files that are no token of the vocabulary: the model would read letters.
+
+    Raises:
+        RecipeError: with what the training text has.
+    """
+    for split, name in (("validation", "valid"), ("test", "test")):
+        is_file = split in corpus and recipe.share_of(name) is None and not recipe.is_demo
+        if is_file and (unknown := sorted({*tags_of(corpus[split])} - {*tokenizers.tags})):
+            raise RecipeError(
+                f"{name}: its sources have the tag {unknown[0]}, and those of the training text have "
+                f"{' '.join(tokenizers.tags[:12]) or 'none'}; name the same tags for both, or other {name} text."
+            )
 
 
 def with_tags(pairs: Dataset, num_proc: int | None = None) -> Dataset:

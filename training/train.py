@@ -72,6 +72,7 @@ from seqloom.training.preparation import (
     parent_of,
     read_corpus,
     read_or_train_tokenizers,
+    refuse_unknown_tags,
     settle,
     with_tags,
 )
@@ -195,6 +196,7 @@ def prepare(
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
+        refuse_unknown_tags(recipe, corpus, tokenizers)
         tagged = {name: with_tags(rows, recipe.num_proc) for name, rows in corpus.items()}
         data = DatasetDict({name: encode(rows, tokenizers, name, recipe.num_proc) for name, rows in tagged.items()})
         data["train"], facts["train"] = leave_out_long(data["train"], recipe, facts["train"])

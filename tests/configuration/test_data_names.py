@@ -33,6 +33,9 @@ def test_a_file_of_that_name_is_that_file(tmp_path, monkeypatch):
     (tmp_path / "a.tsv").write_text("x\ty\n")
     with pytest.raises(DataNameError, match=r"e\.g\. a\.tsv:2, a\.tsv:tag=bt or a\.tsv:0\.5,tag=bt; 'two' is neither"):
         data_name("a.tsv:two")
+    for options in ("tag=bt,2", "2,tag=bt,tag=news", "tag="):
+        with pytest.raises(DataNameError, match=f"'{options}' is neither"):
+            data_name(f"a.tsv:{options}")
 
 
 def test_two_text_files_stay_a_pair_and_files_with_columns_follow_each_other():

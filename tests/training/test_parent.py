@@ -120,7 +120,7 @@ def test_a_piece_is_the_same_in_a_joint_vocabulary_and_in_that_of_a_side():
         ({"norm_position": "post"}, "norm_position=post does not fit .*norm_position=pre", "norm_position"),
         ({"preset": "tiny"}, "preset=tiny has d_model=128, which does not fit .*d_model=16", "preset"),
         ({"tokenizer": "bpe"}, "tokenizer=bpe is not the vocabulary of .* which has tokenizer=char", "tokenizer"),
-        ({"vocab_size": 290}, "vocab_size=290 is not the vocabulary of .*vocab_size=265", "vocab_size"),
+        ({"vocab_size": 261}, "vocab_size=261 is not the vocabulary of .*vocab_size=265", "vocab_size"),
     ],
 )
 def test_what_is_named_and_does_not_fit_is_refused_and_the_remedy_works(home, tmp_path, keys, said, remedy):

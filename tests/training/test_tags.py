@@ -138,7 +138,9 @@ def test_a_test_set_gets_its_tags_and_is_grouped_by_them(words):
     assert text.sources[1] == "<language=hun><pos=V_x>ab1"
     assert text.columns["language"][:3] == ["fin", "hun", "fin"]
     several = [str(words / "plain.tsv:tag=bt"), str(words / "plain.tsv")]
-    assert read_evaluation_text(several, ReadingOptions()).sources[39:41] == ["<bt>cd39", "cd0"]
+    assert read_evaluation_text(several, ReadingOptions(tags=Tags((), ("<bt>",)))).sources[39:41] == ["<bt>cd39", "cd0"]
+    with pytest.raises(CorpusError, match=r"plain\.tsv:tag=bt: no training source had the tag <bt>; they had none"):
+        read_evaluation_text(several, ReadingOptions())
     with pytest.raises(CorpusError, match="language=hun is no value that the training text had"):
         read_evaluation_text([str(words / "kinds.tsv")], ReadingOptions(tags=Tags(("language",), ("<language=fin>",))))
 
@@ -157,6 +159,24 @@ def test_a_run_with_tags_and_weights_leaves_a_folder_that_knows_them(words, caps
     assert (words / "out.tsv").read_text().startswith("language\tsource\ttarget\tpos\toutput\n")
     data = json.loads((words / "run" / "run" / "data.json").read_text())
     assert [file["path"] for file in data["train"]["files"]] == [str(words / "kinds.tsv"), str(words / "more.tsv")]
+
+
+def test_scored_files_have_no_tags_but_those_of_the_training_text(words, capsys):
+    files = {"train": [str(words / "kinds.tsv")], "tags": ["language"], "output": str(words / "run")}
+    recipe = resolve_recipe(None, {**RUN, **files, "valid": [str(words / "kinds.tsv:tag=new")]})
+    with pytest.raises(RecipeError, match=r"valid: its sources have the tag <new>, .* <language=fin> <language=hun>;"):
+        train(recipe, dry_run=True)
+    train(resolve_recipe(None, {**RUN, **files, "valid": [str(words / "kinds.tsv")]}), dry_run=True)
+
+
+def test_a_child_has_the_tag_columns_of_its_own_training_text(words):
+    keys = {**RUN, "train": [str(words / "kinds.tsv")], "max_steps": 1}
+    train(resolve_recipe(None, {**keys, "tags": ["language"], "output": str(words / "old")}))
+    plain = {"init_from": str(words / "old"), "output": str(words / "new")}
+    train(resolve_recipe(None, {**keys, **plain}))
+    assert Tags.of(words / "new") == Tags((), ("<language=fin>", "<language=hun>")), "entries stay, columns do not"
+    train(resolve_recipe(None, {**keys, **plain, "output": str(words / "pos"), "tags": ["pos"]}))
+    assert Tags.of(words / "pos").columns == ("pos",)
 
 
 @pytest.mark.slow

@@ -150,6 +150,7 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
             f"Two files ({source_path}, {target_path}) are the source and target of pairs; "
             "a task that reads one column takes one file."
         )
+    source, target = TextFile(source_path), TextFile(target_path)  # first: whether they are there
     for path in (source_path, target_path):
         if (kind := format_of(path)) != "text":
             raise CorpusError(
@@ -161,7 +162,6 @@ def _open_aligned(source_path: str, target_path: str, request: Request) -> Sourc
         logger.warning("`columns` is ignored: %s and %s are plain text without columns.", source_path, target_path)
     if os.path.realpath(source_path) == os.path.realpath(target_path):
         logger.warning("%s is both source and target: each target is its source.", source_path)
-    source, target = TextFile(source_path), TextFile(target_path)
     files = (source.facts, target.facts)
     name, identity = f"{source_path} + {target_path}", ["aligned", *(facts.sha256 for facts in files)]
     return Source(name, read_aligned(source, target), identity, files)

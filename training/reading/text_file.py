@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +223,20 @@ class FileFacts:
                 raise CorpusError(
                     f"{path} is no regular file; a corpus is read more than once. Save it to a file first."
                 )
-            with _MeteredFile(path, "Fingerprint of") as file:
-                return cls(path, status.st_size, hashlib.file_digest(file, "sha256").hexdigest())
+            return cls(path, status.st_size, _digest(path, status.st_ino, status.st_size, status.st_mtime_ns))
         except FileNotFoundError as error:
             raise CorpusError(_describe_missing_file(path)) from error
         except OSError as error:
             raise CorpusError(
                 f"{path} cannot be read: {error.strerror}. Check the file and its permissions."
             ) from error
+
+
+@lru_cache(maxsize=256)
+def _digest(path: str, *_state: int) -> str:
+    """Return the SHA-256 of a file; what was read before it was known how (`settle_columns`) is not read for it again."""
+    with _MeteredFile(path, "Fingerprint of") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def neighbours(path: str) -> list[str]:

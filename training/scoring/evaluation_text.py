@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
-from seqloom.configuration.data_names import can_follow
+from seqloom.configuration.data_names import can_follow, data_name
 from seqloom.hub.tags import NO_TAGS, TagError, Tags
 from seqloom.training.reading.corpus import CorpusError
 from seqloom.training.reading.readers import Row
@@ -119,6 +119,10 @@ def _selected(
     request = Request(wanted, options.columns is None, "test", selecting=(*extra, *options.where, *columns))
     width, end = len(wanted) + len(extra), len(wanted) + len(extra) + len(options.where)
     has_tags = Extra.TAGS in extras_of(names)
+    for name in names:
+        if (tag := data_name(name).tag) and tag not in options.tags.known:
+            known = " ".join(options.tags.known[:12]) or "none"
+            raise CorpusError(f"{name}: no training source had the tag {tag}; they had {known}. Leave it out.")
     for number, values in open_source(names, request).rows:
         conditions = zip(values[width:end], options.where.values(), strict=True)
         if not all(value in allowed for value, allowed in conditions):
