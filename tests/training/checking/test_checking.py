@@ -157,12 +157,39 @@ class TestAllRows:
         columns = [list(column) for column in zip(*clean)]
         del columns[side][at]
         columns[side].append("x")
-        with Stores() as stores:
-            store = stores.open("train")
-            store.append(records_of(Batch.of(list(enumerate(zip(*columns), 1)))))
-            (shift,) = find_shifts(store)
+        (shift,) = self.shifts_of(list(zip(*columns)))
         assert abs(shift.first - at) <= 3
         assert (shift.end, shift.offset) == (1500, -1 if side else 1)
+
+    @pytest.mark.parametrize(("num_rows", "at", "seed"), [(515, 100, 0), (515, 400, 4), (2000, 900, 2)])
+    def test_a_short_shift_is_found_among_rows_of_one_template(self, num_rows, at, seed):
+        rng = random.Random(seed)
+        rows = []
+        for _ in range(num_rows):
+            words = [rng.randrange(12) for _ in range(rng.randint(2, 8))]
+            rows.append((" ".join(NOUNS[n] for n in words), " ".join(THINGS[n] for n in words)))
+        assert self.shifts_of(rows) == []
+        targets = [target for _, target in rows]
+        targets.insert(at + 50, targets.pop(at))
+        (shift,) = self.shifts_of([(source, target) for (source, _), target in zip(rows, targets)])
+        assert abs(shift.first - at) <= 5
+        assert abs(shift.end - at - 50) <= 5
+        assert shift.offset == -1
+
+    @pytest.mark.parametrize("num_rows", [100, 515, 2000])
+    def test_sides_that_are_not_alike_in_length_are_not_shifted(self, clean, num_rows):
+        rng = random.Random(num_rows)
+        sources = [source.rstrip("0123456789.?! ") for source, _ in clean * 2][:num_rows]
+        assert self.shifts_of([(source, rng.choice(("yes", "no", "maybe"))) for source in sources]) == []
+        assert self.shifts_of(list(zip(sources, rng.sample(sources, num_rows)))) == []
+        ordered = sorted(sources, key=len)
+        assert self.shifts_of([(source, source[::-1]) for source in ordered]) == []
+
+    def shifts_of(self, rows):
+        with Stores() as stores:
+            store = stores.open("train")
+            store.append(records_of(Batch.of(list(enumerate(rows, 1)))))
+            return find_shifts(store)
 
     def test_unknown_characters_are_those_of_the_same_side(self, clean, tmp_path):
         valid = [clean[1400], ("der hund ñ 7.", "the dog 7."), ("der hund 8.", "ß the dog 8.")]
