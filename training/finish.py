@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import DatasetDict
 
 from seqloom.training.confidence import confidence_intervals
@@ -149,29 +149,35 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, 
     results: dict[str, Any] = {}
     for split in ("validation", "test"):
         if split in data:
-            try_together(results, f"{split} set", partial(_score, trainer, data, folder, split, results))
+            try_together(trainer, results, f"{split} set", partial(_score, trainer, data, folder, split, results))
     return results
 
 
-def try_together(results: dict[str, Any], what: str, do: Callable[[], None]) -> None:
+def try_together(trainer: SeqloomTrainer, results: dict[str, Any], what: str, do: Callable[[], None]) -> None:
     """Do what must not lose a trained model and its other results: what fails is told, and kept in the results.
 
-    One process of several cannot go on alone while others wait for it; there the error ends the run, as everywhere.
+    What fails on one process fails on all. Where weights are sharded, one cannot go on while others wait for its part;
+    there the error ends the run, as everywhere.
 
     Args:
+        trainer: says whether they are.
         results: get the error under `ERRORS`.
         what: is done, for a person.
         do: does it.
     """
+    failures = []
     try:
         do()
     except OSError:  # a disk that takes no results takes no word of that either
         raise
     except Exception as error:
-        if PartialState().num_processes > 1:
+        if trainer.is_sharded and trainer.args.world_size > 1:
             raise
-        results[ERRORS] = {**results.get(ERRORS, {}), what: explain_error(error)}
-        say(f"failed    {what}: {results[ERRORS][what]}")
+        failures = [explain_error(error)]
+    if failures := gather_object(failures):
+        results[ERRORS] = {**results.get(ERRORS, {}), what: failures[0]}
+        if trainer.is_world_process_zero():
+            say(f"failed    {what}: {failures[0]}")
 
 
 def _score(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, split: str, results: dict[str, Any]) -> None:
@@ -211,7 +217,7 @@ def is_whole(results: Mapping[str, Any]) -> bool:
 
 
 def refuse_unfinished(folder: RunFolder, results: Mapping[str, Any]) -> None:
-    """End a run whose model is in its place with an error where its results are not whole.
+    """End a run whose model is in its place with an error where its results are not whole; on all processes.
 
     Raises:
         TrainingError: saying what is missing, and why.

@@ -169,10 +169,10 @@ def train_in(
     results |= final_scores(trainer, data, folder, recipe.num_beams)
     prompts = DEMO_EXAMPLES if recipe.is_demo else example_prompts(data)
     outputs: list[str] = []
-    try_together(results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
+    try_together(trainer, results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
     if trainer.is_world_process_zero():
         show_the_end(trainer, folder, recipe, data, results, prompts, outputs)
-    refuse_unfinished(folder, results)
+    refused_together(lambda: refuse_unfinished(folder, results))
     if trainer.args.push_to_hub:
         trainer.push_as_saved("End of training")
     return results

@@ -43,7 +43,7 @@ from seqloom.training.collator import IGNORED_LABEL, SeqloomCollator
 from seqloom.training.examples import MODEL_COLUMNS, in_original_order, lengths_of, longest_first, weights_of
 from seqloom.training.fault_tolerance.interruption import ignore_stop_signals
 from seqloom.training.fault_tolerance.resumable import ResumableTrainer
-from seqloom.training.fault_tolerance.run_health import MouthError, speechless
+from seqloom.training.fault_tolerance.run_health import MouthError, TrainingError, speechless
 from seqloom.training.monitoring.gradient_flow import GradientFlow
 from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
 from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums
@@ -51,6 +51,7 @@ from seqloom.training.pushing import PushingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
 from seqloom.training.tokenizer import SeqloomTokenizers
+from seqloom_cli.command import explain_error
 
 if TYPE_CHECKING:
     from seqloom.training.quality.bpe_dropout import EpochEncodings
@@ -141,6 +142,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         """How the scores were measured, e.g. `bleu_signature`."""
         self.doubt: Doubt | None = None
         """Why the scores of the set evaluated last say nothing; None: they do."""
+        self._failures: list[str] = []
         self._is_read_again = False
         self.encodings = encodings
         self.rdrop_alpha = rdrop_alpha
@@ -275,6 +277,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         """
         self.scored_dataset = longest_first(self.eval_dataset if eval_dataset is None else eval_dataset)
         self._is_read_again = False
+        self._failures = []
         try:
             with self.moving_average.in_use() if self.moving_average else contextlib.nullcontext():
                 return super().evaluate(self.scored_dataset, ignore_keys, metric_key_prefix)
@@ -295,16 +298,28 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         That is the ids (B, T), and sums of what was foreseen and written (B, 4).
         """
         inputs = send_to_device(inputs, self.args.device)
+        try:
+            predictions = self._predict(model, inputs)
+        except Exception as error:
+            if self.is_in_train or self.is_sharded or self.args.world_size == 1:
+                raise
+            self._failures = [explain_error(error)]  # the others wait in the next gather: `score` ends them all
+            rows = inputs["labels"].new_zeros(len(inputs["labels"]), 4)
+            predictions = rows[:, :3].double(), rows[:, :1], rows.double()
+            predictions = predictions if self.evaluation.metrics else predictions[:1]
+        if self.evaluation.metrics:
+            self._read_again(inputs, predictions[1])
+        return None, predictions, inputs["labels"]
+
+    def _predict(self, model: nn.Module, inputs: dict[str, Tensor | Any]) -> tuple[Tensor, ...]:
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs, smoothing=0.0).logits  # (B, T, V)
-        predictions: tuple[Tensor, ...] = (forced_sums(logits, inputs["labels"]),)
-        if self.evaluation.metrics:
-            ids = self.decode(inputs)
-            self._read_again(inputs, ids)
-            most, suppressed = self.evaluation.max_new_tokens, suppressed_by(self.model)
-            spoken = spoken_sums(logits, inputs["labels"], ids, suppressed=suppressed, most=most)
-            predictions = (*predictions, ids, spoken)
-        return None, predictions, inputs["labels"]
+        forced = forced_sums(logits, inputs["labels"])
+        if not self.evaluation.metrics:
+            return (forced,)
+        ids = self.decode(inputs)
+        most, suppressed = self.evaluation.max_new_tokens, suppressed_by(self.model)
+        return forced, ids, spoken_sums(logits, inputs["labels"], ids, suppressed=suppressed, most=most)
 
     def _read_again(self, inputs: dict[str, Tensor], ids: Tensor) -> None:
         """Hold some outputs of an evaluation's first batch against forced passes over them.
@@ -318,8 +333,10 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             return
         self._is_read_again = True
         is_exact = not (self.args.bf16 or self.args.fp16 or self.args.tf32)
-        with self.compute_loss_context_manager():
-            faults = misread_in(self.model, inputs, ids, most=self.evaluation.max_new_tokens, is_exact=is_exact)
+        faults: list[Any] = []
+        if not self._failures:
+            with self.compute_loss_context_manager():
+                faults = misread_in(self.model, inputs, ids, most=self.evaluation.max_new_tokens, is_exact=is_exact)
         if faults := gather_object(faults):
             raise MouthError(broken_mouth(faults))
 
@@ -341,7 +358,13 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         return self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled())
 
     def score(self, prediction: EvalPrediction) -> dict[str, Any]:
-        """Turn what `prediction_step` gathered into scores, token-weighted over the whole set."""
+        """Turn what `prediction_step` gathered into scores, token-weighted over the whole set.
+
+        Raises:
+            TrainingError: on all processes, where one of several could not predict; see `prediction_step`.
+        """
+        if failures := gather_object(self._failures):
+            raise TrainingError(failures[0])
         forced, *decoded = prediction.predictions
         nll, num_tokens, num_correct = forced.sum(axis=0)
         loss = float(nll / num_tokens)

@@ -65,6 +65,46 @@ def test_two_processes_end_with_the_weights_and_scores_of_one(run):
     assert outputs_of_two == outputs
 
 
+FAILING = """
+import sys
+from seqloom.training.train import main
+from seqloom.training.trainer import SeqloomTrainer
+
+decode = SeqloomTrainer.decode
+
+def fail(self, inputs):
+    if not self.is_in_train and self.evaluation.num_beams > 1 and self.args.process_index == int(sys.argv[1]):
+        raise RuntimeError("the beams are too long for this memory")
+    return decode(self, inputs)
+
+SeqloomTrainer.decode = fail
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_final_score_that_fails_on_one_of_two_processes_is_recorded_and_tried_again(run, tmp_path, rank):
+    (tmp_path / "failing.py").write_text(FAILING)
+    run("spare", ONE, "--max_steps 2")  # makes the corpus
+    command = [*TWO, "failing.py", str(rank), "--output", "two", *KEYS.split(), "--max_steps", "4", "--eval_steps", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    for what in ("validation set", "test set"):
+        assert done.stdout.count(f"failed    {what}: RuntimeError: the beams are too long") == 1, done.stdout
+    assert done.stderr.count("The same command tries that again, and trains nothing.") == 1, "one process says it"
+    results = json.loads((tmp_path / "two" / "run" / "results.json").read_text())
+    assert set(results["errors"]) >= {"validation set", "test set"}
+    assert results["updates"] == 4
+    assert not [name for name in results if name.startswith(("validation_", "test_"))]
+    assert (tmp_path / "two" / "README.md").is_file()
+    before = (tmp_path / "two" / "model.safetensors").read_bytes()
+    results = run("two", TWO, "--max_steps 4 --eval_steps 2")[1]
+    assert "errors" not in results
+    assert results["test_loss"] > 0
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", ["", SINUSOIDAL], ids=["rotary", "sinusoidal"])
 def test_small_micro_batches_on_two_processes_end_with_the_same_weights(run, keys):

@@ -102,7 +102,7 @@ class Likeness:
 
     @classmethod
     def learn(cls, store: RowStore) -> Likeness:
-        """Learn from the first rows at offset 0, or where they say clearly more: a corpus may be shifted from its start.
+        """Learn from the first rows at offset 0, or where they say clearly more: a shift may begin with the corpus.
 
         How much is said is measured on other rows than it was learned from: sides that have nothing to do with each
         other, such as texts and labels, say as much at every offset then, and are not shifted.

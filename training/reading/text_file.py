@@ -234,7 +234,7 @@ class FileFacts:
 
 @lru_cache(maxsize=256)
 def _digest(path: str, *_state: int) -> str:
-    """Return the SHA-256 of a file; what was read before it was known how (`settle_columns`) is not read for it again."""
+    """Return the SHA-256 of a file; `settle_columns` opens it, and the corpus opens it again."""
     with _MeteredFile(path, "Fingerprint of") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
