@@ -89,6 +89,7 @@ SIZES = (
 # with 4+4 layers of 256 and dropout 0.3; what a core reaches with less: (LOG: kinds of task). Pre-norm and rotary
 # positions throughout, with which small models learn several times as fast (LOG: positions of strings, Chinese).
 _FAST = {"norm_position": "pre", "position_embedding_type": "rotary"}
+
 STRING_SIZES = (
     DataSize(
         15_000,
@@ -110,7 +111,12 @@ STRING_SIZES = (
         "3 layers of 256, as published for CMUdict's 107,000 words",
     ),
     # Nobody's published setting: the same model, for which so many strings are no longer little data.
-    DataSize(float("inf"), "small", {**_FAST, "num_train_epochs": 10}, "so many strings need no more than a small model"),
+    DataSize(
+        float("inf"),
+        "small",
+        {**_FAST, "num_train_epochs": 10},
+        "so many strings need no more than a small model",
+    ),
 )
 """The same for words, names, dates and formulas, counted in examples."""
 

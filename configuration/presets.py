@@ -58,8 +58,8 @@ _ALL = (
         "tiny",
         "4+4 layers of 128: the published Transformer-tiny for Multi30k (Wu et al. 2021), made for some 30,000 pairs",
         # Published with norms behind the residuals, 5e-3 and updates four times as large. In front of them it learns
-        # several times as fast: Multi30k, and COGS, of which it had none right where this had 76 % (LOG: pre-norm). With
-        # rotary positions it learns faster still, strings by far (LOG: positions of strings).
+        # several times as fast: Multi30k, and COGS, of which it had none right where this had 76 % (LOG: pre-norm).
+        # With rotary positions it learns faster still, strings by far (LOG: positions of strings).
         _geometry((4, 4), 128, 256, 4, dropout=0.3, norm_position="pre", position_embedding_type="rotary"),
         {"learning_rate": 3e-3, "warmup_steps": 1000, "tokens_per_update": 4096},
     ),
