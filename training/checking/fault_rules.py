@@ -18,6 +18,7 @@ from seqloom.training.checking.text_batch import (
     CONTROL,
     INVISIBLE,
     SEPARATOR,
+    SPACE,
     UNASSIGNED,
     Batch,
     Side,
@@ -420,6 +421,14 @@ RULES = {
             "Remove these characters.",
             "strict",
             has_kind(INVISIBLE),
+        ),
+        Rule(
+            "space",
+            Harm.note,
+            "blanks that look like a space and are none (no-break, thin)",
+            "The model learns each as a character of its own; where they mean nothing, replace them by spaces.",
+            None,
+            has_kind(SPACE),
         ),
         Rule(
             "blank",

@@ -19,7 +19,7 @@ NUM_CODES = 0x110000
 NUM_TABLED = 0x20000
 """Code points looked up in Unicode's tables; above lie rare ideographs, which have neither case nor punctuation."""
 
-CONTROL, SEPARATOR, INVISIBLE, UNASSIGNED = 1, 2, 4, 8
+CONTROL, SEPARATOR, INVISIBLE, UNASSIGNED, SPACE = 1, 2, 4, 8, 16
 """Bits of `character_kinds`."""
 
 KINDS = {
@@ -27,8 +27,10 @@ KINDS = {
     SEPARATOR: r"[\x0a\x0b\x0c\x0d\x1c-\x1e\x85\u2028\u2029]",
     INVISIBLE: r"[\xad\u180e\u200b\u200e\u200f\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb]",
     UNASSIGNED: r"[\ufffd\p{Co}\p{Noncharacter_Code_Point}]",
+    SPACE: r"[\xa0\u1680\u2000-\u200a\u202f\u205f]",
 }
-"""Bit -> characters that no text needs. U+200C and U+200D are not among them: Persian, Hindi and emoji need them."""
+"""Bit -> characters that few texts need. U+200C and U+200D are not among them, for Persian, Hindi and emoji need them,
+nor is U+3000, Chinese's own blank."""
 
 SCRIPTS = (
     "Latin Greek Cyrillic Armenian Hebrew Arabic Syriac Thaana Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu "

@@ -65,6 +65,7 @@ ROW_FAULTS = {
     "lone-quote": lambda a, b: ('"' + a, b),
     "control": lambda a, b: (a, f"\x1b[31m{b}"),
     "invisible": lambda a, b: (a.replace(" ", "\u200b ", 1), b),
+    "space": lambda a, b: (a, b.replace(" ", "\u00a0", 1)),
     "blank": lambda a, b: (a, "\u3000 "),
     "repetition": lambda a, b: (a + " so so so so so so so", b + " so so so so so so so"),
     "length": lambda a, b: (a * 400, b * 400),
