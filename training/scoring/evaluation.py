@@ -301,6 +301,11 @@ def _notes(
 ) -> list[str]:
     """Say what a number in the table does not."""
     notes = []
+    if text.num_rivals:
+        notes.append(
+            f"{text.num_rivals:,} of {len(text):,} examples have a source that others have with another reference, "
+            "and one output cannot equal both; --any_reference takes each of them as right."
+        )
     if answers.is_cut is not None and answers.is_cut.any():
         notes.append(
             f"{int(answers.is_cut.sum()):,} of {len(text):,} outputs were cut before their end, for they reached the "

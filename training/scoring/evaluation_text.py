@@ -58,6 +58,14 @@ class EvaluationText:
         return len(self.sources)
 
     @property
+    def num_rivals(self) -> int:
+        """How many examples have the source of another example, and other references."""
+        found: dict[str, list[list[str]]] = {}
+        for source, references in zip(self.sources, self.references, strict=True):
+            found.setdefault(source, []).append(references)
+        return sum(len(same) for same in found.values() if any(each != same[0] for each in same))
+
+    @property
     def first_references(self) -> list[str]:
         """What forced passes read."""
         return [several[0] for several in self.references]

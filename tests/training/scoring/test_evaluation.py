@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,9 @@ def test_columns_group_and_rows_of_one_source_are_one_example(folder, tmp_path):
     options = EvaluationOptions(by=("kind",), merge=True, num_beams=1, metrics=("exact_match",))
     found = evaluate_folder(folder, [str(tmp_path / "t.tsv")], options)
     assert found.text.references == [["ABC", "CBA"], ["P"], ["Q"]]
+    assert not found.text.num_rivals
+    apart = evaluate_folder(folder, [str(tmp_path / "t.tsv")], replace(options, merge=False))
+    assert apart.notes[0].startswith("2 of 4 examples have a source that others have with another reference, ")
     (by_kind,) = [each for each in found.groups if each.name == "kind"]
     assert {group.label: group.count for group in by_kind.groups} == {"y": 2, "x": 1}
     assert "By kind" in render_page(found)
