@@ -198,11 +198,15 @@ class Metrics:
 
 # The application -----------------------------------------------------------------------------------------------------
 
+_GETS = ("/v1/models", "/health", "/metrics", "/")
+_POSTS = tuple(f"/v1/{path}" for path in DOORS)
+_ROUTES = f"This server has GET {', '.join(_GETS)}; POST {', '.join(_POSTS)}. A client's base_url ends in /v1."
+
 
 def build_app(service: Service | None = None) -> Starlette:
     """Return the application; without a service it says that it is loading until `app.state.service` is set."""
-    gets = {"/v1/models": _models, "/health": _health, "/metrics": _metrics, "/": _page}
-    posts = {f"/v1/{path}": _asking(door) for path, door in DOORS.items()} | {"/load_model": _load_model}
+    gets = dict(zip(_GETS, (_models, _health, _metrics, _page), strict=True))
+    posts = dict(zip(_POSTS, map(_asking, DOORS.values()), strict=True)) | {"/load_model": _load_model}
     app = Starlette(
         routes=[
             *(Route(path, answer, methods=["GET"]) for path, answer in gets.items()),
@@ -378,7 +382,9 @@ def _error_handlers() -> dict[Any, Callable[[Request, Any], Awaitable[Response]]
 
     return {
         RequestError: refused,
-        HTTPException: sentence(lambda error: (error.status_code, f"{str(error.detail).rstrip('.')[:MAX_DETAIL]}.")),
+        HTTPException: sentence(
+            lambda error: (error.status_code, f"{str(error.detail).rstrip('.')[:MAX_DETAIL]}. {_ROUTES}")
+        ),
         ClientDisconnect: sentence(lambda error: (400, "The request ended before its body did.")),
         Exception: sentence(
             lambda error: (500, f"{type(error).__name__} while answering; the server's own output says more.")
