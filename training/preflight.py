@@ -127,11 +127,15 @@ class Disk:
         """All that is needed."""
         return self.num_checkpoints * self.checkpoint + self.model
 
+    @property
+    def _checkpoints(self) -> str:
+        return f"{self.num_checkpoints or 'no'} checkpoint{'s' * (self.num_checkpoints > 1)}"
+
     def __str__(self) -> str:
         """Say it in a line."""
-        what = f"{self.num_checkpoints} checkpoints at a time" if self.num_checkpoints else "no checkpoint"
+        at_a_time = " at a time, the one being written among them," if self.num_checkpoints > 1 else ""
         free = f"{megabytes(self.available)} are free"
-        return f"about {megabytes(self.total)} for {what}, the one being written among them, and the model; {free}"
+        return f"about {megabytes(self.total)} for {self._checkpoints}{at_a_time} and the model; {free}"
 
     def check(self) -> None:
         """Refuse what cannot fit.
@@ -144,7 +148,7 @@ class Disk:
         kept = (self.available - self.model) // max(1, self.checkpoint) - 1
         fewer = f"keep fewer with --save_total_limit {kept}, " if 1 <= kept < self.num_checkpoints - 1 else ""
         raise RecipeError(
-            f"the run writes about {megabytes(self.total)} into {self.path} ({self.num_checkpoints} checkpoints of "
+            f"the run writes about {megabytes(self.total)} into {self.path} ({self._checkpoints} of "
             f"{megabytes(self.checkpoint)} and the model), and {megabytes(self.available)} are free there; {fewer}make "
             f"room, or name an --output on another disk."
         )

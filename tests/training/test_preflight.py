@@ -142,6 +142,8 @@ def test_the_disk_is_counted_and_what_cannot_fit_is_refused_with_what_can(
     assert (disk.checkpoint, disk.num_checkpoints, disk.model) == (3 * weights, 3, weights)
     assert preflight.measure_disk(trainer, 100, None).num_checkpoints == 10
     assert preflight.measure_disk(trainer, 5, 2).num_checkpoints == 1
+    assert " for 1 checkpoint and the model; " in str(preflight.measure_disk(trainer, 5, 2))
+    assert " for 3 checkpoints at a time, the one being written among them, and the model; " in str(disk)
     disk.check()
     full = replace(disk, available=disk.total - 1)
     with pytest.raises(RecipeError, match=r"--save_total_limit 1, make room, or name an --output on another disk"):
