@@ -6,6 +6,7 @@ Imports the standard library alone.
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -202,10 +203,15 @@ def explain_error(error: Exception) -> str:
     return visible(_words_of(error))
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 def _words_of(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _FULL):
+        place = "" if error.filename is None else f"{error.filename}: "
+        remedy = "; make room on that disk, and start the command again" if error.errno in _FULL else ""
+        return f"{place}{error.strerror}{remedy}."
     is_ours = type(error).__module__.startswith(("seqloom.", "seqloom_cli."))
     if text and (is_ours or isinstance(error, (ValueError, OSError, ImportError))):
         return text

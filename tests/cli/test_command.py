@@ -31,6 +31,8 @@ def test_the_commands_own_code_is_the_exit_code() -> None:
         (ValueError("a is 1;\n   use 2."), 1, "a is 1; use 2.\n"),
         (UsageError("--x is no flag"), 2, "--x is no flag\n"),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 1, "x.txt: No such file or directory.\n"),
+        (OSError(28, "Full", "x"), 1, "x: Full; make room on that disk, and start the command again.\n"),
+        (OSError(28, "Full"), 1, "Full; make room on that disk, and start the command again.\n"),
         (OSError("plain"), 1, "plain\n"),
         (ImportError("install seqloom[export]"), 1, "install seqloom[export]\n"),
         (CanaryError("wrong under 6.0;\n install 5.24."), 1, "wrong under 6.0; install 5.24.\n"),
