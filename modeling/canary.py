@@ -442,11 +442,17 @@ def save_canary(canary: Canary, folder: str | os.PathLike[str]) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and move it there in one step: no reader sees half of it; a link is replaced."""
+    """Write a file beside its place and move it there in one step: no reader sees half of it; a link is replaced.
+
+    Raises:
+        OSError: naming the file, whichever step the disk refused.
+    """
     half = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         half.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(half, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         half.unlink(missing_ok=True)
 

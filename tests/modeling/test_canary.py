@@ -20,7 +20,16 @@ from transformers.cache_utils import EncoderDecoderCache
 
 import seqloom
 from seqloom.modeling import canary, modeling_seqloom
-from seqloom.modeling.canary import CANARY_NAME, SWITCH, CanaryError, check_once, read_canary, sing_here, write_canary
+from seqloom.modeling.canary import (
+    CANARY_NAME,
+    SWITCH,
+    CanaryError,
+    check_once,
+    read_canary,
+    sing_here,
+    write_canary,
+    write_whole,
+)
 from seqloom.modeling.library import REMEDY, describe_running, describe_tested, running_library
 
 IDS = torch.tensor([[5, 6, 7, 2]])
@@ -403,3 +412,15 @@ def test_forced_passes_leave_the_model_as_it_was(taught_model: Callable[..., Any
     assert model.generation_config is settings
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("refused", ["write_bytes", "replace"])
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path if refused == "write_bytes" else canary.os, refused, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "scores.json", "{}")
+    assert caught.value.filename == str(tmp_path / "scores.json")
+    assert not list(tmp_path.iterdir())
