@@ -6,6 +6,7 @@ Checked in one place, `generate`, through which every door of a folder goes; the
 
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import logging
 
@@ -40,6 +41,35 @@ def check_generation(settings: GenerationConfig) -> None:
             )
 
 
+def check_ids(source: Any, vocab_size: int) -> None:
+    """Refuse what is no batch of ids: text, a dictionary, or ids that another tokenizer made.
+
+    Args:
+        source: what `generate` was given; None, and embeddings, pass.
+        vocab_size: of the model.
+
+    Raises:
+        TypeError, ValueError: naming the value, the rule and the remedy.
+    """
+    if source is None:
+        return
+    if not isinstance(source, Tensor):
+        raise TypeError(
+            f"generate got a {type(source).__name__} and reads ids, a tensor of shape (B, S); write "
+            f'generate(**tokenizer(texts, padding=True, return_tensors="pt")).'
+        )
+    # a look at a GPU's ids would wait for it, and there the library's own assertion comes
+    if source.is_floating_point() or source.device.type != "cpu" or not source.numel():
+        return
+    low, high = (int(bound) for bound in source.aminmax())
+    if low < 0 or high >= vocab_size:
+        odd = low if low < 0 else high
+        raise ValueError(
+            f"input_ids hold {odd}, and the ids of this model run from 0 to {vocab_size - 1}; use the tokenizer of the "
+            f"same folder."
+        )
+
+
 def shorten(settings: GenerationConfig, config: Any) -> GenerationConfig:
     """Return settings whose outputs end where learned positions do, and say so; else the last words would be lost.
 
@@ -57,4 +87,4 @@ def shorten(settings: GenerationConfig, config: Any) -> GenerationConfig:
     return settings
 
 
-__all__ = ["DEFAULT_MAX_LENGTH", "check_generation", "shorten"]
+__all__ = ["DEFAULT_MAX_LENGTH", "check_generation", "check_ids", "shorten"]

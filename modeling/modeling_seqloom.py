@@ -51,7 +51,7 @@ from seqloom.modeling.library import (
     refuse_other_weights,
     tell_peft,
 )
-from seqloom.modeling.limits import DEFAULT_MAX_LENGTH, check_generation, shorten
+from seqloom.modeling.limits import DEFAULT_MAX_LENGTH, check_generation, check_ids, shorten
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -1047,13 +1047,15 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
             (B * num_return_sequences, 1 + new) ids, the decoder's start token first; or an output object.
 
         Raises:
+            TypeError, ValueError: for text, or ids that no vocabulary of this size has.
             UnknownKeywordError: for a keyword that neither generate nor the network reads.
             CanaryError: where this library makes another answer of these weights.
         """
         check_once(self)
         kwargs.pop("labels", None)  # transformers' Seq2SeqTrainer hands over the whole batch
+        source = kwargs.get("input_ids") if inputs is None else inputs
+        check_ids(source, self.config.vocab_size)
         if kwargs.get("attention_mask") is None:
-            source = kwargs.get("input_ids") if inputs is None else inputs
             is_ids = isinstance(source, Tensor) and source.ndim == 2
             kwargs["attention_mask"] = real_tokens(source, self.config) if is_ids else None
         with naming_unknown_keywords(kwargs, self.forward, GenerationMixin.generate):
@@ -1132,6 +1134,7 @@ class SeqloomForCausalLM(SeqloomForConditionalGeneration, GenerationMixin):
             (B * num_return_sequences, S + new) ids; or transformers' output object with such `sequences`.
         """
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
+        check_ids(prompt, self.config.vocab_size)
         if prompt is None and kwargs.get("decoder_input_ids") is not None:  # the caller speaks to the decoder itself
             return super().generate(None, generation_config, *args, streamer=streamer, **kwargs)
         if prompt is not None:

@@ -5,6 +5,9 @@ The bootstrap of Koehn (2004): sentences are drawn with replacement, as many as 
 (matched n-grams, edits, lengths), so these are counted once. sacreBLEU's own bootstrap does the same for BLEU and chrF,
 and holds all draws in memory at once: for chrF on 12,000 sentences 0.9 GB; here it is one draw.
 
+A share of right or wrong outputs has Wilson's interval (1927) instead: of 0 right among 200 every draw is 0 as well,
+and the bootstrap would be certain of 0 where up to 1.9 % cannot be ruled out.
+
 Two systems are compared on the same sentences, for an easy sentence is easy for both: their intervals may overlap where
 one of them is better nearly everywhere. p comes from approximate randomisation (Riezler and Maxwell 2005).
 """
@@ -43,13 +46,15 @@ def confidence_intervals(
 
 
 def interval(sums: SentenceSums, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> tuple[float, float]:
-    """Return the bounds between which 95 % of the resampled scores lie.
+    """Return the bounds between which 95 % of the resampled scores lie; of a share Wilson's bounds.
 
     Args:
         sums: of the sentences of a test set.
         num_resamples: how often a set is drawn.
         seed: of the draws.
     """
+    if _is_share(sums):
+        return _wilson(int(sums.values[:, 0].sum()), len(sums.values))
     return _middle([sums.score(drawn @ sums.values) for drawn in _draws(len(sums.values), num_resamples, seed)])
 
 
@@ -148,6 +153,22 @@ def compare_outputs(
             one, other = METRICS[name](theirs, references), METRICS[name](ours, references)
             rows.append(ScoreRow(name, other.value, one.value, interval(one), paired_difference(one, other).interval))
     return rows
+
+
+def _is_share(sums: SentenceSums) -> bool:
+    """Whether each sentence counts as right or wrong, and the score is the percentage of one of them."""
+    values = sums.values
+    is_binary = values.shape[1] == 2 and bool((values[:, 1] == 1).all()) and bool(np.isin(values[:, 0], (0, 1)).all())
+    return is_binary and sums.score(np.array([1.0, 4.0])) == 25
+
+
+def _wilson(part: int, whole: int) -> tuple[float, float]:
+    """Return the 95 % bounds of a percentage; at 0 and all of them the bound is that number itself."""
+    z, share = 1.959964, part / whole  # of the normal distribution, 97.5 %
+    middle = share + z * z / (2 * whole)
+    spread = z * ((share * (1 - share) + z * z / (4 * whole)) / whole) ** 0.5
+    low, high = (100 * bound / (1 + z * z / whole) for bound in (middle - spread, middle + spread))
+    return round(low if part else 0.0, 4), round(high if part < whole else 100.0, 4)
 
 
 def _draws(size: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:

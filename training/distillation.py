@@ -73,7 +73,8 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
     more = [_read_unlabelled(unlabelled, recipe)] if unlabelled else []
     sources = home / "sources.jsonl"
     known = {tag for folder in teachers.folders for tag in Tags.of(folder).known}
-    _write_rows(sources, (_teachers_row(row, columns, known) for part in [corpus["train"], *more] for row in part))
+    rows = (_teachers_row(row, columns, known) for part in [corpus["train"], *more] for row in part)
+    num_sources = _write_rows(sources, _each_once(rows))
     _let_write(teachers, sources, home / "outputs.jsonl")
     changes: dict[str, Any] = {"train": _write_named(home / "train.jsonl", _written_rows(home / "outputs.jsonl"))}
     for split, key in (("validation", "valid"), ("test", "test")):
@@ -81,9 +82,7 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
         changes[key] = _write_named(home / f"{split}.jsonl", rows)
     if "validation" not in corpus:
         changes["training_arguments"] = {**recipe.training_arguments, "eval_strategy": "no"}
-    say(
-        f"teachers  {' + '.join(teachers.folders)} wrote {len(corpus['train']) + sum(map(len, more)):,} targets: {home}"
-    )
+    say(f"teachers  {' + '.join(teachers.folders)} wrote {num_sources:,} targets, one for each source: {home}")
     return replace(recipe, task="pairs", num_splits=1, columns=None, where=[], clean="none", **changes)
 
 
@@ -109,12 +108,24 @@ def _teachers_row(row: dict[str, Any], columns: Sequence[str], known: set[str]) 
     return {**row, **student, _INPUT: read}
 
 
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
-    part = path.with_name(f".{path.name}.tmp")
+def _each_once(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Leave out what the teachers have read already: of a source that stands there twice they write the same."""
+    seen = set()
+    for row in rows:
+        key = json.dumps({name: value for name, value in row.items() if name != "target"}, sort_keys=True)
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
+    """Write JSON lines, whole or not at all; return how many."""
+    part, count = path.with_name(f".{path.name}.tmp"), 0
     with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     part.replace(path)
+    return count
 
 
 def _let_write(teachers: Teachers, sources: Path, outputs: Path) -> None:

@@ -31,6 +31,7 @@ from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.tasks import get_task
+from seqloom.training.scoring.evaluation_text import count_rivals
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
 
@@ -187,6 +188,23 @@ def settle(
     if not recipe.metrics and recipe.task == "pairs":
         recipe = replace(recipe, metrics=list(metrics_for(recipe, metrics)))
     return recipe, lines
+
+
+def describe_rivals(corpus: DatasetDict) -> str:
+    """Say that examples of the validation or test text have a source that others have with another target; "": none."""
+    found = []
+    for split in ("validation", "test"):
+        if split in corpus:
+            pairs = corpus[split]
+            tags = pairs[Extra.TAGS] if Extra.TAGS in pairs.column_names else [""] * len(pairs)
+            if rivals := count_rivals(list(zip(tags, pairs["source"], strict=True)), pairs["target"]):
+                found.append(f"{rivals:,} of {len(pairs):,} {split} examples")
+    if not found:
+        return ""
+    return (
+        f"{' and '.join(found)} have a source that others have with another target, and one output cannot equal both: "
+        f"scores are lower than they could be. seqloom evaluate --any_reference takes each of the targets as right"
+    )
 
 
 def read_or_train_tokenizers(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> SeqloomTokenizers:

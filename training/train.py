@@ -64,6 +64,7 @@ from seqloom.training.mouth import check_mouth
 from seqloom.training.parent import Parent, fit_to_parent, take_over
 from seqloom.training.preparation import (
     choose_for,
+    describe_rivals,
     describe_tags,
     encode,
     epoch_encodings,
@@ -208,7 +209,14 @@ def prepare(
     if arguments.process_index == 0:
         auto = explain(choice, asked, recipe)
         tags = describe_tags(tokenizers) if tokenizers.tags else ""
-        lines = {"auto": auto, "parent": of_parent, **settled, "tags": tags, "hint": hint_at_languages(recipe)}
+        lines = {
+            "auto": auto,
+            "parent": of_parent,
+            **settled,
+            "rivals": describe_rivals(corpus),
+            "tags": tags,
+            "hint": hint_at_languages(recipe),
+        }
         for subject, line in lines.items():
             if line:
                 say(f"{subject:10}{line}")

@@ -18,8 +18,9 @@ from transformers import (
 
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS, SeqloomConfig
 from seqloom.hub.pipeline_seqloom import PIPELINES
-from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM, SeqloomForConditionalGeneration
 from tests.modeling.test_marian import marian_twin
+from tests.toy import TINY
 
 Twins = tuple[Any, MarianMTModel]
 
@@ -200,3 +201,21 @@ def test_weights_are_counted_about_right(tiny_model: Callable[..., Any], fields:
     model = tiny_model(d_model=64, **fields)
     matrices = {id(weight): weight.numel() for weight in model.parameters() if weight.ndim == 2}
     assert model.config._count_weights() == pytest.approx(sum(matrices.values()), rel=0.15)
+
+
+@pytest.mark.parametrize("door", [SeqloomForConditionalGeneration, SeqloomForCausalLM])
+@pytest.mark.parametrize(
+    ("source", "error", "rule"),
+    [
+        ("hallo", TypeError, r"got a str and reads ids, a tensor of shape \(B, S\); write generate\(\*\*tokenizer"),
+        ({"input_ids": torch.tensor([[5, 2]])}, TypeError, "got a dict and reads ids"),
+        ([[5, 2]], TypeError, "got a list and reads ids"),
+        (torch.tensor([[5, 40]]), ValueError, "input_ids hold 40, and the ids of this model run from 0 to 39; use the"),
+        (torch.tensor([[-100, 2]]), ValueError, "input_ids hold -100, and the ids of this model run from 0"),
+    ],
+)
+def test_what_is_no_batch_of_ids_is_refused(door: type[Any], source: Any, error: type[Exception], rule: str) -> None:
+    model = door(SeqloomConfig(**TINY)).eval()
+    with pytest.raises(error, match=rule):
+        model.generate(source, max_new_tokens=2)
+    assert model.generate(torch.tensor([[5, 2]]), max_new_tokens=2).ndim == 2  # the remedy

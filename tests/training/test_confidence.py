@@ -74,7 +74,16 @@ def test_the_same_texts_give_the_same_interval(texts):
 def test_no_interval_without_something_to_draw_from():
     assert confidence_intervals(["a"], ["a"], NAMES) == {}
     assert confidence_intervals(["a", "b"], ["a", "b"], ["perplexity"]) == {}
-    assert confidence_intervals(["a", "b"], ["a", "b"], ["exact_match"]) == {"exact_match_ci95": [100.0, 100.0]}
+
+
+@pytest.mark.parametrize(
+    ("right", "size", "bounds"), [(0, 200, (0, 1.88)), (200, 200, (98.12, 100)), (2, 2, (34.24, 100))]
+)
+def test_a_share_of_none_or_all_is_not_certain(right, size, bounds):
+    """Wilson 1927, as R's prop.test(..., correct = FALSE) has it."""
+    outputs = ["a"] * right + ["b"] * (size - right)
+    found = confidence_intervals(outputs, ["a"] * size, ["exact_match"])["exact_match_ci95"]
+    assert found == pytest.approx(bounds, abs=0.01)
 
 
 def test_every_metric_of_text_has_an_interval(texts):

@@ -89,3 +89,12 @@ def test_what_cannot_be_is_refused(home, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match=r"start it alone with --dry_run, .*out-distilled/train\.jsonl"):
         write_corpus(recipe(home), teachers)
+
+
+def test_a_source_that_stands_there_twice_is_read_and_learned_once(home):
+    home, _ = home
+    (home / "b.tsv").write_text("language\tword\tphones\n" + "hun\ta\tx\nhun\ta\ty\nfin\ta\tx\nhun\tb\tx\n")
+    student = write_corpus(recipe(home, "b.tsv", valid=["none"]), Teachers((str(home / "teacher"),)))
+    assert [(row["language"], row["source"]) for row in rows(student.train[0])] == [
+        ("hun", "a"), ("fin", "a"), ("hun", "b"),
+    ]  # fmt: skip

@@ -5,12 +5,13 @@ import random
 from itertools import pairwise
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.held_out import found_in, hold_out, same_source, shares_of
-from seqloom.training.preparation import read_corpus, settle
+from seqloom.training.preparation import describe_rivals, read_corpus, settle
+from seqloom.training.reading.sources import Extra
 from seqloom.training.train import train
 from tests.toy import SMALL_RUN, write_reversals
 
@@ -187,3 +188,11 @@ def test_examples_that_are_training_lines_say_so(tmp_path, capsys):
     assert "test_unseen_cer" in results
     card = (tmp_path / "run" / "README.md").read_text()
     assert "1 sources of the test set are training sources as well; on the others: Exact match (% of outputs)" in card
+
+
+def test_targets_that_one_output_cannot_both_equal_are_told():
+    pairs = {"source": ["a", "a", "b", "b", "c"], "target": ["x", "y", "z", "z", "x"]}
+    corpus = DatasetDict({"train": Dataset.from_dict(pairs), "test": Dataset.from_dict(pairs)})
+    assert describe_rivals(corpus).startswith("2 of 5 test examples have a source that others have with another target")
+    corpus["test"] = corpus["test"].add_column(Extra.TAGS, ["<x>", "<y>", "", "", ""])
+    assert describe_rivals(corpus) == ""

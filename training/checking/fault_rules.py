@@ -267,7 +267,7 @@ LEAST_LONG = 200
 
 # The table, worst first -----------------------------------------------------------------------------------------------
 
-_FOREIGN = "Remove these rows, or train with clean: default."
+_FOREIGN = "Remove these rows, or train with --clean default."
 RULES = {
     rule.name: rule
     for rule in (
@@ -295,7 +295,7 @@ RULES = {
             "leak",
             Harm.harmful,
             "pairs of this split are in the training text too, but for case and punctuation",
-            "Remove them from the training text, or train with clean: default.",
+            "Remove them from the training text, or train with --clean default.",
             "default",
         ),
         Rule(
@@ -309,7 +309,7 @@ RULES = {
             "swapped",
             Harm.harmful,
             "source and target look as if they stood in each other's place",
-            "Swap them back, or train with clean: default.",
+            "Swap them back, or train with --clean default.",
             "default",
             is_swapped,
             ("language", "script", "ratio"),
@@ -443,7 +443,7 @@ RULES = {
             "duplicate",
             Harm.doubtful,
             "pairs that stood there before",
-            "Train with clean: default, if they are not meant to count more.",
+            "Train with --clean default, if they are not meant to count more.",
             "default",
         ),
         Rule(
