@@ -100,6 +100,7 @@ def explain(
         generate_options: for `generate`, e.g. `num_beams`.
 
     Raises:
+        TypeError: where the first is no network.
         ValueError: for fewer than one candidate.
     """
     if num_candidates < 1:
@@ -119,7 +120,13 @@ def explain(
 
 
 def as_seq2seq(model: Any) -> Any:
-    """Return the same network, weights shared, without the causal-LM interface, where it has one."""
+    """Return the same network, weights shared, without the causal-LM interface, where it has one.
+
+    Raises:
+        TypeError: for what is no network, such as the tokenizer in its place.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{type(model).__name__} is no network; the model comes first, then its tokenizer, the text.")
     for parent in type(model).__mro__[1:]:
         if parent.__name__ == "SeqloomForConditionalGeneration":
             model = copy.copy(model)

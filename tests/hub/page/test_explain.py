@@ -175,3 +175,8 @@ def test_figures_need_matplotlib(explanation, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'seqloom\[plots\]'"):
         attention_figure(explanation)
+
+
+def test_the_model_comes_first(model, tokenizer):
+    with pytest.raises(TypeError, match=r"is no network; the model comes first, then its tokenizer, the text\."):
+        explain(tokenizer, model, "abc")
