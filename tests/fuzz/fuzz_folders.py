@@ -280,6 +280,7 @@ def try_one(folders: list[Path], seed: int) -> str | None:
         folder, trace = place / "model", place / "trace"
         shutil.copytree(chance.choice(folders), folder)
         changes = chance.choices(CHANGES, k=chance.randint(1, 3))
+        changes.sort(key=lambda change: change is replace_by_no_file)  # last: who opens a pipe to write waits for ever
         for change in changes:
             with contextlib.suppress(OSError):  # an earlier change may have made the file a folder
                 change(chance, folder, trace)
