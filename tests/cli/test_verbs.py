@@ -117,6 +117,7 @@ def test_the_verbs_are_those_that_work() -> None:
     assert verbs.verbs_of(verbs.build_parser()) == [
         "train",
         "distill",
+        "data",
         "check",
         "generate",
         "evaluate",

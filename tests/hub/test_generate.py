@@ -206,7 +206,11 @@ def test_a_line_beyond_what_is_tried_costs_nothing(loaded: tuple[Any, Any]) -> N
         ("tokenizer.json", '{"version": "1.0", "model": 7}', "tokenizer"),
         ("tokenizer.json", "{}", "tokenizer"),
         ("tokenizer_config.json", '{"eos_token": {"a": [1]}}', "tokenizer"),
-        ("generation_config.json", '{"max_new_tokens": "many"}', "model"),
+        (
+            "generation_config.json",
+            '{"max_new_tokens": "many"}',
+            "max_new_tokens is 'many', and should be a whole number",
+        ),
         ("config.json", {"dropout": "much"}, "model"),
         ("config.json", {"norm_eps": "tiny"}, "model"),
     ],

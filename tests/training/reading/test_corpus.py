@@ -499,6 +499,8 @@ class TestArguments:
             load("a", "b", task="continuation")
 
     def test_two_files_are_plain_text(self, load):
+        write_lines("a", SOURCES)
+        write_lines("b.jsonl", TARGETS)
         with pytest.raises(CorpusError, match=r"b\.jsonl is JSONL by its name, but two file names mean plain text"):
             load("a", "b.jsonl")
 
