@@ -34,6 +34,7 @@ TOKEN_LIST: Kind = _are_whole, "a list of tokens' numbers"
 GENERATION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("*_token_id", "*_tokens_id"), TOKENS),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), TOKEN_LIST),
+    "*_schedule": (lambda value: isinstance(value, str), "a word"),
     **dict.fromkeys(("max_length", "min_length", "*_new_tokens", "num_*", "*ngram_size", "top_k"), WHOLE),
     **dict.fromkeys(("max_cache_len", "prefill_chunk_size", "*_num_tokens", "*_lookbehind"), WHOLE),
     **dict.fromkeys(("temperature", "top_p", "top_h", "min_p", "typical_p", "*_cutoff"), NUMBER),
@@ -42,7 +43,8 @@ GENERATION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"), SWITCH),
     **dict.fromkeys(("output_*", "return_dict_in_generate", "token_healing", "disable_compile"), SWITCH),
 }
-"""Pattern of settings in generation_config.json -> what transformers takes there; it checks few of them itself."""
+"""Pattern of settings in generation_config.json -> what transformers takes there; it checks few of them itself. The first
+that fits counts."""
 
 
 def config_fault(settings: Mapping[str, Any]) -> str | None:

@@ -18,12 +18,14 @@ import pytest
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from seqloom import __version__
 from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.costs import OUR_TEMPLATES
 from seqloom.hub.loading import load_folder
 from seqloom.hub.pickles import is_pickle
+from seqloom.hub.setting_kinds import generation_faults
 from seqloom.hub.verify import (
     EARLIER,
     RELEASES,
@@ -688,6 +690,14 @@ def test_values_of_another_kind_are_refused_and_the_remedy_works(
     assert "correct the entry" in refusal(folder)
     (folder / file).write_text(before)  # correct the entry
     check_folder(folder)
+
+
+def test_every_default_of_the_library_is_of_its_kind(folder: Path) -> None:
+    """Folders of earlier releases name them all, `num_assistant_tokens_schedule` of 4.x among them."""
+    defaults = {name: value for name, value in vars(GenerationConfig()).items() if name[0] != "_"}
+    older = {"num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant", "early_stopping": "never"}
+    older |= {"temperature": 1, "top_k": 50, "repetition_penalty": 1.0, "typical_p": 1.0, "eos_token_id": [2, 3]}
+    assert not list(generation_faults({**defaults, **older, "forced_eos_token_id": 2, "max_length": 20}, 40))
 
 
 def test_a_number_format_that_is_none(folder: Path) -> None:
