@@ -43,8 +43,8 @@ GENERATION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"), SWITCH),
     **dict.fromkeys(("output_*", "return_dict_in_generate", "token_healing", "disable_compile"), SWITCH),
 }
-"""Pattern of settings in generation_config.json -> what transformers takes there; it checks few of them itself. The first
-that fits counts."""
+"""Pattern of settings in generation_config.json -> what transformers takes there; it checks few of them itself.
+The first that fits counts."""
 
 
 def config_fault(settings: Mapping[str, Any]) -> str | None:
