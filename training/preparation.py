@@ -22,7 +22,7 @@ from seqloom.hub.files import SEAL_NAME
 from seqloom.training.batching import BatchSettings
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
-from seqloom.training.examples import lengths_of
+from seqloom.training.examples import count_rivals, lengths_of
 from seqloom.training.fault_tolerance.checkpoints import find_damage
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.held_out import LEFT_OUT, held_facts, hold_out, judges_of, shares_of
@@ -31,7 +31,6 @@ from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.tasks import get_task
-from seqloom.training.scoring.evaluation_text import count_rivals
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
 

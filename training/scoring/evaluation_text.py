@@ -5,13 +5,13 @@ shortened set compares with nobody's.
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any
 
 from seqloom.configuration.data_names import can_follow, data_name
 from seqloom.hub.tags import NO_TAGS, TagError, Tags
+from seqloom.training.examples import count_rivals
 from seqloom.training.reading.corpus import CorpusError
 from seqloom.training.reading.readers import Row
 from seqloom.training.reading.sources import Extra, Request, extras_of, open_source
@@ -67,14 +67,6 @@ class EvaluationText:
     def first_references(self) -> list[str]:
         """What forced passes read."""
         return [several[0] for several in self.references]
-
-
-def count_rivals(sources: Sequence[Hashable], references: Sequence[Any]) -> int:
-    """Return how many examples have the source of another example, and another reference: one is never reached."""
-    found: dict[Hashable, list[Any]] = {}
-    for source, reference in zip(sources, references, strict=True):
-        found.setdefault(source, []).append(reference)
-    return sum(len(same) for same in found.values() if any(each != same[0] for each in same))
 
 
 def read_evaluation_text(names: Sequence[str], options: ReadingOptions) -> EvaluationText:
