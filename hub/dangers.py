@@ -26,7 +26,7 @@ from seqloom.hub.costs import number_faults, parameter_fault, size_fault, templa
 from seqloom.hub.files import MOST_SETTINGS, RUN_FOLDERS, entries_below, read_object, read_text, sha256_of
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.quoting import shell, shown
-from seqloom.hub.setting_kinds import config_fault, generation_faults
+from seqloom.hub.setting_kinds import CONFIG_KINDS, GENERATION_KINDS, config_fault, kind_faults
 
 TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", "global_step*/*.pt")
 """Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
@@ -263,12 +263,12 @@ def _find_faults_of_settings(folder: Path) -> Iterator[Finding]:
     costs = [Finding(Kind.COST, "config.json", text) for text in number_faults(config)]
     costs += [Finding(Kind.COST, "config.json", text) for text in filter(None, [parameter_fault(folder)])]
     yield from costs
-    fault = None if costs else config_fault(config)
-    yield from (Finding(Kind.BROKEN, "config.json", text) for text in filter(None, [fault]))
+    faults = [] if costs else [config_fault(config) or next(kind_faults(config, CONFIG_KINDS, None), None)]
+    yield from (Finding(Kind.BROKEN, "config.json", text) for text in filter(None, faults))
     costs = [Finding(Kind.COST, "generation_config.json", text) for text in number_faults(generation)]
     yield from costs
-    faults = [] if costs else generation_faults(generation, config.get("vocab_size"))
-    yield from (Finding(Kind.BROKEN, "generation_config.json", text) for text in faults)
+    found = [] if costs else kind_faults(generation, GENERATION_KINDS, config.get("vocab_size"))
+    yield from (Finding(Kind.BROKEN, "generation_config.json", text) for text in found)
 
 
 # What settings refer to -----------------------------------------------------------------------------------------------

@@ -30,11 +30,14 @@ NUMBER: Kind = _is_number, "a number"
 SWITCH: Kind = lambda value: isinstance(value, bool), "true or false"
 TOKENS: Kind = lambda value: _is_whole(value) or _are_whole(value), "the number of a token, or a list of them"
 TOKEN_LIST: Kind = _are_whole, "a list of tokens' numbers"
+WORD: Kind = lambda value: isinstance(value, str), "a word"
+WORDS: Kind = lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value), "a list of words"
+OBJECT: Kind = lambda value: isinstance(value, dict), "an object, {...}"
 
 GENERATION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("*_token_id", "*_tokens_id"), TOKENS),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), TOKEN_LIST),
-    "*_schedule": (lambda value: isinstance(value, str), "a word"),
+    "*_schedule": WORD,
     **dict.fromkeys(("max_length", "min_length", "*_new_tokens", "num_*", "*ngram_size", "top_k"), WHOLE),
     **dict.fromkeys(("max_cache_len", "prefill_chunk_size", "*_num_tokens", "*_lookbehind"), WHOLE),
     **dict.fromkeys(("temperature", "top_p", "top_h", "min_p", "typical_p", "*_cutoff"), NUMBER),
@@ -45,6 +48,17 @@ GENERATION_KINDS: dict[str, Kind] = {
 }
 """Pattern of settings in generation_config.json -> what transformers takes there; it checks few of them itself.
 The first that fits counts."""
+
+
+CONFIG_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("dtype", "torch_dtype", "transformers_weights"), WORD),
+    **dict.fromkeys(("attn_implementation", "_attn_implementation"), WORD),
+    **dict.fromkeys(("auto_map", "custom_pipelines", "quantization_config"), OBJECT),
+    "architectures": WORDS,
+    **GENERATION_KINDS,
+}
+"""The same for config.json, as far as its class leaves it to transformers; older folders have settings of `generate`
+there."""
 
 
 def config_fault(settings: Mapping[str, Any]) -> str | None:
@@ -59,15 +73,16 @@ def config_fault(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def generation_faults(settings: Mapping[str, Any], vocab_size: Any) -> Iterator[str]:
-    """Yield what is wrong with the kinds of values in generation_config.json.
+def kind_faults(settings: Mapping[str, Any], kinds: Mapping[str, Kind], vocab_size: Any) -> Iterator[str]:
+    """Yield what is wrong with the kinds of values in config.json or generation_config.json.
 
     Args:
         settings: its content; null is allowed everywhere.
+        kinds: of its settings.
         vocab_size: of config.json, beyond which there is no token.
     """
     for key, value in settings.items():
-        kind = next((kind for pattern, kind in GENERATION_KINDS.items() if fnmatch(key, pattern)), None)
+        kind = next((kind for pattern, kind in kinds.items() if fnmatch(key, pattern)), None)
         if value is None or kind is None:
             continue
         fits, name = kind
@@ -79,4 +94,4 @@ def generation_faults(settings: Mapping[str, Any], vocab_size: Any) -> Iterator[
                 yield f"{key} names token {shown(str(odd), 30)}, and they run from 0 to {vocab_size - 1:,}; {_REMEDY}"
 
 
-__all__ = ["GENERATION_KINDS", "config_fault", "generation_faults"]
+__all__ = ["CONFIG_KINDS", "GENERATION_KINDS", "config_fault", "kind_faults"]

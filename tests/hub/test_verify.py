@@ -25,7 +25,7 @@ from seqloom.hub.bundle import MANIFEST_NAME, bundle_files
 from seqloom.hub.costs import OUR_TEMPLATES
 from seqloom.hub.loading import load_folder
 from seqloom.hub.pickles import is_pickle
-from seqloom.hub.setting_kinds import generation_faults
+from seqloom.hub.setting_kinds import CONFIG_KINDS, GENERATION_KINDS, kind_faults
 from seqloom.hub.verify import (
     EARLIER,
     RELEASES,
@@ -678,6 +678,10 @@ def test_numbers_without_end_are_refused_and_the_remedy_works(
         ("config.json", {"num_hidden_layers": {}}, "it describes no model ("),
         ("config.json", {"dtype": [1]}, "it describes no model ("),
         ("config.json", {"id2label": True}, "it describes no model ("),
+        ("config.json", {"num_beams": {"a": 1}}, "num_beams is {'a': 1}, and should be a whole number"),
+        ("config.json", {"architectures": 5}, "architectures is 5, and should be a list of words"),
+        ("config.json", {"dtype": 5}, "dtype is 5, and should be a word"),
+        ("config.json", {"transformers_weights": {}}, "transformers_weights is {}, and should be a word"),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_refused_and_the_remedy_works(
@@ -697,7 +701,9 @@ def test_every_default_of_the_library_is_of_its_kind(folder: Path) -> None:
     defaults = {name: value for name, value in vars(GenerationConfig()).items() if name[0] != "_"}
     older = {"num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant", "early_stopping": "never"}
     older |= {"temperature": 1, "top_k": 50, "repetition_penalty": 1.0, "typical_p": 1.0, "eos_token_id": [2, 3]}
-    assert not list(generation_faults({**defaults, **older, "forced_eos_token_id": 2, "max_length": 20}, 40))
+    settings = {**defaults, **older, "forced_eos_token_id": 2, "max_length": 20}
+    assert not list(kind_faults(settings, GENERATION_KINDS, 40))
+    assert not list(kind_faults({**json.loads((folder / "config.json").read_text()), **settings}, CONFIG_KINDS, 40))
 
 
 def test_a_number_format_that_is_none(folder: Path) -> None:
