@@ -26,7 +26,7 @@ from seqloom.hub.costs import number_faults, parameter_fault, size_fault, templa
 from seqloom.hub.files import MOST_SETTINGS, RUN_FOLDERS, entries_below, read_object, read_text, sha256_of
 from seqloom.hub.pickles import is_pickle
 from seqloom.hub.quoting import shell, shown
-from seqloom.hub.setting_kinds import CONFIG_KINDS, GENERATION_KINDS, config_fault, kind_faults
+from seqloom.hub.setting_kinds import CONFIG_KINDS, GENERATION_KINDS, TOKENIZER_KINDS, config_fault, kind_faults
 
 TRAINER_STATE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", "global_step*/*.pt")
 """Pickles that Trainer keeps beside trainer_state.json, DeepSpeed's in a folder. Only a run that goes on reads them,
@@ -269,6 +269,9 @@ def _find_faults_of_settings(folder: Path) -> Iterator[Finding]:
     yield from costs
     found = [] if costs else kind_faults(generation, GENERATION_KINDS, config.get("vocab_size"))
     yield from (Finding(Kind.BROKEN, "generation_config.json", text) for text in found)
+    tokenizer = read_object(folder / "tokenizer_config.json") or {}
+    found = kind_faults(tokenizer, TOKENIZER_KINDS, None)
+    yield from (Finding(Kind.BROKEN, "tokenizer_config.json", text) for text in found)
 
 
 # What settings refer to -----------------------------------------------------------------------------------------------

@@ -60,6 +60,9 @@ CONFIG_KINDS: dict[str, Kind] = {
 """The same for config.json, as far as its class leaves it to transformers; older folders have settings of `generate`
 there."""
 
+TOKENIZER_KINDS: dict[str, Kind] = {"model_max_length": NUMBER}
+"""The same for tokenizer_config.json; most of it is refused when it is read."""
+
 
 def config_fault(settings: Mapping[str, Any]) -> str | None:
     """Return why config.json describes no model of ours, in the words of its class; another model's is not judged."""
@@ -74,7 +77,7 @@ def config_fault(settings: Mapping[str, Any]) -> str | None:
 
 
 def kind_faults(settings: Mapping[str, Any], kinds: Mapping[str, Kind], vocab_size: Any) -> Iterator[str]:
-    """Yield what is wrong with the kinds of values in config.json or generation_config.json.
+    """Yield what is wrong with the kinds of values in one of a folder's files of settings.
 
     Args:
         settings: its content; null is allowed everywhere.
@@ -94,4 +97,4 @@ def kind_faults(settings: Mapping[str, Any], kinds: Mapping[str, Kind], vocab_si
                 yield f"{key} names token {shown(str(odd), 30)}, and they run from 0 to {vocab_size - 1:,}; {_REMEDY}"
 
 
-__all__ = ["CONFIG_KINDS", "GENERATION_KINDS", "config_fault", "kind_faults"]
+__all__ = ["CONFIG_KINDS", "GENERATION_KINDS", "TOKENIZER_KINDS", "config_fault", "kind_faults"]
