@@ -22,6 +22,10 @@ def _are_whole(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_whole, value))
 
 
+def _are_pipelines(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, dict) and "impl" in each for each in value.values())
+
+
 Kind = tuple[Callable[[Any], bool], str]
 """Tells whether a value is of this kind; what it is called."""
 
@@ -53,7 +57,8 @@ The first that fits counts."""
 CONFIG_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("dtype", "torch_dtype", "transformers_weights"), WORD),
     **dict.fromkeys(("attn_implementation", "_attn_implementation"), WORD),
-    **dict.fromkeys(("auto_map", "custom_pipelines", "quantization_config"), OBJECT),
+    **dict.fromkeys(("auto_map", "quantization_config"), OBJECT),
+    "custom_pipelines": (_are_pipelines, 'an object of pipelines, each with its class as "impl"'),
     "architectures": WORDS,
     **GENERATION_KINDS,
 }

@@ -681,6 +681,7 @@ def test_numbers_without_end_are_refused_and_the_remedy_works(
         ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length is 'x', and should be a number"),
         ("config.json", {"num_beams": {"a": 1}}, "num_beams is {'a': 1}, and should be a whole number"),
         ("config.json", {"architectures": 5}, "architectures is 5, and should be a list of words"),
+        ("config.json", {"custom_pipelines": {"a": {}}}, "each with its class as"),
         ("config.json", {"dtype": 5}, "dtype is 5, and should be a word"),
         ("config.json", {"transformers_weights": {}}, "transformers_weights is {}, and should be a word"),
     ],
