@@ -168,7 +168,9 @@ def test_another_content_is_not_written(mirror: Mirror, capsys: pytest.CaptureFi
     assert not Path("data").exists()
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"mine\n"), b"mine", gzip.compress(UPPER)[:-9]])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b"mine\n"), b"mine", gzip.compress(UPPER)[:-9]], ids=["whole", "plain", "cut"]
+)
 def test_a_file_of_somebody_is_kept(mirror: Mirror, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     mine = Path("my data/train.tsv.gz")
     mine.parent.mkdir()
