@@ -13,7 +13,8 @@ MFU is the share of the machine that the model's own products use: their FLOPs a
 matrix product in the same numbers, measured in the same process.
 
     seqloom                     seqloom.training.train, fp32
-    seqloom-bf16                the same with --bf16
+    seqloom-bf16                the same with --precision bf16
+    seqloom-auto                and with --precision auto: the faster of the two, as it finds on a processor
     seqloom-bf16-packing        and --packing, a matter of GPUs
     seqloom-bf16-compile        and --torch_compile, a matter of GPUs
     seqloom-bf16-packing-compile
@@ -167,7 +168,7 @@ def record(recorder: Recorder) -> None:
     register_optimizer_step_post_hook(recorder.step)
 
 
-def run_seqloom(options: argparse.Namespace, recorder: Recorder, **switches: bool) -> None:
+def run_seqloom(options: argparse.Namespace, recorder: Recorder, *, precision: str = "fp32", **switches: bool) -> None:
     """Train through Seqloom's own door."""
     from seqloom.training.train import main
 
@@ -188,6 +189,7 @@ def run_seqloom(options: argparse.Namespace, recorder: Recorder, **switches: boo
         "eval_strategy": "no",
         "logging_steps": 1000,
         "seed": SEED,
+        "precision": precision,
         "disable_tqdm": True,
         **switches,
     }
@@ -349,9 +351,9 @@ def sentences_per_update(options: argparse.Namespace, rows: Any) -> int:
     return round(options.tokens_per_update / mean)
 
 
-def seqloom_with(*switches: str) -> Callable[..., None]:
-    """Return Seqloom's run with these keys set."""
-    return functools.partial(run_seqloom, **dict.fromkeys(switches, True))
+def seqloom_with(precision: str, *switches: str) -> Callable[..., None]:
+    """Return Seqloom's run in these numbers, with these keys set."""
+    return functools.partial(run_seqloom, precision=precision, **dict.fromkeys(switches, True))
 
 
 RUNS: dict[str, Callable[..., None]] = {
@@ -361,6 +363,7 @@ RUNS: dict[str, Callable[..., None]] = {
     "hand-loop": run_hand_loop,
     "seqloom": run_seqloom,
     "seqloom-bf16": seqloom_with("bf16"),
+    "seqloom-auto": seqloom_with("auto"),
     "seqloom-bf16-packing": seqloom_with("bf16", "packing"),
     "seqloom-bf16-compile": seqloom_with("bf16", "torch_compile"),
     "seqloom-bf16-packing-compile": seqloom_with("bf16", "packing", "torch_compile"),

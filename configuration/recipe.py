@@ -50,6 +50,10 @@ def at_least(minimum: int) -> dict[str, Any]:
     return {"minimum": minimum}
 
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+NARROW_FORMATS: tuple[Precision, ...] = ("bf16", "fp16")
+"""Numbers of 16 bits, as `precision` and transformers' arguments name them."""
+
 DATA, TOKENIZER, MODEL, TRAINING, EVALUATION = map(stands_in, CHAPTERS)
 
 
@@ -147,6 +151,9 @@ class Recipe:
     """Most source + target tokens that one update learns from, over all devices together; padding does not count."""
     tokens_per_device: int = field(default=8192, metadata=TRAINING | at_least(1))
     """Most padded tokens that a device computes at once; its memory sets the limit. Changes speed, never the result."""
+    precision: Precision = field(default=AUTO, metadata=TRAINING)
+    """Numbers in which matrices are multiplied; bf16=true says the same as precision=bf16. auto: on a CPU fp32 or bf16,
+    whichever is faster on a micro-batch before the first update, and kept with the run; elsewhere fp32."""
     packing: bool = field(default=False, metadata=TRAINING)
     """Put sentences end to end and compute no padding; for GPUs with bf16. The result is the same; a CPU is slower."""
     average_checkpoints: int = field(default=0, metadata=TRAINING | at_least(0))
@@ -191,6 +198,7 @@ class Recipe:
         if self.metrics == [AUTO]:
             self.metrics = []
         starting_preset(self.preset)
+        self._settle_precision()
         self._settle_tokenizers()
         self._check_files()
         self._check_columns()
@@ -201,6 +209,20 @@ class Recipe:
         self._check_quality_tools()
         self._check_averaging()
         self._check_best_model()
+
+    def _settle_precision(self) -> None:
+        """Let `precision` and transformers' own two words for it, `bf16` and `fp16`, say the same."""
+        asked = {name: self.training_arguments[name] for name in NARROW_FORMATS if name in self.training_arguments}
+        if self.precision == AUTO and asked:
+            self.precision = next((name for name in NARROW_FORMATS if asked.get(name)), "fp32")
+        for name, is_on in asked.items():
+            if is_on != (self.precision == name):
+                raise RecipeError(
+                    f"precision={self.precision} and {name}={str(is_on).lower()} are two answers to one question; "
+                    f"leave {name} out."
+                )
+        if self.precision in NARROW_FORMATS:
+            self.training_arguments = {**self.training_arguments, self.precision: True}
 
     def _settle_tokenizers(self) -> None:
         """Write the kinds of both sides in one way: `tokenizer` alone where they are one, else both under it."""
@@ -533,7 +555,9 @@ def field_docs(cls: type) -> dict[str, str]:
 __all__ = [
     "CHAPTERS",
     "HOLD_OUT",
+    "NARROW_FORMATS",
     "SIDES",
+    "Precision",
     "Recipe",
     "RecipeError",
     "field_docs",

@@ -41,6 +41,14 @@ def tested_pair() -> None:
     library.TESTED_TORCH = tuple(dict.fromkeys([*library.TESTED_TORCH, running["torch"]]))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_precision() -> None:
+    """Let no stopwatch choose the numbers of a run; on another processor, or a busy one, it would choose others."""
+    from seqloom.training import precision
+
+    precision.WORTH_IT = float("inf")
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
     """Return a function that builds a tiny `SeqloomConfig`; keyword arguments override its fields."""

@@ -64,10 +64,10 @@ COSTED_UPDATES = 8
 HEADROOM = 0.95
 """Share of `tokens_per_device` that a sample of updates may fill, so that the micro-batches of all epochs fit."""
 
-CPU_OVERHEAD, ACCELERATOR_OVERHEAD = 128, 4096
-"""What a micro-batch costs however small it is, counted in tokens that could be computed in that time: 40 to 110
-measured on a CPU with the presets tiny to base (LOG: padding), thousands on a GPU, which starts hundreds of kernels for
-each."""
+CPU_OVERHEAD, NARROW_CPU_OVERHEAD, ACCELERATOR_OVERHEAD = 128, 384, 4096
+"""What a micro-batch costs however small it is, counted in tokens that could be computed in that time: 40 to 130
+measured on a CPU with the presets tiny to base (LOG: padding), 140 to 450 in bf16, which casts all weights for each
+(LOG: numbers by measurement), thousands on a GPU, which starts hundreds of kernels for each."""
 
 UNLIMITED = sys.maxsize
 """As many tokens as it takes."""

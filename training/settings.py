@@ -60,7 +60,10 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     chosen["restore_callback_states_from_checkpoint"] = True  # the clock goes on counting
     if chosen.pop("enable_jit_checkpoint", False):
         logger.warning("enable_jit_checkpoint is ignored: on SIGTERM all processes save and stop without it.")
-    return Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
+    arguments = Seq2SeqTrainingArguments(output_dir=recipe.output, **chosen)
+    if recipe.precision == "fp32":  # a recipe that names it means it, whatever `accelerate launch` was told
+        arguments.mixed_precision = "no"
+    return arguments
 
 
 TRACKERS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 from seqloom.configuration.automatic import explain
@@ -28,18 +28,12 @@ from seqloom.hub.push import describe_share, push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
-from seqloom.training.batching import (
-    ACCELERATOR_OVERHEAD,
-    CPU_OVERHEAD,
-    BatchSettings,
-    accumulation_steps,
-    longest_epoch,
-)
+from seqloom.training.batching import BatchSettings, accumulation_steps, longest_epoch
 from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
-from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished
+from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished, with_recorded_precision
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import explained_disks, explained_writing
@@ -62,6 +56,7 @@ from seqloom.training.monitoring.history import History, draw_curve, histogram
 from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
 from seqloom.training.parent import Parent, fit_to_parent, take_over
+from seqloom.training.precision import attention_in, can_choose, choose_precision, overhead_of
 from seqloom.training.preparation import (
     choose_for,
     describe_rivals,
@@ -194,6 +189,8 @@ def prepare(
         facts["train"]["auto"] = asdict(choice)
         recipe, of_parent = fit_to_parent(asked := recipe, choice, parent)
         recipe, settled = settle(recipe, corpus, facts, choice.metrics)
+        if folder.goes_on(recipe):
+            recipe = with_recorded_precision(recipe, folder)
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
@@ -230,6 +227,9 @@ def prepare(
         if arguments.process_index == 0:
             folder.write_parent(asdict(parent))
             say(f"weights   {parent.describe_embeddings()}")
+    if checkpoint is None:
+        recipe = settle_precision(recipe, arguments, model, tokenizers, data["train"], folder)
+        arguments = training_arguments(recipe)
     return recipe, build_trainer(recipe, arguments, model, tokenizers, data, folder), data, checkpoint
 
 
@@ -275,9 +275,36 @@ def build_model(
     rotation = {"rope_parameters": parent.rope_parameters} if parent and parent.rope_parameters else {}
     model = SeqloomForConditionalGeneration(recipe.model_config(vocab_size=tokenizers.vocab_size, **rotation))
     model.generation_config = generation_config(recipe, tokenizers, longest_source=longest_source)
-    if arguments.bf16 and arguments.device.type == "cpu":
-        model.set_attn_implementation("eager")  # bf16 SDPA has a backward pass many times slower there (LOG: bf16)
     return model
+
+
+def settle_precision(
+    recipe: Recipe,
+    arguments: Seq2SeqTrainingArguments,
+    model: SeqloomForConditionalGeneration,
+    tokenizers: SeqloomTokenizers,
+    pairs: Dataset,
+    folder: RunFolder,
+) -> Recipe:
+    """Write into a new run's recipe in which numbers it multiplies, where the stopwatch decides."""
+    if not can_choose(recipe, arguments):
+        return recipe
+    settings = batch_settings(recipe, arguments)
+    precision, why = from_main_process(
+        lambda: choose_precision(model, pairs, settings, int(tokenizers.source.pad_token_id))
+    )
+    recipe = replace(recipe, precision=precision)
+    if arguments.process_index == 0:
+        folder.note_choice(recipe)
+        say(f"numbers   {why}")
+    return recipe
+
+
+def batch_settings(recipe: Recipe, arguments: Seq2SeqTrainingArguments) -> BatchSettings:
+    """Return how a process of the run makes its updates."""
+    return BatchSettings(
+        recipe.tokens_per_update, recipe.tokens_per_device, packed=recipe.packing, num_passes=recipe.num_passes
+    ).in_run(arguments)
 
 
 def build_trainer(
@@ -289,15 +316,15 @@ def build_trainer(
     folder: RunFolder,
 ) -> SeqloomTrainer:
     """Return a trainer that does with a model what the recipe says."""
-    settings = BatchSettings(
-        recipe.tokens_per_update, recipe.tokens_per_device, packed=recipe.packing, num_passes=recipe.num_passes
-    ).in_run(arguments)
+    if arguments.device.type == "cpu" and (attention := attention_in(recipe.precision)):
+        model.set_attn_implementation(attention)
+    settings = batch_settings(recipe, arguments)
     encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
     lengths = encodings.lengths_of_epoch(0) if encodings else lengths_of(data["train"])
     arguments.gradient_accumulation_steps = accumulation_steps(
         longest_epoch(lengths, weights_of(data["train"]), settings.seed),
         settings,
-        overhead=CPU_OVERHEAD if arguments.device.type == "cpu" else ACCELERATOR_OVERHEAD,
+        overhead=overhead_of(arguments),
     )
 
     if recipe.packing:
@@ -339,7 +366,7 @@ def check_packing(arguments: Seq2SeqTrainingArguments) -> None:
     if arguments.device.type == "cpu":
         logger.warning("packing=true attends to each sentence on its own on a CPU: the same result, but slower.")
     elif not (arguments.bf16 or arguments.fp16):
-        raise RecipeError("packing=true needs 16-bit numbers on a GPU; add --bf16 true, or leave packing out.")
+        raise RecipeError("packing=true needs 16-bit numbers on a GPU; add --precision bf16, or leave packing out.")
 
 
 def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder) -> None:

@@ -149,7 +149,7 @@ VALUES = st.fixed_dictionaries(
         "tokens_per_update": COUNT,
         "learning_rate": st.floats(0, 1),
         "warmup_steps": st.integers(0, 10**5) | st.floats(0, 1),
-        "max_steps": st.integers(-1, 10**6),
+        "max_steps": st.just(-1) | st.integers(1, 10**6),
         "bf16": st.booleans(),
         "tf32": st.booleans() | st.none(),
         "report_to": WORD.filter(lambda word: word[0] != "[") | st.lists(WORD, max_size=2),

@@ -58,7 +58,7 @@ def test_a_run_leaves_a_folder_that_answers_and_its_records(recipe, tmp_path, co
         "test_outputs.jsonl",
         "tokenizer",
     } <= records
-    decided = {"metrics": ["exact_match", "cer"]}  # by the kind of the targets
+    decided = {"metrics": ["exact_match", "cer"], "precision": "fp32"}  # by the kind of the targets, and a stopwatch
     assert resolve_recipe(folder / "run" / "recipe.yaml") == replace(recipe(), **decided)
     rows = [json.loads(line) for line in (folder / "run" / "test_outputs.jsonl").read_text().splitlines()]
     assert [row["source"] for row in rows] == (corpus / "test.src").read_text().split()

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.recipe import Recipe
 from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
@@ -90,7 +91,14 @@ def as_settled(recipe: Recipe, folder: RunFolder) -> Recipe:
     changes: dict[str, Any] = {name: getattr(recorded, name) for name in same}
     if "valid" in same and not recorded.valid:
         changes["training_arguments"] = {**recipe.training_arguments, "eval_strategy": "no"}
-    return replace(recipe, **changes)
+    return with_recorded_precision(replace(recipe, **changes), folder)
+
+
+def with_recorded_precision(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """Give a recipe that names no format of numbers the one that the run in a folder has measured."""
+    if recipe.precision != AUTO:
+        return recipe
+    return replace(recipe, precision=resolve_recipe(folder.recipe_file).precision)
 
 
 def other_texts(folder: RunFolder) -> Iterator[tuple[str, str]]:
@@ -121,4 +129,4 @@ def _refusal(folder: RunFolder, why: str) -> str:
     )
 
 
-__all__ = ["Asked", "asked_of_finished"]
+__all__ = ["Asked", "asked_of_finished", "with_recorded_precision"]

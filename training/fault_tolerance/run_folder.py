@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from seqloom.configuration.automatic import Choice, choice_of_old
-from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe import NARROW_FORMATS, Recipe, RecipeError
 from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.bundle import MANIFEST_NAME
@@ -222,6 +222,10 @@ class RunFolder:
         write_text(home / RECIPE, recipe.to_file())
         write_json(home / "environment.json", describe_environment())
 
+    def note_choice(self, recipe: Recipe) -> None:
+        """Write what was decided after the folder was opened, before the run begins."""
+        write_text(self._next / RECIPE, recipe.to_file())
+
     def begin(self) -> None:
         """Put what was prepared in the place of what an earlier run has left; a run that goes on is unfinished again.
 
@@ -363,7 +367,7 @@ class RunFolder:
     def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return key -> value then and now, for each key of the run's recipe that a resolved recipe has otherwise."""
         before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
-        keys = sorted(before | now)
+        keys = sorted((before | now).keys() - {*NARROW_FORMATS})  # precision says it
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
     def _refuse_other_vocabulary(self) -> None:

@@ -1,0 +1,174 @@
+"""In which numbers a run multiplies: those that its recipe names, or what a stopwatch says.
+
+Processors with AMX, and some with AVX-512, multiply bf16 up to four times as fast as fp32; others are slower in it
+(LOG: numbers by measurement). So a run on a CPU times both before its first update, on a micro-batch such as it will
+compute, and keeps the faster. On accelerators nothing is chosen.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainingArguments
+
+from seqloom.configuration.data_size import AUTO
+from seqloom.configuration.recipe import Precision, Recipe
+from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
+from seqloom.training.batching import (
+    ACCELERATOR_OVERHEAD,
+    CPU_OVERHEAD,
+    NARROW_CPU_OVERHEAD,
+    BatchSettings,
+    UpdateSampler,
+    accumulation_steps,
+)
+from seqloom.training.collator import SeqloomCollator
+from seqloom.training.examples import MODEL_COLUMNS, lengths_of
+
+WIDE: Precision = "fp32"
+NARROW: Precision = "bf16"
+
+WORTH_IT = 1.15
+"""How many times as fast bf16 has to be: it rounds, and a stopwatch errs."""
+
+ROUNDS = 3
+"""Times that each format is timed, in turns; the best counts, for other jobs only make it worse."""
+
+LOOKED_AT = 64
+"""Micro-batches among which a usual one is taken."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a usual micro-batch takes in one format."""
+
+    precision: str
+    num_tokens: int
+    """Source and target tokens with padding."""
+    seconds: float
+    """Forward and backward."""
+
+    @property
+    def pace(self) -> float:
+        """Seconds a token."""
+        return self.seconds / self.num_tokens
+
+
+def can_choose(recipe: Recipe, arguments: TrainingArguments) -> bool:
+    """Return whether a stopwatch decides: neither recipe nor launcher names a format, and a CPU holds the whole model.
+
+    Args:
+        recipe: of the run.
+        arguments: transformers' own, of this recipe.
+    """
+    is_whole = not (arguments.fsdp or arguments.deepspeed or recipe.packing)
+    is_open = recipe.precision == AUTO and arguments.mixed_precision == "no"
+    return arguments.device.type == "cpu" and is_open and is_whole
+
+
+def choose_precision(
+    model: SeqloomForConditionalGeneration, pairs: Dataset, settings: BatchSettings, pad_token_id: int
+) -> tuple[Precision, str]:
+    """Return the faster format on this processor, and a line that says why.
+
+    Args:
+        model: as it is before the first update; it is left so.
+        pairs: encoded training pairs.
+        settings: how updates are made of them.
+        pad_token_id: of the sources.
+    """
+    ratio = time_of_products(model.config.d_model, WIDE) / time_of_products(model.config.d_model, NARROW)
+    if ratio < WORTH_IT:
+        return WIDE, f"{WIDE}, for {NARROW} multiplies no faster on this processor ({ratio:.1f} times the speed)"
+    batches = {
+        precision: usual_micro_batch(pairs, settings, NARROW_CPU_OVERHEAD if precision == NARROW else CPU_OVERHEAD)
+        for precision in (WIDE, NARROW)
+    }
+    wide, narrow = time_formats(
+        model, {name: SeqloomCollator(pad_token_id, None)(rows) for name, rows in batches.items()}
+    )
+    gain = wide.pace / narrow.pace
+    paces = f"{1 / narrow.pace:,.0f} tokens/s against {1 / wide.pace:,.0f}"
+    if gain < WORTH_IT:
+        return WIDE, f"{WIDE}; {NARROW} was tried and is no faster here ({paces})"
+    return NARROW, f"{NARROW}, {gain:.1f} times as fast as {WIDE} on this processor ({paces}); --precision {WIDE} wins"
+
+
+def time_of_products(width: int, precision: str) -> float:
+    """Return the seconds of one product (1024, width) x (width, 4 width)."""
+    dtype = torch.bfloat16 if precision == NARROW else torch.float32
+    one, other = torch.ones(1024, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
+    return min(_seconds(lambda: one @ other) for _ in range(ROUNDS + 1))
+
+
+def usual_micro_batch(pairs: Dataset, settings: BatchSettings, overhead: int) -> list[dict[str, Sequence[int]]]:
+    """Return the examples of a micro-batch of middle size, as updates are cut where each micro-batch costs `overhead`.
+
+    Args:
+        pairs: encoded training pairs.
+        settings: how updates are made of them.
+        overhead: in tokens, see `batching.CPU_OVERHEAD`.
+    """
+    lengths = lengths_of(pairs)
+    steps = accumulation_steps(lengths, settings, overhead=overhead)
+    cut = list(islice(UpdateSampler(lengths, replace(settings, accumulation_steps=steps)), LOOKED_AT))
+    sizes = [len(rows) * int(lengths[rows].max(axis=0).sum()) for rows in cut]
+    rows = cut[int(np.argsort(sizes)[len(sizes) // 2])]
+    return [dict(row) for row in pairs.select(rows).select_columns(list(MODEL_COLUMNS))]
+
+
+def time_formats(model: SeqloomForConditionalGeneration, batches: dict[str, dict[str, Tensor]]) -> Sequence[Timing]:
+    """Return what a micro-batch takes in each format, forward and backward; the model is left as it was.
+
+    Args:
+        model: in fp32.
+        batches: format -> what the model takes.
+    """
+    was_training, attention = model.training, model.config._attn_implementation
+    best = dict.fromkeys(batches, float("inf"))
+    model.train()
+    with torch.random.fork_rng(devices=()):  # a look ahead must not change what is learned
+        for turn in range(ROUNDS + 1):
+            for precision, batch in batches.items():
+                model.set_attn_implementation(attention_in(precision) or attention)
+                seconds = _seconds(partial(_learn, model, batch, precision))
+                if turn:  # before, kernels were made
+                    best[precision] = min(best[precision], seconds)
+    model.set_attn_implementation(attention)
+    model.train(was_training)
+    sizes = {name: batch["input_ids"].numel() + batch["labels"].numel() for name, batch in batches.items()}
+    return [Timing(precision, sizes[precision], seconds) for precision, seconds in best.items()]
+
+
+def attention_in(precision: str) -> str | None:
+    """Return the attention to take on a CPU; None: the usual one. SDPA's backward pass in bf16 is slow (LOG: bf16)."""
+    return "eager" if precision == NARROW else None
+
+
+def overhead_of(arguments: TrainingArguments) -> int:
+    """Return what a micro-batch costs however small it is, in tokens."""
+    if arguments.device.type != "cpu":
+        return ACCELERATOR_OVERHEAD
+    return NARROW_CPU_OVERHEAD if arguments.bf16 else CPU_OVERHEAD
+
+
+def _learn(model: SeqloomForConditionalGeneration, batch: dict[str, Tensor], precision: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == NARROW):
+        loss = model(**batch, skip_logits=model.config.tie_word_embeddings).loss
+    loss.backward()
+    model.zero_grad()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+__all__ = ["can_choose", "choose_precision"]
