@@ -157,6 +157,8 @@ def open_sink(job: Job, layout: Layout) -> Iterator[Sink]:
     with journal_of(files, work_of(job, layout), overwrite=begins_anew) as journal:
         if journal.lines and not journal.is_finished:
             print(f"{files[0]}: going on behind line {journal.lines:,}.", file=sys.stderr)
+        elif not journal.lines and files[0].is_file() and files[0].stat().st_size:
+            print(f"{files[0]} exists; it is replaced when all is written.", file=sys.stderr)
         yield FileSink(journal, header)
 
 

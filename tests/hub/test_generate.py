@@ -339,6 +339,18 @@ def test_what_stands_before_a_broken_line_is_kept(able: Path, tmp_path: Path) ->
     assert target.read_text() == '{"source": "abc", "id": 1, "output": "ABC"}\n' * 6
 
 
+def test_an_output_that_is_replaced_is_named(able: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text("abc\n")
+    arguments = ["generate", str(able), "-i", str(source), "-o", str(target)]
+    assert main(arguments) == 0
+    assert "it is replaced when all is written" not in capsys.readouterr().err
+    source.write_text("abc\nab\n")
+    assert main(arguments) == 0
+    assert "out exists; it is replaced when all is written." in capsys.readouterr().err
+    assert target.read_text() == "ABC\nAB\n"
+
+
 def test_columns(able: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.tsv", tmp_path / "out.tsv"
     source.write_text("id\tsource\n1\tabc\n2\t\n")
