@@ -1,10 +1,11 @@
 """How fast does one core answer? The same random weights in six engines, every answer as long as the others'.
 
-    python benchmarks/answering.py SOURCE TARGET [--presets tiny base] [--beams 1 5] [--sentences 200] [-o ROWS.tsv]
+    python benchmarks/answering.py SOURCE TARGET [--presets tiny base] [--beams 1 5] [--engines NAME ...] [-o ROWS.tsv]
 
 SOURCE and TARGET are line-aligned text (Multi30k: train.de.gz train.en.gz): a joint vocabulary of 10,000 is learned
 from them, and sentences spread over SOURCE are read. Every answer has --length tokens, no more and no less, so that
-random weights do the work of trained ones. One thread; seconds are CPU-seconds, so that other jobs hardly count.
+random weights do the work of trained ones. One thread; seconds are CPU-seconds, so that other jobs hardly count, and
+engines take turns, so that a noisy minute hits all of them.
 
     seqloom          torch, `generate`, batches of 32 sentences of like length
     marian           transformers' Marian class with the same weights, the same batches
@@ -18,6 +19,7 @@ Tidy rows: `sentences_per_s` in batches, `p50_ms` and `p95_ms` of one sentence a
 import argparse
 import csv
 import gzip
+import itertools
 import statistics
 import sys
 import tempfile
@@ -41,13 +43,15 @@ from seqloom.hub.export.onnx_graphs import quantize_graphs, write_graphs
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.tokenizer import train_tokenizer
 
-COLUMNS = "engine preset beams quantization sentences_per_s p50_ms p95_ms mb".split()
+COLUMNS = "round engine preset beams quantization sentences_per_s p50_ms p95_ms mb".split()
 VOCABULARY, BATCH = 10_000, 32
 SHARED_FIELDS = (
     *("vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads"),
     *("decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings"),
     *("activation_function", "scale_embedding", "pad_token_id", "eos_token_id", "decoder_start_token_id"),
 )
+
+ENGINES = ("seqloom", "marian", "ctranslate2", "ctranslate2-marian", "onnx")
 
 AS_MARIAN = {"norm_position": "post", "position_embedding_type": "sinusoidal", "norm_type": "layernorm"}
 """What Marian can be told of; presets that say otherwise are measured without."""
@@ -106,18 +110,20 @@ def ctranslate2_engine(folder: str, names: Sequence[str], length: int) -> Answer
     return answer
 
 
-def engines_of(model: Any, tokenizer: Any, length: int, home: Path) -> Iterator[tuple[str, str, Answer, float]]:
-    """Yield name, quantization, engine and megabytes on disk."""
-    marian = marian_twin(model)
+def engines_of(
+    model: Any, tokenizer: Any, length: int, home: Path, wanted: Sequence[str]
+) -> Iterator[tuple[str, str, Answer, float]]:
+    """Yield name, quantization, engine and megabytes on disk of those that are wanted."""
     size = sum(weight.numel() for weight in model.parameters()) * 4 / 1e6
-    yield "seqloom", "float32", torch_engine(model, length), size
-    yield "marian", "float32", torch_engine(marian, length), size
+    for name, kind in (("seqloom", lambda: model), ("marian", lambda: marian_twin(model))):
+        if name in wanted:
+            yield name, "float32", torch_engine(kind(), length), size
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     for name, convert in (
         ("ctranslate2", lambda: build_spec(model, tokenizer)),
         ("ctranslate2-marian", lambda: LastEntryLoader()(marian_twin(model), tokenizer)),  # quantised in place
     ):
-        for quantization in ("float32", "int8"):
+        for quantization in ("float32", "int8") if name in wanted else ():
             with torch.no_grad():
                 spec = convert()
             spec.validate()
@@ -127,12 +133,13 @@ def engines_of(model: Any, tokenizer: Any, length: int, home: Path) -> Iterator[
             spec.save(str(folder))
             size = (folder / "model.bin").stat().st_size / 1e6
             yield name, quantization, ctranslate2_engine(str(folder), names, length), size
-    write_graphs(model, home)
-    quantize_graphs(home)
-    model.generation_config.update(max_new_tokens=length, min_new_tokens=length)
-    for quantization, suffix in FORMATS.items():
-        engine = OnnxEngine(home, model, GreedySettings.of(model), suffix)
-        yield "onnx", quantization, engine.search, size_of(home, suffix) / 1e6
+    if "onnx" in wanted:
+        write_graphs(model, home)
+        quantize_graphs(home)
+        model.generation_config.update(max_new_tokens=length, min_new_tokens=length)
+        for quantization, suffix in FORMATS.items():
+            engine = OnnxEngine(home, model, GreedySettings.of(model), suffix)
+            yield "onnx", quantization, engine.search, size_of(home, suffix) / 1e6
 
 
 def measure(answer: Answer, sources: Ids, beams: int, alone: int) -> tuple[float, float, float]:
@@ -164,10 +171,13 @@ def run(arguments: argparse.Namespace, stream: TextIO) -> None:
         config = SeqloomConfig(**{**get_preset(preset).model, **AS_MARIAN, "vocab_size": len(tokenizer)})
         model = SeqloomForConditionalGeneration(config).eval()
         with tempfile.TemporaryDirectory() as home:
-            for name, quantization, answer, size in engines_of(model, tokenizer, arguments.length, Path(home)):
-                for beams in arguments.beams if name != "onnx" else {1} & set(arguments.beams):
+            engines = list(engines_of(model, tokenizer, arguments.length, Path(home), arguments.engines))
+            for number, beams in itertools.product(range(arguments.rounds), arguments.beams):
+                for name, quantization, answer, size in engines:
+                    if name == "onnx" and beams > 1:
+                        continue
                     numbers = measure(answer, sources, beams, arguments.alone)
-                    rows.writerow([name, preset, beams, quantization, *(f"{n:.1f}" for n in (*numbers, size))])
+                    rows.writerow([number, name, preset, beams, quantization, *(f"{n:.1f}" for n in (*numbers, size))])
                     stream.flush()
 
 
@@ -178,6 +188,8 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--presets", nargs="+", default=["tiny", "base"])
     parser.add_argument("--beams", nargs="+", type=int, default=[1, 5])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sentences", type=int, default=200, help="answered in batches")
     parser.add_argument("--alone", type=int, default=40, help="answered one by one")
     parser.add_argument("--length", type=int, default=15, help="tokens of every answer")
