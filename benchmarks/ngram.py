@@ -100,7 +100,7 @@ def main() -> None:
         allowed[column].add(value)
     rows = read_rows(options.train)
     texts = [row[options.column] for row in rows if all(row[column] in allowed[column] for column in allowed)]
-    pairs = [(row["source"], row["reference"]) for row in read_rows(options.outputs)]
+    pairs = [(row["source"], row["references"][0]) for row in read_rows(options.outputs)]
     writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     writer.writerow(["order", "bits_per_character", "texts", "pairs"])
     for order in options.orders:

@@ -37,11 +37,15 @@ NARROW: Precision = "bf16"
 WORTH_IT = 1.15
 """How many times as fast bf16 has to be: it rounds, and a stopwatch errs."""
 
-ROUNDS = 3
-"""Times that each format is timed, in turns; the best counts, for other jobs only make it worse."""
+ROUNDS, ENOUGH = 3, 2.0
+"""Most times that each format is timed, in turns, and the seconds after which it is often enough; the best counts, for
+other jobs only make it worse."""
 
-LOOKED_AT = 64
-"""Micro-batches among which a usual one is taken."""
+LOOKED_AT, SAMPLED = 64, 100_000
+"""Micro-batches among which a usual one is taken, and the examples of which they are made."""
+
+MOST_TOKENS_TIMED = 2048
+"""Padded tokens that are computed at once before it is known what fits into memory."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,13 @@ def choose_precision(
     ratio = time_of_products(model.config.d_model, WIDE) / time_of_products(model.config.d_model, NARROW)
     if ratio < WORTH_IT:
         return WIDE, f"{WIDE}, for {NARROW} multiplies no faster on this processor ({ratio:.1f} times the speed)"
-    batches = {
-        precision: usual_micro_batch(pairs, settings, NARROW_CPU_OVERHEAD if precision == NARROW else CPU_OVERHEAD)
-        for precision in (WIDE, NARROW)
-    }
+    try:
+        batches = {
+            WIDE: usual_micro_batch(pairs, settings, CPU_OVERHEAD),
+            NARROW: usual_micro_batch(pairs, settings, NARROW_CPU_OVERHEAD),
+        }
+    except ValueError:  # no micro-batch can be made: that is said on every process, and this is the first alone
+        return WIDE, WIDE
     wide, narrow = time_formats(
         model, {name: SeqloomCollator(pad_token_id, None)(rows) for name, rows in batches.items()}
     )
@@ -115,12 +122,13 @@ def usual_micro_batch(pairs: Dataset, settings: BatchSettings, overhead: int) ->
         settings: how updates are made of them.
         overhead: in tokens, see `batching.CPU_OVERHEAD`.
     """
-    lengths = lengths_of(pairs)
+    lengths = lengths_of(pairs.select(range(min(len(pairs), SAMPLED))))
     steps = accumulation_steps(lengths, settings, overhead=overhead)
     cut = list(islice(UpdateSampler(lengths, replace(settings, accumulation_steps=steps)), LOOKED_AT))
     sizes = [len(rows) * int(lengths[rows].max(axis=0).sum()) for rows in cut]
     rows = cut[int(np.argsort(sizes)[len(sizes) // 2])]
-    return [dict(row) for row in pairs.select(rows).select_columns(list(MODEL_COLUMNS))]
+    fitting = max(1, MOST_TOKENS_TIMED // int(lengths[rows].max(axis=0).sum()))
+    return [dict(row) for row in pairs.select(rows[:fitting]).select_columns(list(MODEL_COLUMNS))]
 
 
 def time_formats(model: SeqloomForConditionalGeneration, batches: dict[str, dict[str, Tensor]]) -> Sequence[Timing]:
@@ -132,14 +140,16 @@ def time_formats(model: SeqloomForConditionalGeneration, batches: dict[str, dict
     """
     was_training, attention = model.training, model.config._attn_implementation
     best = dict.fromkeys(batches, float("inf"))
+    spent = 0.0
     model.train()
     with torch.random.fork_rng(devices=()):  # a look ahead must not change what is learned
         for turn in range(ROUNDS + 1):
-            for precision, batch in batches.items():
+            for precision, batch in batches.items() if spent < ENOUGH else ():
                 model.set_attn_implementation(attention_in(precision) or attention)
                 seconds = _seconds(partial(_learn, model, batch, precision))
                 if turn:  # before, kernels were made
                     best[precision] = min(best[precision], seconds)
+                    spent += seconds
     model.set_attn_implementation(attention)
     model.train(was_training)
     sizes = {name: batch["input_ids"].numel() + batch["labels"].numel() for name, batch in batches.items()}

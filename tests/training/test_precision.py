@@ -103,6 +103,16 @@ def test_what_costs_more_is_cut_into_fewer(monkeypatch: pytest.MonkeyPatch) -> N
     cheap, dear = (usual_micro_batch(encoded(400), settings, overhead) for overhead in (1, 4096))
     assert len(cheap) < len(dear)
     assert {"input_ids", "labels"} == set(dear[0])
+    monkeypatch.setattr(precision, "MOST_TOKENS_TIMED", 40)  # nobody knows yet what fits into memory
+    few = usual_micro_batch(encoded(400), settings, 4096)
+    assert len(few) < len(dear)
+    assert sum(len(row["input_ids"]) + len(row["labels"]) for row in few) <= 40
+
+
+def test_what_cannot_be_cut_is_refused_elsewhere(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `accumulation_steps`, on every process; this one would be alone."""
+    monkeypatch.setattr(precision, "WORTH_IT", 0.0)
+    assert choose_precision(model, encoded(40), BatchSettings(100, 2), 0)[0] == "fp32"
 
 
 @pytest.mark.parametrize(
