@@ -21,7 +21,6 @@ from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.recipe import Precision, Recipe
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.batching import (
-    ACCELERATOR_OVERHEAD,
     CPU_OVERHEAD,
     NARROW_CPU_OVERHEAD,
     BatchSettings,
@@ -92,8 +91,7 @@ def choose_precision(
         return WIDE, f"{WIDE}, for {NARROW} multiplies no faster on this processor ({ratio:.1f} times the speed)"
     try:
         batches = {
-            WIDE: usual_micro_batch(pairs, settings, CPU_OVERHEAD),
-            NARROW: usual_micro_batch(pairs, settings, NARROW_CPU_OVERHEAD),
+            precision: usual_micro_batch(pairs, settings, overhead_in(precision)) for precision in (WIDE, NARROW)
         }
     except ValueError:  # no micro-batch can be made: that is said on every process, and this is the first alone
         return WIDE, WIDE
@@ -161,16 +159,14 @@ def attention_in(precision: str) -> str | None:
     return "eager" if precision == NARROW else None
 
 
-def overhead_of(arguments: TrainingArguments) -> int:
-    """Return what a micro-batch costs however small it is, in tokens."""
-    if arguments.device.type != "cpu":
-        return ACCELERATOR_OVERHEAD
-    return NARROW_CPU_OVERHEAD if arguments.bf16 else CPU_OVERHEAD
+def overhead_in(precision: str) -> int:
+    """Return what a micro-batch costs on a CPU however small it is, in tokens."""
+    return NARROW_CPU_OVERHEAD if precision == NARROW else CPU_OVERHEAD
 
 
 def _learn(model: SeqloomForConditionalGeneration, batch: dict[str, Tensor], precision: str) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == NARROW):
-        loss = model(**batch, skip_logits=model.config.tie_word_embeddings).loss
+        loss = model(**batch, skip_logits=True).loss
     loss.backward()
     model.zero_grad()
 

@@ -22,13 +22,14 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from seqloom.configuration.automatic import explain
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import CURVE_NAME
 from seqloom.hub.model_card import CARD_NAME, write_model_card
 from seqloom.hub.push import describe_share, push_folder
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training import preflight
 from seqloom.training.allocator import keep_freed_memory
-from seqloom.training.batching import BatchSettings, accumulation_steps, longest_epoch
+from seqloom.training.batching import ACCELERATOR_OVERHEAD, BatchSettings, accumulation_steps, longest_epoch
 from seqloom.training.checking.glance import note_glance
 from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of, weights_of
@@ -56,7 +57,7 @@ from seqloom.training.monitoring.history import History, draw_curve, histogram
 from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
 from seqloom.training.parent import Parent, fit_to_parent, take_over
-from seqloom.training.precision import attention_in, can_choose, choose_precision, overhead_of
+from seqloom.training.precision import attention_in, can_choose, choose_precision, overhead_in
 from seqloom.training.preparation import (
     choose_for,
     describe_rivals,
@@ -190,7 +191,7 @@ def prepare(
         recipe, of_parent = fit_to_parent(asked := recipe, choice, parent)
         recipe, settled = settle(recipe, corpus, facts, choice.metrics)
         if folder.goes_on(recipe):
-            recipe = with_recorded_precision(recipe, folder)
+            recipe = with_recorded_precision(recipe, resolve_recipe(folder.recipe_file))
         if arguments.process_index == 0:
             folder.open(recipe)
         tokenizers = read_or_train_tokenizers(recipe, corpus["train"], folder)
@@ -227,7 +228,7 @@ def prepare(
         if arguments.process_index == 0:
             folder.write_parent(asdict(parent))
             say(f"weights   {parent.describe_embeddings()}")
-    if checkpoint is None:
+    if checkpoint is None and can_choose(recipe, arguments):
         recipe = settle_precision(recipe, arguments, model, tokenizers, data["train"], folder)
         arguments = training_arguments(recipe)
     return recipe, build_trainer(recipe, arguments, model, tokenizers, data, folder), data, checkpoint
@@ -286,9 +287,7 @@ def settle_precision(
     pairs: Dataset,
     folder: RunFolder,
 ) -> Recipe:
-    """Write into a new run's recipe in which numbers it multiplies, where the stopwatch decides."""
-    if not can_choose(recipe, arguments):
-        return recipe
+    """Write into a new run's recipe in which numbers it multiplies, as the stopwatch says."""
     settings = batch_settings(recipe, arguments)
     precision, why = from_main_process(
         lambda: choose_precision(model, pairs, settings, int(tokenizers.source.pad_token_id))
@@ -316,7 +315,8 @@ def build_trainer(
     folder: RunFolder,
 ) -> SeqloomTrainer:
     """Return a trainer that does with a model what the recipe says."""
-    if arguments.device.type == "cpu" and (attention := attention_in(recipe.precision)):
+    is_cpu = arguments.device.type == "cpu"
+    if is_cpu and (attention := attention_in(recipe.precision)):
         model.set_attn_implementation(attention)
     settings = batch_settings(recipe, arguments)
     encodings = epoch_encodings(data["train"], tokenizers, recipe, settings) if recipe.bpe_dropout else None
@@ -324,7 +324,7 @@ def build_trainer(
     arguments.gradient_accumulation_steps = accumulation_steps(
         longest_epoch(lengths, weights_of(data["train"]), settings.seed),
         settings,
-        overhead=overhead_of(arguments),
+        overhead=overhead_in(recipe.precision) if is_cpu else ACCELERATOR_OVERHEAD,
     )
 
     if recipe.packing:

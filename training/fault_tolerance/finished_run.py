@@ -91,14 +91,12 @@ def as_settled(recipe: Recipe, folder: RunFolder) -> Recipe:
     changes: dict[str, Any] = {name: getattr(recorded, name) for name in same}
     if "valid" in same and not recorded.valid:
         changes["training_arguments"] = {**recipe.training_arguments, "eval_strategy": "no"}
-    return with_recorded_precision(replace(recipe, **changes), folder)
+    return with_recorded_precision(replace(recipe, **changes), recorded)
 
 
-def with_recorded_precision(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """Give a recipe that names no format of numbers the one that the run in a folder has measured."""
-    if recipe.precision != AUTO:
-        return recipe
-    return replace(recipe, precision=resolve_recipe(folder.recipe_file).precision)
+def with_recorded_precision(recipe: Recipe, recorded: Recipe) -> Recipe:
+    """Give a recipe that names no format of numbers the one that its run has measured and recorded."""
+    return replace(recipe, precision=recorded.precision) if recipe.precision == AUTO else recipe
 
 
 def other_texts(folder: RunFolder) -> Iterator[tuple[str, str]]:

@@ -367,7 +367,7 @@ class RunFolder:
     def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return key -> value then and now, for each key of the run's recipe that a resolved recipe has otherwise."""
         before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
-        keys = sorted((before | now).keys() - {*NARROW_FORMATS})  # precision says it
+        keys = sorted((before | now).keys() - NARROW_FORMATS)  # precision says it
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
     def _refuse_other_vocabulary(self) -> None:
