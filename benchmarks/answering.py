@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -75,7 +76,7 @@ class Subject:
 
     name: str
     folder: Path
-    """Of the network in torch, and where the engines' files go."""
+    """Where the files of its engines lie, a folder each."""
     names: Sequence[str]
     """Of the vocabulary's entries, those of both sides."""
     shortest: int
@@ -232,6 +233,12 @@ def measure(answer: Answer, sources: Ids, beams: int, alone: int) -> tuple[float
     return rate, statistics.median(each), statistics.quantiles(each, n=20)[-1], ordered
 
 
+def bleu_of(answers: Ids, references: Sequence[str], tokenizer: Any, tokenize: str) -> str:
+    """Return sacreBLEU's score of answers in token ids."""
+    written = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return f"{corpus_bleu(written, [references], tokenize=tokenize).score:.1f}"
+
+
 def names_of(tokenizer: Any) -> list[str]:
     """Return what the entries of a vocabulary are called."""
     return tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
@@ -280,10 +287,10 @@ def run(arguments: argparse.Namespace, stream: TextIO) -> None:
             for number in range(arguments.rounds):
                 for (engine, answer, beams), peak in zip(cases, peaks, strict=True):
                     *numbers, answers = measure(answer, sources, beams, arguments.alone)
-                    written = tokenizer.batch_decode(answers, skip_special_tokens=True)
-                    is_trained = bool(arguments.folders)
-                    bleu = corpus_bleu(written, [references], tokenize=arguments.tokenize).score if is_trained else None
-                    shown = ("" if value is None else f"{value:.1f}" for value in (*numbers, engine.mb, peak, bleu))
+                    shown = [f"{value:.1f}" for value in (*numbers, engine.mb, peak)]
+                    shown.append(
+                        bleu_of(answers, references, tokenizer, arguments.tokenize) if arguments.folders else ""
+                    )
                     rows.writerow([number, engine.name, subject.name, beams, engine.quantization, *shown])
                     stream.flush()
 
@@ -304,7 +311,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=15, help="tokens of every answer")
     parser.add_argument("-o", "--output", help="file for the rows [stdout]")
     arguments = parser.parse_args()
-    with no_loading_bar(), open(arguments.output or sys.stdout.fileno(), "w", encoding="utf-8") as stream:
+    with (
+        no_loading_bar(),
+        open(arguments.output, "w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as stream,
+    ):
         run(arguments, stream)
 
 
