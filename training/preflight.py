@@ -343,6 +343,12 @@ def describe(
     }
 
 
+LONG = 24 * 3600
+"""Seconds of a run from which on it is said what makes one shorter."""
+
+SHORTER = "; a smaller --preset, or fewer --num_train_epochs or --max_steps, takes less"
+
+
 class TimeEstimate(TrainerCallback):
     """Says once, after the first updates, how long the run will take."""
 
@@ -361,7 +367,8 @@ class TimeEstimate(TrainerCallback):
         left = state.max_steps - state.global_step
         if self.num_seen == self.last and left > 0 and state.is_world_process_zero:
             pace = (time.perf_counter() - self.started) / (self.last - self.first)
-            self.say(f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update)")
+            remedy = SHORTER if pace * left > LONG else ""
+            self.say(f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update){remedy}")
 
 
 def gigabytes(num_bytes: int) -> str:

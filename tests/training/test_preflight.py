@@ -116,16 +116,27 @@ def test_the_lines_hold_the_numbers(trainer: SeqloomTrainer) -> None:
     assert lines["memory"] == "about 1.2 GB a device; 9.0 GB are free"
 
 
-def test_the_time_is_said_once_after_the_first_updates(monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("num_updates", "line"),
+    [
+        (1206, "time      10 min to go, evaluations not counted (0.5 s an update)"),
+        (
+            200_006,
+            "time      27 h 47 min to go, evaluations not counted (0.5 s an update); "
+            "a smaller --preset, or fewer --num_train_epochs or --max_steps, takes less",
+        ),
+    ],
+)
+def test_the_time_is_said_once_after_the_first_updates(num_updates: int, line: str, monkeypatch: Any) -> None:
     said: list[str] = []
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(preflight.time, "perf_counter", lambda: now.seconds)
     estimate = TimeEstimate(said.append, warm_up=2, sample=4)
     for step in range(1, 10):
         now.seconds += 50.0 if step < 3 else 0.5
-        state = SimpleNamespace(global_step=step, max_steps=1206, is_world_process_zero=True)
+        state = SimpleNamespace(global_step=step, max_steps=num_updates, is_world_process_zero=True)
         estimate.on_step_end(None, state, None)
-    assert said == ["time      10 min to go, evaluations not counted (0.5 s an update)"]
+    assert said == [line]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (780, "13 min"), (7500, "2 h 05 min")])

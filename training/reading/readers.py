@@ -253,7 +253,7 @@ def describe_missing_columns(path: str, columns: Sequence[str], existing: Sequen
     names = " or ".join(repr(name) for name in missing)
     numbered = [str(number) for number in range(1, len(columns) + 1)]
     numbers = f", or number them if that is no header: {numbered}" if lead == FIRST_LINE else ""
-    flag = "`columns`" if len(columns) <= len(NUMBERED) else "`columns`, `where` and `tags`"
+    flag = "`columns`" if len(columns) <= len(NUMBERED) else "`columns`, `where`, `tags` and `by`"
     if len(existing) == len(columns) == len(NUMBERED):
         flag = f"--columns {' '.join(map(shlex.quote, existing))}"
     return f"{path} has no column {names}; {lead}: {listed or 'nothing'}.{hint} Name yours with {flag}{numbers}."
