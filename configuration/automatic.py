@@ -10,7 +10,7 @@ from typing import Any
 
 from seqloom.configuration.data_size import AUTO, SIZES, settings_of, size_for
 from seqloom.configuration.presets import PRESETS
-from seqloom.configuration.recipe import Recipe
+from seqloom.configuration.recipe import CUT_ANEW, Recipe
 from seqloom.configuration.task_kind import Looks, TaskKind, kind_of
 
 SUBWORD_KINDS = ("bpe", "unigram")
@@ -81,7 +81,7 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
 def _tokenizers(recipe: Recipe, kind: TaskKind, looks: Looks) -> tuple[str, str]:
     """Return the kinds of the two vocabularies: named, or such that they go with what else is named."""
     kinds = kind.vocabularies(looks)
-    if recipe.bpe_dropout:
+    if recipe.bpe_dropout and not set(recipe.tokenizers_or(kinds)) <= set(CUT_ANEW):
         kinds = "bpe", "bpe"
     elif kinds[0] != kinds[1] and recipe.joint_vocabulary and "joint_vocabulary" in recipe.named:
         kinds = ("bpe", "bpe") if "bpe" in kinds else ("char", "char")

@@ -22,6 +22,9 @@ from seqloom.configuration.recipe_values import write_yaml
 
 Vocabulary = Literal["auto", "bpe", "unigram", "char", "word"]
 
+CUT_ANEW = ("bpe", "word")
+"""The kinds of vocabulary that `bpe_dropout` goes with: of merges, and of words."""
+
 SIDES = ("source_tokenizer", "target_tokenizer")
 """The keys that name the kind of vocabulary each side."""
 
@@ -127,7 +130,8 @@ class Recipe:
     split_digits: bool = field(default=False, metadata=TOKENIZER)
     """Make every digit a token of its own."""
     bpe_dropout: float = field(default=0.0, metadata=TOKENIZER | at_least(0))
-    """BPE-dropout: the chance that a merge is skipped, drawn anew in every epoch; 0.1 is usual, 0 is off."""
+    """BPE-dropout: the chance that a merge is skipped (bpe), or that a word is spelled in letters, in the source and in
+    the target alike (word), drawn anew in every epoch; 0.1 is usual, 0 is off."""
 
     preset: str = field(default=AUTO, metadata=MODEL)
     """A named size of the model, with the learning rate, warm-up and tokens per update that suit it; auto: chosen by
@@ -453,11 +457,11 @@ class Recipe:
             )
 
     def _check_quality_tools(self) -> None:
-        others = set(self.tokenizers) - {"bpe", AUTO}
+        others = set(self.tokenizers) - {*CUT_ANEW, AUTO}
         if self.bpe_dropout and others:
             raise RecipeError(
-                f"bpe_dropout={self.bpe_dropout} skips merges and tokenizer={min(others)} has none; leave it out, "
-                f"or use tokenizer=bpe."
+                f"bpe_dropout={self.bpe_dropout} skips merges or words and tokenizer={min(others)} has neither; leave "
+                f"it out, or use tokenizer={' or '.join(CUT_ANEW)}."
             )
         for key, value, usual in (("bpe_dropout", self.bpe_dropout, 0.1), ("ema_decay", self.ema_decay, 0.999)):
             if value >= 1:

@@ -368,7 +368,9 @@ class TimeEstimate(TrainerCallback):
         if self.num_seen == self.last and left > 0 and state.is_world_process_zero:
             pace = (time.perf_counter() - self.started) / (self.last - self.first)
             remedy = SHORTER if pace * left > LONG else ""
-            self.say(f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update){remedy}")
+            self.say(
+                f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update){remedy}"
+            )
 
 
 def gigabytes(num_bytes: int) -> str:

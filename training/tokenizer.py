@@ -37,6 +37,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from seqloom.configuration.recipe import CUT_ANEW
 from seqloom.hub.tags import SETTINGS_KEY
 from seqloom.training.vocabulary import (
     BYTE_TOKENS,
@@ -235,16 +236,18 @@ def tokenizing_in_threads(*, is_on: bool) -> Iterator[None]:
 
 
 def check_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
-    """Refuse a tokenizer without merges, and what is no probability.
+    """Refuse a tokenizer without merges or words to skip, and what is no probability.
 
     Raises:
-        TokenizerError: If the tokenizer has no merges or the probability is not in [0, 1).
+        TokenizerError: If the tokenizer is of the kind char or unigram, or the probability is not in [0, 1).
     """
     if not 0 <= dropout < 1:
         raise TokenizerError(f"bpe_dropout={dropout} is not a probability; use 0 (off) up to, but not including, 1.")
     kind = tokenizer.init_kwargs.get(SETTINGS_KEY, {}).get("kind", "bpe")
-    if not isinstance(tokenizer.backend_tokenizer.model, models.BPE) or kind != "bpe":
-        raise TokenizerError(f"bpe_dropout={dropout} needs merges to skip; a tokenizer of the kind {kind!r} has none.")
+    if not isinstance(tokenizer.backend_tokenizer.model, models.BPE) or kind not in CUT_ANEW:
+        raise TokenizerError(
+            f"bpe_dropout={dropout} skips merges or words; a tokenizer of the kind {kind!r} has neither."
+        )
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def test_what_is_named_wins() -> None:
         ({"tokenizer": "auto"}, ("char", "word")),
         ({"joint_vocabulary": True}, ("char", "char")),
         ({"bpe_dropout": 0.1}, ("bpe", "bpe")),
+        ({"bpe_dropout": 0.1, "source_tokenizer": "word"}, ("word", "word")),
         ({"preset": "base"}, ("char", "word")),
     ],
 )

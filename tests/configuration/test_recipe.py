@@ -343,7 +343,10 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
             "--eval_strategy steps --valid none",
             "eval_strategy=steps needs something to score and valid names nothing; add --valid",
         ),
-        ("--bpe_dropout 0.1 --tokenizer char", "bpe_dropout=0.1 skips merges and tokenizer=char has none; leave it"),
+        (
+            "--bpe_dropout 0.1 --tokenizer char",
+            "bpe_dropout=0.1 skips merges or words and tokenizer=char has neither; leave",
+        ),
         ("--bpe_dropout 1", "bpe_dropout=1 is outside [0, 1); use e.g. 0.1, or 0 for off."),
         (
             "--packing true --attention_dropout 0.1",

@@ -15,7 +15,7 @@ from seqloom.hub.generate import Job, Search, generate_file
 from seqloom.hub.serving.chat_request import RequestError, tagged
 from seqloom.hub.tags import Tags, tag_of
 from seqloom.training.preparation import read_corpus, tags_of, with_tags
-from seqloom.training.quality.bpe_dropout import MergeDropout
+from seqloom.training.quality.bpe_dropout import PieceDropout
 from seqloom.training.reading.corpus import CorpusError
 from seqloom.training.scoring.evaluation_text import ReadingOptions, read_evaluation_text
 from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
@@ -98,10 +98,10 @@ def test_bpe_dropout_leaves_tags_whole():
     tokenizers = train_tokenizer(text, text, kind="bpe", vocab_size=290, show_progress=False)
     tokenizers.add_tags(["<bt>", "<hun>"])
     for dropout in (0.0, 0.9):
-        ids = MergeDropout(tokenizers.source, dropout).encode("<bt><hun> the cat", 1)
+        ids = PieceDropout(tokenizers.source, dropout).encode("<bt><hun> the cat", 1)
         assert ids[:2] == tokenizers.source.convert_tokens_to_ids(["<bt>", "<hun>"])
         assert tokenizers.source.decode(ids[2:], skip_special_tokens=True) == "the cat"
-    assert MergeDropout(tokenizers.source, 0.0).encode("<bt><hun> the cat") == (
+    assert PieceDropout(tokenizers.source, 0.0).encode("<bt><hun> the cat") == (
         tokenizers.source("<bt><hun> the cat").input_ids
     )
 

@@ -409,10 +409,10 @@ def test_bytes_that_are_no_utf8_become_replacement_characters():
 # --------------------------------------------------------------------------------------------------------- bpe dropout
 
 
-def test_bpe_dropout_needs_merges_and_a_probability():
+def test_bpe_dropout_needs_merges_or_words_and_a_probability():
     with pytest.raises(TokenizerError, match=r"bpe_dropout=1\.5 is not a probability; use 0 \(off\) up to"):
         check_bpe_dropout(train().source, 1.5)
-    with pytest.raises(TokenizerError, match=r"a tokenizer of the kind 'char' has none"):
+    with pytest.raises(TokenizerError, match=r"a tokenizer of the kind 'char' has neither"):
         check_bpe_dropout(train(kind="char").source, 0.1)
 
 

@@ -3,6 +3,10 @@
 Provilkov et al. 2020, arXiv:1910.13267. A merge that could be applied is skipped with a given chance, so that a word is
 seen whole, in syllables and in letters, and rare pieces are trained. Evaluation and use always take all merges.
 
+A vocabulary of words has no merges. There a word is spelled in letters with that chance, wherever it stands in an
+example, in the source and in the target: so a model learns to copy letter by letter what it will meet in letters, which
+are the words that are no entry (LOG: spelled words).
+
 The `tokenizers` library has it too, but draws from a random source that cannot be seeded (tokenizers issue 668), and a
 resumed run has to see the pieces that the interrupted one would have seen. So the merges are made here, from the
 library's own table: what an example becomes depends on (seed, epoch, example) alone, on any number of processes.
@@ -45,15 +49,15 @@ def share_planned(num_examples: int) -> float:
     return 0.995 - 1 / math.sqrt(max(num_examples, 4))
 
 
-class MergeDropout:
-    """Cuts text with the merges of a bpe tokenizer, each skipped with a given chance."""
+class PieceDropout:
+    """Cuts text with the merges of a bpe tokenizer, or by the words of a word tokenizer, each skipped with a chance."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
-        """Take the merges out of a tokenizer.
+        """Take merges and words out of a tokenizer.
 
         Args:
-            tokenizer: of the kind bpe.
-            dropout: chance that a merge is skipped, in [0, 1).
+            tokenizer: of the kind bpe or word.
+            dropout: chance that a merge is skipped, or a word is spelled, in [0, 1).
 
         Raises:
             TokenizerError: for another kind, or another chance.
@@ -64,32 +68,46 @@ class MergeDropout:
         self.dropout = dropout
         self.vocab: dict[str, int] = model["vocab"]
         self.ranks = {(left, right): rank for rank, (left, right) in enumerate(model["merges"])}
+        self.has_words: bool = model["ignore_merges"]
         self.normalizer = backend.normalizer
         self.pre_tokenizer = backend.pre_tokenizer
         self.end = tokenizer.eos_token_id
         added = tokenizer.added_tokens_decoder.items()
         self.tags = {token.content: number for number, token in added if not token.special}
 
-    def encode(self, text: str, *key: Any) -> list[int]:
+    def encode(self, text: str, *key: Any, side: int = 0) -> list[int]:
         """Return the ids of a text, ending in the end of sequence.
 
         Args:
             text: as it comes from the corpus.
             *key: what the random choices depend on, and nothing else.
+            side: 0 for a source, 1 for a target. Merges are drawn for each; a word is spelled on both or on none.
         """
-        rng = random.Random(repr(key))  # from text Python seeds alike on every machine and in every version
+        rng = random.Random(repr((*key, side)))  # from text Python seeds alike on every machine and in every version
         if self.normalizer is not None:
             text = self.normalizer.normalize_str(text)
         tags = []
         while self.tags and (tag := TAG.match(text)) and tag[0] in self.tags:
             tags.append(self.tags[tag[0]])
             text = text[tag.end() :].lstrip()
-        words = (word for word, _ in self.pre_tokenizer.pre_tokenize_str(text))
-        return tags + [self.vocab[piece] for word in words for piece in self._merge(word, rng)] + [self.end]
+        words = [word for word, _ in self.pre_tokenizer.pre_tokenize_str(text)]
+        if self.has_words:
+            whole = {word for word in set(words) if word in self.vocab and not self._is_skipped(word.strip(), key)}
+            cut = [(word,) if word in whole else self._letters(word) for word in words]
+        else:
+            cut = [self._merge(word, rng) for word in words]
+        return tags + [self.vocab[piece] for pieces in cut for piece in pieces] + [self.end]
+
+    def _is_skipped(self, word: str, key: tuple[Any, ...]) -> bool:
+        """Return whether a word is spelled in an example; a word of one sign saves nothing by it."""
+        return len(word) > 1 and random.Random(repr((*key, word))).random() < self.dropout
+
+    def _letters(self, word: str) -> list[str]:
+        return [piece for character in word for piece in self._spell(character)]
 
     def _merge(self, word: str, rng: random.Random) -> list[str]:
         """Join pairs, the most frequent one first; at each step every possible merge may be skipped."""
-        pieces = [piece for character in word for piece in self._spell(character)]
+        pieces = self._letters(word)
         while True:
             ranked = ((self.ranks.get(pair), i) for i, pair in enumerate(itertools.pairwise(pieces)))
             merges = [(rank, i) for rank, i in ranked if rank is not None and rng.random() >= self.dropout]
@@ -137,14 +155,14 @@ class EpochEncodings(torch.utils.data.Dataset[dict[str, list[int]]]):
 
         Args:
             pairs: columns `source`, `target`, and their plain pieces as `input_ids`, `labels`.
-            tokenizers: of the kind bpe.
-            dropout: chance that a merge is skipped.
+            tokenizers: of the kind bpe or word.
+            dropout: chance that a merge is skipped, or a word is spelled.
             seed: of the run.
             limits: most tokens of an example.
             num_proc: processes that cut; None: this one.
         """
         self.pairs = pairs
-        self.sides = [MergeDropout(tokenizer, dropout) for tokenizer in (tokenizers.source, tokenizers.target)]
+        self.sides = [PieceDropout(tokenizer, dropout) for tokenizer in (tokenizers.source, tokenizers.target)]
         self.seed = seed
         self.limits = limits
         self.num_proc = num_proc
@@ -197,14 +215,14 @@ def _cut_batch(
     batch: dict[str, list[Any]],
     indices: Sequence[int],
     *,
-    sides: Sequence[MergeDropout],
+    sides: Sequence[PieceDropout],
     limits: LengthLimits,
     key: tuple[int, int],
 ) -> dict[str, list[list[int]]]:
     rows = zip(indices, batch["source"], batch["target"], batch["input_ids"], batch["labels"], strict=True)
     encoded = []
     for index, source, target, *plain in rows:
-        cut = [side.encode(text, *key, index, n) for n, (side, text) in enumerate(zip(sides, (source, target)))]
+        cut = [side.encode(text, *key, index, side=n) for n, (side, text) in enumerate(zip(sides, (source, target)))]
         encoded.append(cut if limits.fit(*cut) else plain)
     return {"input_ids": [source for source, _ in encoded], "labels": [target for _, target in encoded]}
 
@@ -231,4 +249,4 @@ class EpochSampler(UpdateSampler):
         return super().plan(epoch)
 
 
-__all__ = ["EpochEncodings", "EpochSampler", "LengthLimits", "MergeDropout"]
+__all__ = ["EpochEncodings", "EpochSampler", "LengthLimits", "PieceDropout"]

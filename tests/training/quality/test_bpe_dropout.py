@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqloom.training.batching import BatchSettings
-from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits, MergeDropout
+from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits, PieceDropout
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.vocabulary import TokenizerError
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
@@ -30,26 +30,26 @@ def separate():
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30) | st.lists(st.sampled_from(TEXTS), max_size=3).map(" ".join))
 def test_without_dropout_it_cuts_as_the_library_does(joint, text):
-    assert MergeDropout(joint.source, 0.0).encode(text) == joint.source(text).input_ids
+    assert PieceDropout(joint.source, 0.0).encode(text) == joint.source(text).input_ids
 
 
 def test_separate_vocabularies_cut_as_the_library_does(separate):
     for side in (separate.source, separate.target):
         for text in TEXTS:
-            assert MergeDropout(side, 0.0).encode(text) == side(text).input_ids
+            assert PieceDropout(side, 0.0).encode(text) == side(text).input_ids
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=20), st.integers(0, 9))
 def test_whatever_is_skipped_the_text_stays(joint, text, epoch):
-    ids = MergeDropout(joint.source, 0.5).encode(text, 1, epoch)
+    ids = PieceDropout(joint.source, 0.5).encode(text, 1, epoch)
     plain = joint.source(text).input_ids
     assert joint.source.decode(ids, skip_special_tokens=True) == joint.source.decode(plain, skip_special_tokens=True)
     assert len(ids) >= len(plain)
 
 
 def test_pieces_depend_on_the_key_alone(joint):
-    cut, again = MergeDropout(joint.source, 0.3), MergeDropout(joint.source, 0.3)
+    cut, again = PieceDropout(joint.source, 0.3), PieceDropout(joint.source, 0.3)
     text = " ".join(TEXTS)
     first = cut.encode(text, 42, 0, 7)
     assert again.encode(text, 42, 0, 7) == first
@@ -60,16 +60,51 @@ def test_pieces_depend_on_the_key_alone(joint):
 def test_merges_are_skipped_as_often_as_asked(joint):
     """Of "ab" with one merge, the share of whole pieces is 1 - p; with all dropped, characters are left."""
     tokenizers = train_tokenizer(["ab"] * 3, None, kind="bpe", vocab_size=263, show_progress=False)
-    cut = MergeDropout(tokenizers.source, 0.25)
+    cut = PieceDropout(tokenizers.source, 0.25)
     whole = sum(len(cut.encode("ab", 0, 0, i)) == 2 for i in range(4000)) / 4000
     assert whole == pytest.approx(0.75, abs=0.025)
-    assert len(MergeDropout(joint.source, 0.999999).encode("the cat", 0)) == len("the cat") + 1
+    assert len(PieceDropout(joint.source, 0.999999).encode("the cat", 0)) == len("the cat") + 1
 
 
-def test_only_merges_can_be_skipped():
+WORDS = ["the cat sat on the mat .", "Paula saw the cat", "the mat", "今天 the", "naïve <b> Paula ."]
+
+
+@pytest.fixture(scope="module", params=["joint", "separate"])
+def of_words(request):
+    return train_tokenizer(
+        WORDS, WORDS[::-1], kind="word", vocab_size=400, joint=request.param == "joint", show_progress=False
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30) | st.lists(st.sampled_from(WORDS), max_size=3).map(" ".join))
+def test_without_dropout_words_are_cut_as_the_library_does(of_words, text):
+    for side in (of_words.source, of_words.target):
+        assert PieceDropout(side, 0.0).encode(text) == side(text).input_ids
+        spelled = PieceDropout(side, 0.999999).encode(text, 1)
+        assert side.decode(spelled, skip_special_tokens=True) == side.decode(side(text).input_ids[:-1])
+
+
+def test_a_word_is_spelled_on_both_sides_or_on_none(of_words):
+    """Whether a blank is before it or not; a word of one sign stays."""
+    source, target = (PieceDropout(side, 0.5) for side in (of_words.source, of_words.target))
+    share, both = [], []
+    for index in range(500):
+        pieces = of_words.source.convert_ids_to_tokens(source.encode("Paula saw the cat .", index))
+        written = of_words.target.convert_ids_to_tokens(target.encode("the cat , Paula .", index, side=1))
+        is_whole = {word: f" {word}" in pieces for word in ("the", "cat")} | {"Paula": "Paula" in pieces}
+        assert is_whole == {word: f" {word}" in written or word in written for word in is_whole}
+        assert " ." in pieces
+        share.append(is_whole["cat"])
+        both.append((is_whole["cat"], is_whole["the"]))
+    assert np.mean(share) == pytest.approx(0.5, abs=0.07)
+    assert set(both) == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def test_only_merges_and_words_can_be_skipped():
     characters = train_tokenizer(TEXTS, TEXTS, kind="char", vocab_size=340, show_progress=False)
-    with pytest.raises(TokenizerError, match=r"bpe_dropout=0.1 needs merges to skip; a tokenizer of the kind 'char'"):
-        MergeDropout(characters.source, 0.1)
+    with pytest.raises(TokenizerError, match=r"bpe_dropout=0.1 skips merges or words; a tokenizer of the kind 'char'"):
+        PieceDropout(characters.source, 0.1)
 
 
 @pytest.fixture
