@@ -216,6 +216,7 @@ def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--recipe", metavar="FILE", help="a recipe that names them")
     parser.add_argument("--columns", metavar="NAME", nargs="+", help="names or numbers of the columns")
     parser.add_argument("--where", metavar="COLUMN=VALUE", nargs="+", help="read only these rows")
+    parser.add_argument("--tags", metavar="NAME", nargs="+", help="columns whose values stand in front of the source")
     parser.add_argument("--task", choices=["pairs", "continuation"], help="what the text is for [pairs]")
     parser.add_argument(*_spellings("--num_proc"), metavar="N", type=_count, help="processes [all cores]")
     parser.add_argument("--json", metavar="FILE", help="write the report with every line's number, - for stdout")
@@ -229,7 +230,7 @@ def _add_check(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
 def _run_check(namespace: argparse.Namespace) -> int:
     from seqloom.configuration.recipe_layers import resolve_recipe
 
-    keys = ("train", "valid", "test", "columns", "where", "task", "num_proc")
+    keys = ("train", "valid", "test", "columns", "where", "tags", "task", "num_proc")
     named = {key: value for key in keys if (value := getattr(namespace, key)) is not None}
     if namespace.files:
         named["train"] = namespace.files

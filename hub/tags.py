@@ -4,8 +4,9 @@ r"""Tags: tokens in front of a source that say what is wanted, or where it comes
     pos       V               >   <language=hun><pos=V>alma
     source    alma           /
 
-A folder remembers the columns that made them, in tokenizer_config.json, so whoever reads files with columns for it puts
-the same tokens in front. Anybody else writes them himself; a source that begins with one is left as it is.
+A value of several features, as UniMorph writes them, makes a token of each: V;PST becomes <pos=V><pos=PST>. A folder
+remembers the columns that made them, in tokenizer_config.json, so whoever reads files with columns for it puts the
+same tokens in front. Anybody else writes them himself; a source that begins with one is left as it is.
 """
 
 import re
@@ -21,6 +22,10 @@ from seqloom.hub.files import read_object
 
 SETTINGS_KEY = "seqloom_tokenizer"
 """Where tokenizer_config.json says how a vocabulary was made."""
+
+
+FEATURES_END = ";"
+"""Between the features of a value."""
 
 
 class TagError(ValueError):
@@ -62,24 +67,29 @@ class Tags:
         first = TAG.match(source)
         if not self.columns or (first and first[0] in self.known):
             return source
-        tags = [tag_of(column, value_of(column)) for column in self.columns]
-        for column, tag in zip(self.columns, tags, strict=True):
-            if tag and tag not in self.known:
+        tags = [(column, tag) for column in self.columns for tag in TAG.findall(tag_of(column, value_of(column)))]
+        for column, tag in tags:
+            if tag not in self.known:
                 value, same = tag[len(column) + 2 : -1], f"<{column}="
                 values = [each[len(same) : -1] for each in self.known if each.startswith(same)]
                 hint = did_you_mean(value, values, "did you mean {}? ")
                 listed = ", ".join(values[:12]) + (", ..." if values[12:] else "")
                 raise TagError(f"{column}={value} is no value that the training text had; {hint}it had {listed}.")
-        return "".join(tags) + source
+        return "".join(tag for _, tag in tags) + source
 
 
 NO_TAGS = Tags()
 
 
 def tag_of(column: str, value: str | None) -> str:
-    """Return the token that a column's value is: <language=hun>; "" for no value."""
-    written = re.sub(r"[<>\s]+", "_", value.strip()) if value else ""
-    return f"<{column}={written}>" if written else ""
+    """Return the token that a column's value is: <language=hun>, one for each of its features; "" for no value."""
+    features = [re.sub(r"[<>\s]+", "_", feature.strip()) for feature in (value or "").split(FEATURES_END)]
+    return "".join(f"<{column}={feature}>" for feature in features if feature)
 
 
-__all__ = ["NO_TAGS", "SETTINGS_KEY", "TagError", "Tags", "tag_of"]
+def of_columns(tags: str) -> str:
+    """Return those of some tags that say what is wanted, as columns make them, without those of a whole corpus."""
+    return "".join(tag for tag in TAG.findall(tags) if "=" in tag)
+
+
+__all__ = ["NO_TAGS", "SETTINGS_KEY", "TagError", "Tags", "of_columns", "tag_of"]

@@ -76,6 +76,7 @@ from seqloom.training.preparation import (
 from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.reading.asking import settle_columns
+from seqloom.training.reading.unread import find_unread
 from seqloom.training.settings import generation_config, metrics_of, refuse_missing_trackers, training_arguments
 from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
@@ -211,6 +212,7 @@ def prepare(
             "auto": auto,
             "parent": of_parent,
             **settled,
+            "unread": str(find_unread(recipe) or ""),
             "rivals": describe_rivals(corpus),
             "tags": tags,
             "hint": hint_at_languages(recipe),

@@ -159,6 +159,7 @@ VARIANTS = {
     "moving average": {"ema_decay": 0.9, "eval_steps": 3, "valid": "valid"},
     "average of checkpoints": {"average_checkpoints": 2},
     "bpe dropout": {"tokenizer": "bpe", "bpe_dropout": 0.3},
+    "spelled words": {"tokenizer": "word", "bpe_dropout": 0.3},
     "early stopping": {"early_stopping_patience": 1, "eval_steps": 3, "learning_rate": 0.3, "valid": "valid"},
     "data workers": {"dataloader_num_workers": 2},
     "no checkpoints": {"save_strategy": "no"},

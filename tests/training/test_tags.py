@@ -127,8 +127,9 @@ def test_a_request_says_it_in_its_metadata():
         tagged("alma", {"metadata": {"language": "hu"}}, TAGS)
 
 
-def test_a_value_becomes_one_token():
-    assert tag_of("pos", " V ; <x>\ty ") == "<pos=V_;_x_y>"
+def test_a_value_becomes_a_token_of_each_feature():
+    assert tag_of("pos", " V x") == "<pos=V_x>"
+    assert tag_of("pos", " V ; <x>\ty ;") == "<pos=V><pos=_x_y>"
     assert tag_of("pos", "  ") == tag_of("pos", None) == ""
 
 

@@ -21,16 +21,18 @@ from typing import ClassVar
 import numpy as np
 
 from seqloom.configuration.recipe import Recipe
+from seqloom.hub.tags import of_columns
 from seqloom.training.checking.check_report import Example, Finding, Report, SplitFacts
 from seqloom.training.checking.column_facts import SAMPLE_ROWS, ColumnFacts
 from seqloom.training.checking.fault_rules import find_faults
 from seqloom.training.checking.row_store import Key, RowStore, Stores, is_among, key_of, records_of
 from seqloom.training.checking.shifted_lines import Shift, find_shifts
-from seqloom.training.checking.text_batch import NUM_CODES, Batch, mix
+from seqloom.training.checking.text_batch import NUM_CODES, NUM_SIDES, Batch, mix
 from seqloom.training.reading.corpus import RowRule, open_corpus
 from seqloom.training.reading.readers import Row
-from seqloom.training.reading.sources import Source
+from seqloom.training.reading.sources import Extra, Source
 from seqloom.training.reading.text_file import CorpusError, Defects, is_blank, reported_to
+from seqloom.training.reading.unread import find_unread
 
 BATCH_ROWS, BATCH_CHARACTERS = 10_000, 1 << 22
 """A batch ends at whichever comes first."""
@@ -73,7 +75,7 @@ def _example(batch: Batch, row: int) -> Example:
 
 @dataclass
 class SplitReader:
-    """One split of a recipe, as rows; what ends a training is noted and read past."""
+    """One split of a recipe, as rows, with the tags of columns; what ends a training is noted and read past."""
 
     recipe: Recipe
     split: str
@@ -91,6 +93,7 @@ class SplitReader:
                     task=recipe.task,
                     split=self.split,
                     where=recipe.selection(),
+                    tags=recipe.tags,
                     num_proc=recipe.num_proc,
                 )
                 yield from self._wanted(self.source, rule)
@@ -99,9 +102,11 @@ class SplitReader:
 
     def _wanted(self, source: Source, rule: RowRule) -> Iterator[Row]:
         width = len(rule.columns)
+        tags = len(rule.columns) + len(rule.where)
         for number, values in source.rows:
             if rule.selects(values):
-                yield number, values[:width]
+                found = (of_columns(values[tags] or ""),) if Extra.TAGS in rule.extras else ()
+                yield number, values[:width] + found
 
     def _note(self, defects: Defects | CorpusError, remedy: str) -> None:
         if isinstance(defects, CorpusError):
@@ -131,7 +136,7 @@ def sample_evenly(rows: Iterable[Row], most: int = SAMPLE_ROWS) -> list[Row]:
     sample: list[Row] = []
     step = 1
     for place, row in enumerate(rows):
-        if place % step == 0 and not any(map(is_blank, row[1])):
+        if place % step == 0 and not any(map(is_blank, row[1][:NUM_SIDES])):
             sample.append(row)
             if len(sample) > most:
                 sample, step = sample[::2], step * 2
@@ -167,6 +172,8 @@ def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
                 findings += [_finding(rule, split, *lines) for rule, lines in leaks.items() if len(lines[0])]
             show_rows(findings, SplitReader(recipe, split).rows())
             report.findings += findings
+    if (column := find_unread(recipe)) is not None:
+        report.findings.append(Finding("unread-column", "train", column.num_rivals, message=f"{column}."))
     report.finish()
     return report
 
@@ -301,7 +308,7 @@ def show_rows(findings: list[Finding], rows: Iterator[Row]) -> None:
     texts: dict[int, Example] = {}
     for number, values in rows if wanted else ():
         if number in wanted:
-            texts[number] = Example.of(number, values)
+            texts[number] = Example.of(number, values[:NUM_SIDES])
             if len(texts) == len(wanted):
                 break
     for finding in findings:

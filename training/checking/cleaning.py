@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from seqloom.hub.tags import of_columns
 from seqloom.training.checking.check import batches_of, find_leaks, in_processes, sample_evenly
 from seqloom.training.checking.check_report import COMMON
 from seqloom.training.checking.column_facts import ColumnFacts
@@ -25,12 +26,13 @@ from seqloom.training.checking.row_store import RowStore, Stores, records_of
 from seqloom.training.checking.text_batch import Batch
 from seqloom.training.reading.corpus import Corpus
 from seqloom.training.reading.readers import Row
+from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, reading_bar
 
 logger = logging.getLogger(__name__)
 
-CLEANING = 1
+CLEANING = 2
 """Version of what is left out; a change of the rules that changes it raises this number."""
 
 LEVELS = {"none": (), "default": ("default",), "strict": ("default", "strict")}
@@ -136,9 +138,13 @@ def _store_of(stores: Stores, split: str, corpus: Corpus) -> RowStore:
 
 
 def rows_of(corpus: Corpus) -> Iterator[Row]:
-    """Yield the rows of a corpus that has been read, numbered from 1."""
+    """Yield the rows of a corpus that has been read, numbered from 1, with the tags of columns."""
     number, columns = 0, list(get_task(corpus.facts.task).columns)
+    if Extra.TAGS in corpus.dataset.column_names:
+        columns.append(Extra.TAGS)
     for batch in corpus.dataset.select_columns(columns).iter(batch_size=1000):
+        if Extra.TAGS in batch:
+            batch[Extra.TAGS] = [of_columns(tags) for tags in batch[Extra.TAGS]]
         for texts in zip(*batch.values()):
             number += 1
             yield number, texts

@@ -306,6 +306,12 @@ RULES = {
             "strict",
         ),
         Rule(
+            "unread-column",
+            Harm.harmful,
+            "one source has several targets, and a column that is not read tells which is wanted",
+            "Add --tags with its name, here and in training.",
+        ),
+        Rule(
             "swapped",
             Harm.harmful,
             "source and target look as if they stood in each other's place",

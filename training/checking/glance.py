@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from seqloom.hub.tags import of_columns
 from seqloom.training.checking.check import BATCH_ROWS, compare_rows, examine, show_rows
 from seqloom.training.checking.check_report import Example, Finding, Report
 from seqloom.training.checking.column_facts import ColumnFacts
@@ -21,6 +22,7 @@ from seqloom.training.checking.text_batch import Batch
 from seqloom.training.fault_tolerance.checkpoints import write_text
 from seqloom.training.held_out import found_in
 from seqloom.training.reading.readers import Row
+from seqloom.training.reading.sources import Extra
 
 NUM_WINDOWS, WINDOW = 10, BATCH_ROWS // 10
 """Stretches of rows that are looked at, from all over a split, and how many rows each has: a missing line shows in
@@ -68,18 +70,27 @@ def _windows(rows: Dataset, *, is_text: bool) -> Iterator[Row]:
     size = BATCH_ROWS if len(starts) == 1 else WINDOW
     for start in starts:
         part = rows[start : start + size]
-        for place, (source, target) in enumerate(zip(part["source"], part["target"]), start + 1):
-            yield place, (source + target,) if is_text else (source, target)
+        tags = [of_columns(several) for several in part.get(Extra.TAGS, [""] * len(part["source"]))]
+        for place, (source, target, tag) in enumerate(zip(part["source"], part["target"], tags), start + 1):
+            yield place, (source + target,) if is_text else (source, target, tag)
 
 
 def _leaks(split: str, small: Dataset, train: Dataset) -> list[Finding]:
-    """Find sources that stand in the training text exactly so."""
-    sources = small["source"][:]
-    leaked = found_in(train, sources)
+    """Find sources that stand in the training text exactly so, behind the same tags of columns."""
+    sources, leaked = _tagged(small), found_in(train, small["source"][:])
+    if Extra.TAGS in small.column_names:
+        leaked = set(sources).intersection(_tagged(train))
     lines = [place for place, text in enumerate(sources, 1) if text in leaked]
     examples = [Example.of(line, [small[line - 1]["source"], small[line - 1]["target"]]) for line in lines[:3]]
     found = Finding("leak-source", split, len(lines), array("q", lines), examples, num_rows=len(small))
     return [found] if lines else []
+
+
+def _tagged(rows: Dataset) -> list[str]:
+    """Return the source of each row with the tags of columns in front."""
+    if Extra.TAGS not in rows.column_names:
+        return list(rows["source"][:])
+    return [of_columns(tags) + source for tags, source in zip(rows[Extra.TAGS][:], rows["source"][:], strict=True)]
 
 
 def note_glance(corpus: DatasetDict, task: str, file: Path) -> str:

@@ -20,7 +20,7 @@ RECORD = np.dtype(
     [
         ("number", "i8"),  # line or record
         ("pair", "u8"),  # hash of the row as it is
-        ("source", "u8"),  # hash of its letters and digits
+        ("source", "u8"),  # hash of its letters and digits, and of tags in front, as in pair
         ("target", "u8"),
         ("lengths", "u2", 2),
         ("digits", "u4", 2),  # hashes
@@ -47,6 +47,9 @@ def records_of(batch: Batch) -> np.ndarray:
         records[name] = side.near
         records["lengths"][:, place] = np.minimum(side.lengths, 0xFFFF)
         records["digits"][:, place] = side.digits ^ _last_mark(side)
+    if batch.tags is not None:
+        for name in ("pair", "source"):
+            records[name] += mix(batch.tags.exact)
     return records
 
 

@@ -173,6 +173,9 @@ class Side:
         return found  # (R,)
 
 
+NUM_SIDES = 2
+"""Texts of a row at most; a third are its tags."""
+
 NUM_BINS = 1 << 18
 """Bins for trigrams; a language of an alphabet has some ten thousand."""
 
@@ -185,12 +188,15 @@ class Batch:
     """Line or record of each row, counted from 1."""
     sides: tuple[Side, ...]
     """Source and target, or the text alone."""
+    tags: Side | None = None
+    """What columns put in front of the source: another tag asks for another target."""
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, tuple[str | None, ...]]]) -> Batch:
-        """Make a batch of rows; nothing counts as an empty text."""
+        """Make a batch of rows, whose tags stand behind source and target; nothing counts as an empty text."""
         numbers, texts = zip(*rows)
-        return cls(np.array(numbers), tuple(Side([text or "" for text in side]) for side in zip(*texts)))
+        sides = tuple(Side([text or "" for text in side]) for side in zip(*texts))
+        return cls(np.array(numbers), sides[:NUM_SIDES], sides[NUM_SIDES] if sides[NUM_SIDES:] else None)
 
     def __len__(self) -> int:
         return len(self.numbers)

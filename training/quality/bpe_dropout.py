@@ -4,8 +4,8 @@ Provilkov et al. 2020, arXiv:1910.13267. A merge that could be applied is skippe
 seen whole, in syllables and in letters, and rare pieces are trained. Evaluation and use always take all merges.
 
 A vocabulary of words has no merges. There a word is spelled in letters with that chance, wherever it stands in an
-example, in the source and in the target: so a model learns to copy letter by letter what it will meet in letters, which
-are the words that are no entry (LOG: spelled words).
+example, in the source and in the target, and so is what begins like it (bake, baked): so a model learns to copy
+letter by letter what it will meet in letters, which are the words that are no entry (LOG: spelled words).
 
 The `tokenizers` library has it too, but draws from a random source that cannot be seeded (tokenizers issue 668), and a
 resumed run has to see the pieces that the interrupted one would have seen. So the merges are made here, from the
@@ -38,6 +38,9 @@ from seqloom.training.batching import BatchSettings, UpdateSampler, longest_epoc
 from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout
 from seqloom.training.vocabulary import BYTE_TOKENS
+
+STEM = 3
+"""Letters by which two words count as forms of one."""
 
 
 def share_planned(num_examples: int) -> float:
@@ -92,15 +95,16 @@ class PieceDropout:
             text = text[tag.end() :].lstrip()
         words = [word for word, _ in self.pre_tokenizer.pre_tokenize_str(text)]
         if self.has_words:
-            whole = {word for word in set(words) if word in self.vocab and not self._is_skipped(word.strip(), key)}
+            whole = {word for word in set(words) if word in self.vocab and not self._is_spelled(word.strip(), key)}
             cut = [(word,) if word in whole else self._letters(word) for word in words]
         else:
             cut = [self._merge(word, rng) for word in words]
         return tags + [self.vocab[piece] for pieces in cut for piece in pieces] + [self.end]
 
-    def _is_skipped(self, word: str, key: tuple[Any, ...]) -> bool:
-        """Return whether a word is spelled in an example; a word of one sign saves nothing by it."""
-        return len(word) > 1 and random.Random(repr((*key, word))).random() < self.dropout
+    def _is_spelled(self, word: str, key: tuple[Any, ...]) -> bool:
+        """Return whether a word is spelled in an example, by its beginning; a word of one sign is written as it is."""
+        beginning = word[:STEM].casefold()
+        return len(word) > 1 and random.Random(repr((*key, beginning))).random() < self.dropout
 
     def _letters(self, word: str) -> list[str]:
         return [piece for character in word for piece in self._spell(character)]

@@ -22,7 +22,7 @@ from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
 from seqloom.configuration.data_names import DataName, can_follow, data_name, format_of
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
-from seqloom.hub.tags import tag_of
+from seqloom.hub.tags import FEATURES_END, tag_of
 from seqloom.training.reading import readers
 from seqloom.training.reading.alignment import read_aligned
 from seqloom.training.reading.readers import Row
@@ -126,7 +126,7 @@ def _with_extras(source: Source, corpus: DataName, request: Request, extras: Seq
             found = {Extra.TAGS: tags, Extra.WEIGHT: weight}
             yield number, (*values[:width], *(found[extra] for extra in extras))
 
-    made = [request.tags, corpus.tag, corpus.weight, extras]
+    made = [FEATURES_END, request.tags, corpus.tag, corpus.weight, extras]
     return replace(source, rows=rows(), identity=["extras", made, source.identity])
 
 

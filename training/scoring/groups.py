@@ -62,7 +62,8 @@ def breakdowns(text: EvaluationText, sums: Mapping[str, SentenceSums], nearness:
         note = f"How often the source's rarest {nearness.unit} stands in the {nearness.num_rows:,} training sources."
         labels["frequency"] = (title, note, [_frequency_label(count) for count in nearness.rarest])
     tags = [found[0] if (found := _TAG.match(source)) else "(none)" for source in text.sources]
-    if not set(tags) <= {tag_of(column, value) for column, values in text.columns.items() for value in values}:
+    made = {tag_of(column, value) for column, values in text.columns.items() for value in set(values)}
+    if not set(tags) <= {tag for several in made for tag in _TAG.findall(several)}:
         labels["tag"] = ("By tag at the start of the source", "", _common(tags))
     for column, values in text.columns.items():
         labels[column] = (f"By {column}", "", _common(values))

@@ -66,7 +66,7 @@ def test_merges_are_skipped_as_often_as_asked(joint):
     assert len(PieceDropout(joint.source, 0.999999).encode("the cat", 0)) == len("the cat") + 1
 
 
-WORDS = ["the cat sat on the mat .", "Paula saw the cat", "the mat", "今天 the", "naïve <b> Paula ."]
+WORDS = ["the cats sat on the mat .", "Paula saw the cat", "the cat , cats", "今天 the", "naïve <b> Paula ."]
 
 
 @pytest.fixture(scope="module", params=["joint", "separate"])
@@ -86,12 +86,13 @@ def test_without_dropout_words_are_cut_as_the_library_does(of_words, text):
 
 
 def test_a_word_is_spelled_on_both_sides_or_on_none(of_words):
-    """Whether a blank is before it or not; a word of one sign stays."""
+    """Whether a blank is before it or not, and so are its forms; a word of one sign stays."""
     source, target = (PieceDropout(side, 0.5) for side in (of_words.source, of_words.target))
     share, both = [], []
     for index in range(500):
         pieces = of_words.source.convert_ids_to_tokens(source.encode("Paula saw the cat .", index))
-        written = of_words.target.convert_ids_to_tokens(target.encode("the cat , Paula .", index, side=1))
+        written = of_words.target.convert_ids_to_tokens(target.encode("the cat , cats Paula .", index, side=1))
+        assert (" cats" in written) == (" cat" in written)
         is_whole = {word: f" {word}" in pieces for word in ("the", "cat")} | {"Paula": "Paula" in pieces}
         assert is_whole == {word: f" {word}" in written or word in written for word in is_whole}
         assert " ." in pieces

@@ -1,0 +1,82 @@
+"""A column that nobody reads and that decides is named, with flags that read it; other columns are not."""
+
+import json
+
+import pytest
+
+from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.training.checking.check import check_corpora
+from seqloom.training.checking.glance import glance
+from seqloom.training.preparation import read_corpus
+from seqloom.training.reading.unread import find_unread
+from seqloom_cli.verbs import main
+
+LEMMAS = [f"{a}{b}{c}" for a in "ptkmns" for b in "aeiou" for c in "rl"]
+FORMS = {"N;PL": "ler", "N;ACC": "i", "V;PST;3;SG": "do"}
+ROWS = [(lemma, lemma + ending, features) for lemma in LEMMAS for features, ending in FORMS.items()]
+
+
+def rows_of(*columns):
+    return "".join("\t".join(row) + "\n" for row in columns)
+
+
+@pytest.fixture
+def inflected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.tsv").write_text(rows_of(*ROWS))
+    (tmp_path / "named.tsv").write_text(rows_of(("source", "target", "features"), *ROWS))
+    (tmp_path / "named.csv").write_text(rows_of(("source", "target", "features"), *ROWS).replace("\t", ","))
+    records = [dict(zip(("source", "target"), row), morph={"features": row[2]}) for row in ROWS]
+    (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "valid.tsv").write_text(rows_of(*[(lemma, lemma + "erl", "N;PL") for lemma in LEMMAS[:9]]))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "flags"),
+    [
+        ("plain.tsv", "3", ["--columns", "1", "2", "--tags", "3"]),
+        ("named.tsv", "features", ["--tags", "features"]),
+        ("named.csv", "features", ["--tags", "features"]),
+        ("named.jsonl", "morph.features", ["--tags", "morph.features"]),
+    ],
+)
+def test_the_column_and_the_flags_that_read_it(inflected, file, name, flags, capsys):
+    found = find_unread(resolve_recipe(None, {"train": [file]}))
+    assert (found.name, found.num_rows, found.num_rivals) == (name, len(ROWS), len(ROWS))
+    assert set(found.values) == set(FORMS)
+    assert f"{' '.join(flags)} puts its value in front of each source" in str(found)
+    assert main(["check", file]) == 1
+    assert "unread-column" in capsys.readouterr().out
+    assert main(["check", file, *flags]) == 0, "the remedy works"
+
+
+def test_columns_that_decide_nothing_are_left_alone(inflected):
+    """A number for each row, one value everywhere, few sources with two targets, and what is read already."""
+    numbered = [(lemma, lemma + str(i % 2), str(i), "x") for i, lemma in enumerate(LEMMAS * 2 + ["one"])]
+    (inflected / "numbered.tsv").write_text(rows_of(*numbered))
+    few = [(lemma, lemma[::-1], "ab"[i % 2]) for i, lemma in enumerate(LEMMAS)] + [(LEMMAS[0], "two", "b")]
+    (inflected / "few.tsv").write_text(rows_of(*few))
+    for keys in (
+        {"train": ["numbered.tsv"]},
+        {"train": ["few.tsv"]},
+        {"train": ["plain.tsv"], "columns": ["1", "2"], "tags": ["3"]},
+        {"train": ["named.tsv"], "where": ["features=N;PL"]},
+        {"train": ["missing.tsv"]},
+    ):
+        assert find_unread(resolve_recipe(None, keys)) is None, keys
+
+
+def test_a_source_behind_another_tag_is_no_leak_and_no_duplicate(inflected):
+    """Form and lemma alike in two cases are two rows; the same lemma with the same features is a leak."""
+    twice = [*ROWS, *[(lemma, lemma + "i", "N;GEN") for lemma in LEMMAS]]
+    (inflected / "train.tsv").write_text(rows_of(*twice))
+    (inflected / "new.tsv").write_text(rows_of(*[(lemma, lemma + "lo", "N;LOC") for lemma in LEMMAS[:9]]))
+    keys = {"train": ["train.tsv"], "columns": ["1", "2"], "tags": ["3"]}
+    for valid, rules in (("new.tsv", set()), ("valid.tsv", {"leak-source"})):
+        recipe = resolve_recipe(None, {**keys, "valid": [valid], "clean": "strict"})
+        assert {found.rule for found in check_corpora(recipe).findings} == rules
+        _, facts = read_corpus(recipe)
+        assert facts["train"]["num_rows"] == len(twice) - 9 * len(rules), "clean leaves out the leaks alone"
+        recipe = resolve_recipe(None, {**keys, "valid": [valid]})
+        assert {found.rule for found in glance(read_corpus(recipe)[0]).findings} == rules
