@@ -86,7 +86,6 @@ class PieceDropout:
             *key: what the random choices depend on, and nothing else.
             side: 0 for a source, 1 for a target. Merges are drawn for each; a word is spelled on both or on none.
         """
-        rng = random.Random(repr((*key, side)))  # from text Python seeds alike on every machine and in every version
         if self.normalizer is not None:
             text = self.normalizer.normalize_str(text)
         tags = []
@@ -98,13 +97,13 @@ class PieceDropout:
             whole = {word for word in set(words) if word in self.vocab and not self._is_spelled(word.strip(), key)}
             cut = [(word,) if word in whole else self._letters(word) for word in words]
         else:
+            rng = _seeded(*key, side)
             cut = [self._merge(word, rng) for word in words]
         return tags + [self.vocab[piece] for pieces in cut for piece in pieces] + [self.end]
 
     def _is_spelled(self, word: str, key: tuple[Any, ...]) -> bool:
         """Return whether a word is spelled in an example, by its beginning; a word of one sign is written as it is."""
-        beginning = word[:STEM].casefold()
-        return len(word) > 1 and random.Random(repr((*key, beginning))).random() < self.dropout
+        return len(word) > 1 and _seeded(*key, word[:STEM].casefold()).random() < self.dropout
 
     def _letters(self, word: str) -> list[str]:
         return [piece for character in word for piece in self._spell(character)]
@@ -123,6 +122,11 @@ class PieceDropout:
     def _spell(self, character: str) -> Sequence[str]:
         """Return a character, or its bytes where it has no entry of its own."""
         return (character,) if character in self.vocab else [BYTE_TOKENS[byte] for byte in character.encode()]
+
+
+def _seeded(*key: Any) -> random.Random:
+    """Return a source that depends on the key: from text Python seeds alike on every machine and in every version."""
+    return random.Random(repr(key))
 
 
 @dataclass(frozen=True)

@@ -313,13 +313,12 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_first_object(path: str, record: dict[str, Any], columns: Sequence[str]) -> None:
     if not all(_reach(record, column)[0] for column in columns):
-        raise CorpusError(describe_missing_columns(path, columns, list(list_names(record))))
+        raise CorpusError(describe_missing_columns(path, columns, list(_list_names(record))))
 
 
-def list_names(record: dict[str, Any]) -> Iterator[str]:
-    """Yield the names of the columns of a record of JSON; "a.b" is key b of the object under a."""
+def _list_names(record: dict[str, Any]) -> Iterator[str]:
     for name, value in record.items():
-        yield from (f"{name}.{inner}" for inner in list_names(value)) if isinstance(value, dict) else (name,)
+        yield from (f"{name}.{inner}" for inner in _list_names(value)) if isinstance(value, dict) else (name,)
 
 
 def _reach(record: dict[str, Any], column: str) -> tuple[bool, Any]:

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seqloom.configuration.data_names import data_name, format_of
 from seqloom.configuration.recipe import Recipe
 from seqloom.training.examples import count_rivals
-from seqloom.training.reading.readers import Row, are_positions, list_names
+from seqloom.training.reading.readers import Row, are_positions, flatten
 from seqloom.training.reading.sources import Request, open_source
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, TextFile, is_blank, shorten
@@ -103,12 +105,15 @@ def _wanted(rows: Iterator[Row], others: Sequence[str], recipe: Recipe) -> Itera
 
 
 def _columns(file: str, columns: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the two columns that are read of a file, and the others it has; none for a file without columns."""
+    """Return the two columns that are read of a file, and the others with text; none for a file without columns."""
     kind = format_of(file)
     if kind == "parquet":
-        names = pq.read_schema(file).names
+        fields = flatten(pq.read_schema(file).empty_table()).schema
+        names = [
+            field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
     elif kind == "jsonl":
-        names = list(list_names(json.loads(TextFile(file).first_line())))
+        names = list(_texts_of(json.loads(TextFile(file).first_line())))
     elif kind in ("tsv", "csv"):
         first = TextFile(file).first_line()
         names = next(csv.reader([first])) if kind == "csv" else first.split("\t")
@@ -119,6 +124,15 @@ def _columns(file: str, columns: Sequence[str] | None) -> tuple[tuple[str, ...],
         names = [str(number) for number in range(1, len(names) + 1)]
         read = tuple(columns or names[:2])
     return read, tuple(name for name in names if name not in read)
+
+
+def _texts_of(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of what is text in a record; "a.b" is key b of the object under a."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in _texts_of(value))
+        elif isinstance(value, str):
+            yield name
 
 
 __all__ = ["UnreadColumn", "find_unread"]

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from seqloom.configuration.recipe_layers import resolve_recipe
@@ -26,8 +28,12 @@ def inflected(tmp_path, monkeypatch):
     (tmp_path / "plain.tsv").write_text(rows_of(*ROWS))
     (tmp_path / "named.tsv").write_text(rows_of(("source", "target", "features"), *ROWS))
     (tmp_path / "named.csv").write_text(rows_of(("source", "target", "features"), *ROWS).replace("\t", ","))
-    records = [dict(zip(("source", "target"), row), morph={"features": row[2]}) for row in ROWS]
+    records = [
+        {"id": i, "source": lemma, "target": form, "morph": {"features": features, "weights": [1, 2]}}
+        for i, (lemma, form, features) in enumerate(ROWS)
+    ]
     (tmp_path / "named.jsonl").write_text("\n".join(map(json.dumps, records)))
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "named.parquet")
     (tmp_path / "valid.tsv").write_text(rows_of(*[(lemma, lemma + "erl", "N;PL") for lemma in LEMMAS[:9]]))
     return tmp_path
 
@@ -39,6 +45,7 @@ def inflected(tmp_path, monkeypatch):
         ("named.tsv", "features", ["--tags", "features"]),
         ("named.csv", "features", ["--tags", "features"]),
         ("named.jsonl", "morph.features", ["--tags", "morph.features"]),
+        ("named.parquet", "morph.features", ["--tags", "morph.features"]),
     ],
 )
 def test_the_column_and_the_flags_that_read_it(inflected, file, name, flags, capsys):
