@@ -151,7 +151,7 @@ CORPORA: dict[str, Corpus] = {
         licence="MIT, (c) 2020 najoungkim.",
         split="Official; their gen.",
         outputs={"test.tsv.gz": Output((f"{_COGS}/gen.tsv",))},  # known to us by git's tree alone, which has its SHA-1
-        use="seqloom evaluate cogs-model --test data/cogs-gen/test.tsv.gz --columns 1 2 --by 3",
+        use="seqloom train --recipe cogs-gen, beside the data of cogs",
     ),
     "g2p-cmudict": Corpus(
         about="CMUdict without stress: English word, tab, 39 phones; a word has a row for each pronunciation.",
