@@ -147,11 +147,11 @@ CORPORA: dict[str, Corpus] = {
         use="seqloom train --recipe cogs",
     ),
     "cogs-gen": Corpus(
-        about="COGS's second test, of generalisation: 21 cases of 1,000 sentences; rows as in cogs.",
+        about="COGS's second test, of generalisation: 21 cases of 1,000 sentences; rows as in cogs, to train on.",
         licence="MIT, (c) 2020 najoungkim.",
         split="Official; their gen.",
         outputs={"test.tsv.gz": Output((f"{_COGS}/gen.tsv",))},  # known to us by git's tree alone, which has its SHA-1
-        use="seqloom train --recipe cogs-gen, beside the data of cogs",
+        use="seqloom train --recipe cogs-gen",
     ),
     "g2p-cmudict": Corpus(
         about="CMUdict without stress: English word, tab, 39 phones; a word has a row for each pronunciation.",

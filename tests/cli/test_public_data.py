@@ -235,7 +235,8 @@ def test_an_entry_is_complete(name: str) -> None:
         else:
             assert re.fullmatch(r"[0-9a-f]{64}", output.sha256 or "")
     words = corpus.use.split()
-    assert words[1] == "evaluate" or words[3] in shipped_recipes()
+    assert words[:3] == ["seqloom", "train", "--recipe"]
+    assert words[3] in shipped_recipes()
 
 
 def test_every_digest_belongs_to_a_corpus() -> None:
