@@ -147,7 +147,7 @@ CORPORA: dict[str, Corpus] = {
         use="seqloom train --recipe cogs",
     ),
     "cogs-gen": Corpus(
-        about="COGS's second test, of generalisation: 21 cases of 1,000 sentences; rows as in cogs, to train on.",
+        about="COGS's second test, of generalisation: 21 cases of 1,000 sentences; rows and training text as in cogs.",
         licence="MIT, (c) 2020 najoungkim.",
         split="Official; their gen.",
         outputs={"test.tsv.gz": Output((f"{_COGS}/gen.tsv",))},  # known to us by git's tree alone, which has its SHA-1

@@ -29,15 +29,12 @@ from seqloom.training.held_out import LEFT_OUT, held_facts, hold_out, judges_of,
 from seqloom.training.parent import Parent, is_changed, read_parent, recorded_parent, refuse_misfit
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits
 from seqloom.training.reading.corpus import load_corpus
-from seqloom.training.reading.sources import Extra
+from seqloom.training.reading.sources import MOST_TAGS, Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
 
 logger = logging.getLogger(__name__)
-
-MOST_TAGS = 1000
-"""Different tokens in front of sources."""
 
 ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""

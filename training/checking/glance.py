@@ -77,9 +77,9 @@ def _windows(rows: Dataset, *, is_text: bool) -> Iterator[Row]:
 
 def _leaks(split: str, small: Dataset, train: Dataset) -> list[Finding]:
     """Find sources that stand in the training text exactly so, behind the same tags of columns."""
-    sources, leaked = _tagged(small), found_in(train, small["source"][:])
-    if Extra.TAGS in small.column_names:
-        leaked = set(sources).intersection(_tagged(train))
+    sources = _tagged(small)
+    has_tags = Extra.TAGS in small.column_names
+    leaked = set(sources).intersection(_tagged(train)) if has_tags else found_in(train, sources)
     lines = [place for place, text in enumerate(sources, 1) if text in leaked]
     examples = [Example.of(line, [small[line - 1]["source"], small[line - 1]["target"]]) for line in lines[:3]]
     found = Finding("leak-source", split, len(lines), array("q", lines), examples, num_rows=len(small))

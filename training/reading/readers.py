@@ -148,7 +148,7 @@ def _read_fields(
     _, names = first
     positions = _find_positions(file.path, names, columns, needs_header=needs_header)
     defects = Defects(file.path, "cannot be used")
-    for number, fields in records if _is_header(names, columns) else chain([first], records):
+    for number, fields in records if is_header(names, columns) else chain([first], records):
         if len(fields) == len(names):
             yield number, tuple(fields[position] for position in positions)
         elif is_blank("".join(fields)) and len(fields) <= 1:
@@ -165,14 +165,15 @@ def are_positions(columns: Sequence[str]) -> bool:
     return all(column.isascii() and column.isdecimal() for column in columns)
 
 
-def _is_header(first: Sequence[str], columns: Sequence[str]) -> bool:
+def is_header(first: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether the first line names the columns that are asked for."""
     return not are_positions(columns) and set(columns) <= set(first)
 
 
 def _find_positions(path: str, first: list[str], columns: Sequence[str], *, needs_header: bool) -> list[int]:
     if are_positions(columns):
         return _check_positions(path, first, [int(column) - 1 for column in columns])
-    if _is_header(first, columns):
+    if is_header(first, columns):
         return [first.index(column) for column in columns]
     if needs_header:
         raise CorpusError(describe_missing_columns(path, columns, first, FIRST_LINE))
@@ -312,26 +313,27 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_first_object(path: str, record: dict[str, Any], columns: Sequence[str]) -> None:
-    if not all(_reach(record, column)[0] for column in columns):
-        raise CorpusError(describe_missing_columns(path, columns, list(_list_names(record))))
+    if not all(reach(record, column)[0] for column in columns):
+        raise CorpusError(describe_missing_columns(path, columns, list(list_names(record))))
 
 
-def _list_names(record: dict[str, Any]) -> Iterator[str]:
+def list_names(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of a record's columns; "a.b" is key b of the object under a."""
     for name, value in record.items():
-        yield from (f"{name}.{inner}" for inner in _list_names(value)) if isinstance(value, dict) else (name,)
+        yield from (f"{name}.{inner}" for inner in list_names(value)) if isinstance(value, dict) else (name,)
 
 
-def _reach(record: dict[str, Any], column: str) -> tuple[bool, Any]:
+def reach(record: dict[str, Any], column: str) -> tuple[bool, Any]:
     """Return whether `column` is there, and its value; "a.b" is key b of the object under a."""
     if column in record:
         return True, record[column]
     head, dot, rest = column.partition(".")
     inner = record.get(head)
-    return _reach(inner, rest) if dot and isinstance(inner, dict) else (False, None)
+    return reach(inner, rest) if dot and isinstance(inner, dict) else (False, None)
 
 
 def _text_field(record: dict[str, Any], column: str) -> str | None:
-    is_there, value = _reach(record, column)
+    is_there, value = reach(record, column)
     if not is_there:
         raise _RecordError(f"no {column!r} (it has: {', '.join(record) or 'nothing'})")
     if value is None:
@@ -384,11 +386,12 @@ def check_text_columns(name: str, schema: pa.Schema, columns: Sequence[str]) -> 
         raise CorpusError(describe_missing_columns(name, columns, flat.names))
     for column in columns:
         column_type = flat.field(column).type
-        if not _holds_text(column_type):
+        if not holds_text(column_type):
             raise CorpusError(f"{name} column {column!r} holds {column_type}, not text. Choose another column.")
 
 
-def _holds_text(column_type: pa.DataType) -> bool:
+def holds_text(column_type: pa.DataType) -> bool:
+    """Whether a column of Arrow is text."""
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
     tests: list[Callable[[pa.DataType], bool]] = [pa.types.is_string, pa.types.is_large_string, pa.types.is_null]

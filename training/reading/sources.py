@@ -70,6 +70,10 @@ class Extra(StrEnum):
     """How often an epoch holds it, as written."""
 
 
+MOST_TAGS = 1000
+"""Different tokens in front of sources."""
+
+
 def extras_of(names: Sequence[str], tags: Sequence[str] = ()) -> tuple[Extra, ...]:
     """Return what stands at the end of the rows of some corpora.
 

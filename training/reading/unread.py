@@ -7,20 +7,19 @@ nothing.
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seqloom.configuration.data_names import data_name, format_of
 from seqloom.configuration.recipe import Recipe
 from seqloom.training.examples import count_rivals
-from seqloom.training.reading.readers import Row, are_positions, flatten
-from seqloom.training.reading.sources import Request, open_source
+from seqloom.training.reading.readers import Row, are_positions, flatten, holds_text, is_header, list_names, reach
+from seqloom.training.reading.sources import MOST_TAGS, Request, open_source
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.reading.text_file import CorpusError, TextFile, is_blank, shorten
 
@@ -59,7 +58,7 @@ class UnreadColumn:
         return (
             f"column {self.name} of {self.file} ({shown}, ...) is not read, and it tells apart what "
             f"{self.num_rivals:,} of {self.num_rows:,} rows have: a source that stands there with other targets, too. "
-            f"{columns}--tags {self.name} puts its value in front of each source"
+            f"{columns}--tags {shlex.quote(self.name)} puts its value in front of each source"
         )
 
 
@@ -87,7 +86,7 @@ def find_unread(recipe: Recipe) -> UnreadColumn | None:
     left = []
     for place, name in enumerate(others, len(read)):
         counts = Counter(values[place] or "" for values in rows)
-        if 1 < len(counts) <= len(rows) / ROWS_A_VALUE:
+        if 1 < len(counts) <= min(MOST_TAGS, len(rows) / ROWS_A_VALUE):
             still = count_rivals([(values[0], values[place]) for values in rows], targets)
             left.append((still, name, [value for value, _ in counts.most_common(SHOWN)]))
     still, name, common = min(left, default=(rivals, "", []))
@@ -98,7 +97,7 @@ def find_unread(recipe: Recipe) -> UnreadColumn | None:
 
 def _wanted(rows: Iterator[Row], others: Sequence[str], recipe: Recipe) -> Iterator[tuple[str | None, ...]]:
     """Yield the texts of the rows that the recipe selects and reads."""
-    selection = [(others.index(name) - len(others), allowed) for name, allowed in (recipe.selection() or {}).items()]
+    selection = [(others.index(name) - len(others), allowed) for name, allowed in recipe.selection().items()]
     for _, values in rows:
         if not any(map(is_blank, values[: -len(others)])) and all(values[place] in ok for place, ok in selection):
             yield values
@@ -109,30 +108,20 @@ def _columns(file: str, columns: Sequence[str] | None) -> tuple[tuple[str, ...],
     kind = format_of(file)
     if kind == "parquet":
         fields = flatten(pq.read_schema(file).empty_table()).schema
-        names = [
-            field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
+        names = [field.name for field in fields if holds_text(field.type)]
     elif kind == "jsonl":
-        names = list(_texts_of(json.loads(TextFile(file).first_line())))
+        record = json.loads(TextFile(file).first_line())
+        names = [name for name in list_names(record) if isinstance(reach(record, name)[1], str)]
     elif kind in ("tsv", "csv"):
         first = TextFile(file).first_line()
         names = next(csv.reader([first])) if kind == "csv" else first.split("\t")
     else:
         return (), ()
     read = tuple(columns or get_task("pairs").columns)
-    if kind == "tsv" and not set(read) <= set(names):
+    if kind == "tsv" and not is_header(names, read):
         names = [str(number) for number in range(1, len(names) + 1)]
         read = tuple(columns or names[:2])
     return read, tuple(name for name in names if name not in read)
-
-
-def _texts_of(record: dict[str, Any]) -> Iterator[str]:
-    """Yield the names of what is text in a record; "a.b" is key b of the object under a."""
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from (f"{name}.{inner}" for inner in _texts_of(value))
-        elif isinstance(value, str):
-            yield name
 
 
 __all__ = ["UnreadColumn", "find_unread"]
