@@ -130,6 +130,8 @@ class Looks:
     target: Side
     likeness: float = 0.0
     """How much of a target stands in its source already, 0 to 1, on average."""
+    is_tagged: bool = False
+    """Whether targets have a word for each word of their source, and sources are words, not single letters."""
 
     @classmethod
     def of(cls, sources: Sequence[str], targets: Sequence[str], *, is_continuation: bool = False) -> "Looks":
@@ -139,7 +141,8 @@ class Looks:
             return cls(whole, whole)
         pairs = islice(zip(sources, targets, strict=True), 500)
         likeness = fmean([Levenshtein.normalized_similarity(*pair) for pair in pairs] or [0.0])
-        return cls(Side.of(sources), Side.of(targets), likeness)
+        source, target = Side.of(sources), Side.of(targets)
+        return cls(source, target, likeness, source.characters >= 3 * source.words and _are_aligned(sources, targets))
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class TaskKind:
 PHONES = TaskKind(
     "words -> phones",
     "the targets are {looks.target.distinct:,} symbols of at most three letters, separated by spaces",
-    lambda looks: looks.target.has_phones,
+    lambda looks: looks.target.has_phones and not looks.is_tagged,
     ("exact_match", "per", "wer"),
     source="char",
     target="word",
@@ -264,6 +267,12 @@ def are_phones(targets: Sequence[str]) -> bool:
         return False
     letters = [99 if _HAN.search(word) else len(_LETTER.findall(word)) for word in words]
     return sum(n <= 3 for n in letters) >= 0.98 * len(words) and sum(n > 0 for n in letters) >= 0.6 * len(words)
+
+
+def _are_aligned(sources: Sequence[str], targets: Sequence[str]) -> bool:
+    counts = [(len(source.split()), len(target.split())) for source, target in zip(sources, targets, strict=True)]
+    several = [first == second for first, second in counts if max(first, second) > 1]
+    return len(several) >= LEAST_TEXTS and _share(several) >= 0.95
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -55,6 +55,16 @@ def spoken_sentence(rng: random.Random) -> Pair:
     return sentence(rng), " ".join([*phones[:6], ",", *phones[6:], "."])
 
 
+def spaced_letters(rng: random.Random) -> Pair:
+    letters = word(rng)
+    return " ".join(letters), " ".join(rng.choice(["aː", "k", "t͡ʃ", "m"]) for _ in letters)
+
+
+def tagged(rng: random.Random) -> Pair:
+    words = [word(rng) for _ in range(rng.randint(3, 12))]
+    return " ".join(words), " ".join(rng.choice(["DT", "NN", "VBZ", "IN", "."]) for _ in words)
+
+
 def digits_read(rng: random.Random) -> Pair:
     digits = [rng.randrange(10) for _ in range(rng.randint(6, 12))]
     return "".join(map(str, digits)), " ".join(ONES[digit] for digit in digits)
@@ -90,6 +100,8 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "ARPABET with stress": (arpabet, PHONES, "char -> word"),
     "sentences to phones, tones and punctuation": (spoken_sentence, PHONES, "char -> word"),
     "phones to words": (lambda r: arpabet(r)[::-1], LETTERS, "word -> char"),
+    "letters apart to as many phones": (spaced_letters, PHONES, "word -> word"),
+    "words to a short tag each": (tagged, CLOSED, "bpe -> word"),
     "digits to words": (digits_read, CLOSED, "char -> word"),
     "commands to actions": (command, CLOSED, "word -> word"),
     "sentences to labels": (lambda r: (sentence(r), r.choice(["good", "bad"])), CLOSED, "bpe -> word"),
