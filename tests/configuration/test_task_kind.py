@@ -65,6 +65,10 @@ def tagged(rng: random.Random) -> Pair:
     return " ".join(words), " ".join(rng.choice(["DT", "NN", "VBZ", "IN", "."]) for _ in words)
 
 
+def pair_tagged(rng: random.Random) -> Pair:
+    return f"{word(rng)} {word(rng)}", " ".join(rng.choices(["DT", "NN", "VBZ"], k=2))
+
+
 def digits_read(rng: random.Random) -> Pair:
     digits = [rng.randrange(10) for _ in range(rng.randint(6, 12))]
     return "".join(map(str, digits)), " ".join(ONES[digit] for digit in digits)
@@ -102,6 +106,7 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "phones to words": (lambda r: arpabet(r)[::-1], LETTERS, "word -> char"),
     "letters apart to as many phones": (spaced_letters, PHONES, "word -> word"),
     "words to a short tag each": (tagged, CLOSED, "bpe -> word"),
+    "two words to a short tag each": (pair_tagged, CLOSED, "char -> word"),
     "digits to words": (digits_read, CLOSED, "char -> word"),
     "commands to actions": (command, CLOSED, "word -> word"),
     "sentences to labels": (lambda r: (sentence(r), r.choice(["good", "bad"])), CLOSED, "bpe -> word"),
