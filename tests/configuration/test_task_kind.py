@@ -90,6 +90,12 @@ def misspelt(rng: random.Random) -> Pair:
     return right[:place] + right[place + 1] + right[place] + right[place + 2 :], right
 
 
+def told(rng: random.Random) -> Pair:
+    name, food, area = (rng.choice(["Bake", "Lomi", "Nupra"]), rng.choice(["fish", "tea"]), rng.choice(["hill", "sea"]))
+    parts = [f"{name} is a {rng.choice(['nice', 'cheap', 'quiet'])} place", f"it sells {food}", f"it is by the {area}"]
+    return f"name[{name}], food[{food}], area[{area}]", ", ".join(rng.sample(parts, 3)) + "."
+
+
 def escaped(rng: random.Random) -> Pair:
     first, second = (f"{word(rng)} &apos;s {word(rng)} , {word(rng)} ! {word(rng)} {word(rng)}" for _ in range(2))
     return first, second
@@ -109,6 +115,8 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "two words to a short tag each": (pair_tagged, CLOSED, "char -> word"),
     "digits to words": (digits_read, CLOSED, "char -> word"),
     "commands to actions": (command, CLOSED, "word -> word"),
+    "facts told in several ways": (told, SENTENCES, "bpe -> bpe"),
+    "texts labelled by several": (lambda r: (r.choice(ONES), r.choice(["good", "bad"])), CLOSED, "word -> word"),
     "sentences to labels": (lambda r: (sentence(r), r.choice(["good", "bad"])), CLOSED, "bpe -> word"),
     "dates": (date, LETTERS, "char -> char"),
     "ISO dates to long ones": (lambda r: date(r)[::-1], LETTERS, "char -> char"),
