@@ -170,6 +170,8 @@ class Recipe:
     rdrop_alpha: float = field(default=0.0, metadata=TRAINING | at_least(0))
     """Weight of R-Drop, by which two passes with dropout learn to agree; 1 to 5 are usual, 0 is off. Takes twice the
     time and memory."""
+    muon: bool = field(default=False, metadata=TRAINING)
+    """Learn the layers' matrices with Muon and only the rest with optim, at the same learning_rate."""
     early_stopping_patience: int = field(default=0, metadata=TRAINING | at_least(0))
     """Stop after so many evaluations without a better metric_for_best_model and keep the best model; 0 is off."""
     log_gradient_flow: bool = field(default=False, metadata=TRAINING)

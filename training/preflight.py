@@ -30,6 +30,7 @@ from seqloom.configuration.recipe import RecipeError
 from seqloom.training.batching import UpdateSampler, accumulation_steps
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in
 from seqloom.training.monitoring.progress import duration
+from seqloom.training.quality.muon import matrices_of
 from seqloom.training.trainer import SeqloomTrainer
 
 PROBED_UPDATES = 500
@@ -164,12 +165,12 @@ def measure_disk(trainer: SeqloomTrainer, num_updates: int, kept: int | None) ->
     """
     args, output = trainer.args, Path(trainer.args.output_dir)
     weights = weight_bytes(trainer)
-    states = 0 if args.save_only_model else OPTIMIZER_STATES.get(args.optim, 2)
+    states = 0 if args.save_only_model else optimizer_bytes(trainer)
     saves = _num_saves(args, num_updates)
     held = min(saves, kept or saves) + bool(args.load_best_model_at_end)
     own = sum(path.stat().st_size for each in checkpoints_in(output) for path in each.rglob("*") if path.is_file())
     return Disk(
-        checkpoint=weights * (1 + states + (trainer.moving_average is not None)),
+        checkpoint=states + weights * (1 + (trainer.moving_average is not None)),
         num_checkpoints=min(held + 1, saves),
         model=weights,
         available=shutil.disk_usage(output).free + own,
@@ -272,9 +273,14 @@ def weight_bytes(trainer: SeqloomTrainer) -> int:
 
 def state_bytes(trainer: SeqloomTrainer) -> int:
     """Return the bytes of weights, gradients (several processes: two copies), optimizer states and moving average."""
-    copies = 2 + OPTIMIZER_STATES.get(trainer.args.optim, 2) + (trainer.args.world_size > 1)
-    copies += trainer.moving_average is not None
-    return copies * weight_bytes(trainer)
+    copies = 2 + (trainer.args.world_size > 1) + (trainer.moving_average is not None)
+    return optimizer_bytes(trainer) + copies * weight_bytes(trainer)
+
+
+def optimizer_bytes(trainer: SeqloomTrainer) -> int:
+    """Return the bytes of what the optimizer keeps; Muon keeps one number for each weight of its matrices."""
+    by_muon = sum(each.nbytes for each in matrices_of(trainer.model)) if trainer.has_muon else 0
+    return by_muon + OPTIMIZER_STATES.get(trainer.args.optim, 2) * (weight_bytes(trainer) - by_muon)
 
 
 def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: int) -> int:

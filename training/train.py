@@ -342,6 +342,7 @@ def build_trainer(
         encodings=encodings,
         rdrop_alpha=recipe.rdrop_alpha,
         ema_decay=recipe.ema_decay,
+        has_muon=recipe.muon,
     )
     add_quality_tools(trainer, recipe, folder)
     if recipe.num_sample_outputs and "validation" in data:
@@ -375,12 +376,14 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
     """Hang early stopping, the choice of checkpoints and the gradients' log into the trainer.
 
     Raises:
-        RecipeError: where weights are to be averaged and no process has all of them.
+        RecipeError: where whole weights are wanted and no process has all of them.
     """
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if is_sharded and (recipe.ema_decay or (recipe.average_checkpoints and "average_checkpoints" in recipe.named)):
         key = "ema_decay" if recipe.ema_decay else "average_checkpoints"
         raise RecipeError(f"{key} averages whole weights, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
+    if recipe.muon and is_sharded:
+        raise RecipeError("muon takes whole matrices, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
     arguments = trainer.args
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStopping(recipe.early_stopping_patience))

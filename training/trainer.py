@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import (
     EvalPrediction,
@@ -50,6 +51,7 @@ from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, sp
 from seqloom.training.pushing import PushingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
+from seqloom.training.quality.muon import WithMuon, matrices_of
 from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom_cli.command import explain_error
 
@@ -94,6 +96,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         encodings: "EpochEncodings | None" = None,
         rdrop_alpha: float = 0.0,
         ema_decay: float = 0.0,
+        has_muon: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Set up a run.
@@ -111,6 +114,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             encodings: the training pairs as each epoch cuts them anew (BPE-dropout); None: as `train_dataset` has them.
             rdrop_alpha: weight of R-Drop's disagreement term; 0: one pass, no such term.
             ema_decay: decay of the moving average that is evaluated in the weights' place; 0: none.
+            has_muon: whether Muon learns the layers' matrices, see `muon`.
             callbacks: Trainer's.
         """
         freeze_inert_parameters(model)
@@ -146,6 +150,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         self._is_read_again = False
         self.encodings = encodings
         self.rdrop_alpha = rdrop_alpha
+        self.has_muon = has_muon
         self.gradient_flow: GradientFlow | None = None
         """Measures each layer's gradient, once `watch_gradients` was called."""
         self.moving_average = MovingAverage(model, ema_decay) if ema_decay else None
@@ -217,6 +222,14 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         return loss + self.rdrop_alpha / 2 * scale * rdrop.disagreement(outputs.logits, labels) / num_items
 
     # Gradients and weights ---------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Let Muon have the layers' matrices, if it is to, once Trainer has sorted all parameters into groups."""
+        if not self.has_muon or self.optimizer is not None:
+            return super().create_optimizer(model)
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        self.optimizer = WithMuon(super().create_optimizer(model), matrices_of(self.model), dtype)
+        return self.optimizer
 
     def watch_gradients(self, folder: Path) -> None:
         """Measure the gradient of each layer from now on, and keep the readings in `folder`."""

@@ -164,6 +164,7 @@ VARIANTS = {
     "data workers": {"dataloader_num_workers": 2},
     "no checkpoints": {"save_strategy": "no"},
     "bf16": {"bf16": True},
+    "muon": {"muon": True},
 }
 
 

@@ -17,6 +17,7 @@ from seqloom.configuration.recipe import RecipeError
 from seqloom.training import preflight
 from seqloom.training.batching import BatchSettings, UpdateSampler
 from seqloom.training.preflight import Memory, Survey, TimeEstimate, describe, duration, measure, survey
+from seqloom.training.quality.muon import matrices_of
 from seqloom.training.tokenizer import train_tokenizer
 from seqloom.training.trainer import SeqloomTrainer
 
@@ -84,6 +85,13 @@ def test_weights_gradients_and_adam_are_four_copies(trainer: SeqloomTrainer) -> 
     trainer.args.bf16 = True
     narrow = measure(trainer, (4, 5, 6)).weights
     assert narrow == 2 * 4 * trainer.model.num_parameters() + preflight.NARROW_CPU_KERNELS
+
+
+def test_muon_keeps_one_number_for_each_weight_of_a_matrix(trainer: SeqloomTrainer) -> None:
+    adam = measure(trainer, (4, 5, 6)).weights
+    trainer.has_muon = True
+    matrices = 4 * sum(each.numel() for each in matrices_of(trainer.model))
+    assert measure(trainer, (4, 5, 6)).weights == adam - matrices < adam
 
 
 def test_what_fits_passes() -> None:

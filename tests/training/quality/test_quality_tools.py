@@ -149,6 +149,7 @@ def test_the_folder_holds_the_moving_average_and_checkpoints_hold_both(recipe, t
 
 def test_a_stopped_run_with_every_tool_goes_on_to_the_same_weights(recipe, tmp_path):
     keys = {"ema_decay": 0.9, "rdrop_alpha": 2.0, "tokenizer": "bpe", "bpe_dropout": 0.2, "log_gradient_flow": True}
+    keys["muon"] = True
     train(recipe("whole", **keys))
     train(recipe("parts", **keys))
     forget_the_end(tmp_path / "parts")
