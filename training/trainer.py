@@ -225,11 +225,12 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Let Muon have the layers' matrices, if it is to, once Trainer has sorted all parameters into groups."""
-        if not self.has_muon or self.optimizer is not None:
-            return super().create_optimizer(model)
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
-        self.optimizer = WithMuon(super().create_optimizer(model), matrices_of(self.model), dtype)
-        return self.optimizer
+        is_new = getattr(self, "optimizer", None) is None
+        optimizer = super().create_optimizer(model)
+        if self.has_muon and is_new:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            optimizer = self.optimizer = WithMuon(optimizer, matrices_of(self.model), dtype)
+        return optimizer
 
     def watch_gradients(self, folder: Path) -> None:
         """Measure the gradient of each layer from now on, and keep the readings in `folder`."""

@@ -31,7 +31,7 @@ SIZE = 0.2
 class Muon(Optimizer):
     """Learns matrices (out, in) by the momentum of their gradients, its singular values evened out."""
 
-    def __init__(self, matrices: list[nn.Parameter], *, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+    def __init__(self, matrices: list[Tensor], *, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
         """Take the matrices.
 
         Args:
@@ -47,19 +47,19 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every matrix that has a gradient; those of one shape together."""
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            alike: dict[torch.Size, dict[Tensor, Tensor]] = defaultdict(dict)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike[matrix.shape].append(matrix)
-            for shape, matrices in alike.items():
-                directions = evened_out(torch.stack([self._direction(each) for each in matrices]), self._dtype)
-                for matrix, direction in zip(matrices, directions, strict=True):
+                    alike[matrix.shape][matrix] = self._direction(matrix, matrix.grad)
+            for shape, directions in alike.items():
+                evened = evened_out(torch.stack(list(directions.values())), self._dtype)
+                for matrix, direction in zip(directions, evened, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(direction, alpha=-group["lr"] * SIZE * max(shape) ** 0.5)
 
-    def _direction(self, matrix: nn.Parameter) -> Tensor:
-        """Return the momentum as it will be after the next gradient like this one (Nesterov), and keep it as it is."""
-        state, gradient = self.state[matrix], matrix.grad
+    def _direction(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        """Take a gradient into the momentum, and return that as one more gradient like it would leave it (Nesterov)."""
+        state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
@@ -73,7 +73,7 @@ class WithMuon(Optimizer):
     loading a checkpoint puts others in their place.
     """
 
-    def __init__(self, other: Optimizer, matrices: set[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, other: Optimizer, matrices: set[Tensor], dtype: torch.dtype = torch.float32) -> None:
         """Take the matrices away from an optimizer that has not made a step yet.
 
         Args:
@@ -95,7 +95,7 @@ class WithMuon(Optimizer):
             optimizer.step()
 
 
-def matrices_of(model: PreTrainedModel) -> set[nn.Parameter]:
+def matrices_of(model: PreTrainedModel) -> set[Tensor]:
     """Return the weights (out, in) of a model's linear maps, but for the LM head, which may be the embedding, too."""
     head = model.get_output_embeddings()
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
