@@ -48,7 +48,7 @@ def run(corpus, output, processes, tool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["--ema_decay 0.9", "--average_checkpoints 3 --average_by best"])
+@pytest.mark.parametrize("tool", ["--ema_decay 0.9", "--average_checkpoints 3 --average_by best", "--muon"])
 def test_two_processes_are_one(corpus, tool):
     one, two = (run(corpus, f"run-{processes}", processes, tool) for processes in (1, 2))
     for name, weight in one[0].items():

@@ -1,14 +1,16 @@
 """The quality tools in whole runs, from recipe keys to the folder: each does what it says, and after a resume too."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.monitoring.gradient_flow import gradient_rows
-from seqloom.training.train import main, train
+from seqloom.training.train import add_quality_tools, main, train
 from tests.toy import write_reversals
 
 SMALL = {"preset": "demo", "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
@@ -130,6 +132,24 @@ def test_averaging_may_be_asked_for_when_a_run_goes_on(recipe, tmp_path):
     train(recipe(max_steps=4, save_total_limit=9))
     (tmp_path / "run" / "run" / "results.json").unlink()
     assert train(recipe(average_checkpoints=3))["averaged_updates"] == [4, 6, 8]
+
+
+# Shards --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [{"is_fsdp_enabled": True}, {"is_deepspeed_enabled": True}])
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"muon": True}, r"muon takes whole matrices, and FSDP and DeepSpeed shard them"),
+        ({"ema_decay": 0.9}, r"ema_decay averages whole weights, and FSDP and DeepSpeed shard them"),
+        ({"average_checkpoints": 3}, r"average_checkpoints averages whole weights, and FSDP"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_where_they_are_sharded(recipe, tmp_path, shards, keys, message):
+    trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, **shards})
+    with pytest.raises(RecipeError, match=message):
+        add_quality_tools(trainer, recipe(**keys), None)
 
 
 # EMA -----------------------------------------------------------------------------------------------------------------
