@@ -5,11 +5,11 @@ count examples or tokens, and the table of `data_size` that knows its models. Th
 decides only on what nobody names.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
+from typing import Any
 
 import regex
 from rapidfuzz.distance import Levenshtein
@@ -150,7 +150,7 @@ class Looks:
         likeness = fmean([Levenshtein.normalized_similarity(*pair) for pair in pairs] or [0.0])
         source, target = Side.of(sources), Side.of(targets)
         is_tagged = source.characters >= 3 * source.words and _are_aligned(sources, targets)
-        return cls(source, target, likeness, is_tagged, _rephrased(sources, targets))
+        return cls(source, target, likeness, is_tagged, count_rivals(sources, targets) / max(1, len(sources)))
 
     @property
     def has_closed_targets(self) -> bool:
@@ -274,6 +274,14 @@ def sampled(num_examples: int) -> list[int]:
     return [row * num_examples // count for row in range(count)]
 
 
+def count_rivals(sources: Sequence[Hashable], references: Sequence[Any]) -> int:
+    """Return how many examples have the source of another example, and another reference: one is never reached."""
+    found: dict[Hashable, list[Any]] = {}
+    for source, reference in zip(sources, references, strict=True):
+        found.setdefault(source, []).append(reference)
+    return sum(len(same) for same in found.values() if any(each != same[0] for each in same))
+
+
 def are_phones(targets: Sequence[str]) -> bool:
     """Return whether texts are phones separated by spaces: few different symbols, each of at most three letters.
 
@@ -290,13 +298,6 @@ def _are_aligned(sources: Sequence[str], targets: Sequence[str]) -> bool:
     counts = [(len(source.split()), len(target.split())) for source, target in zip(sources, targets, strict=True)]
     several = [first == second for first, second in counts if max(first, second) > 1]
     return len(several) >= LEAST_TEXTS and _share(several) >= 0.95
-
-
-def _rephrased(sources: Sequence[str], targets: Sequence[str]) -> float:
-    answers = defaultdict(set)
-    for source, target in zip(sources, targets, strict=True):
-        answers[source].add(target)
-    return _share(len(answers[source]) > 1 for source in sources)
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -1,7 +1,6 @@
-"""Examples: which columns the model reads, how long they are, in which order they are decoded, and which are rivals."""
+"""Examples: which columns the model reads, how long they are, and in which order they are decoded."""
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.compute as pc
@@ -38,11 +37,3 @@ def longest_first(dataset: Dataset) -> Dataset:
 def in_original_order(outputs: Sequence[str], positions: Sequence[int]) -> list[str]:
     """Undo `longest_first` for what the model wrote."""
     return [output for _, output in sorted(zip(positions, outputs, strict=True), key=lambda pair: pair[0])]
-
-
-def count_rivals(sources: Sequence[Hashable], references: Sequence[Any]) -> int:
-    """Return how many examples have the source of another example, and another reference: one is never reached."""
-    found: dict[Hashable, list[Any]] = {}
-    for source, reference in zip(sources, references, strict=True):
-        found.setdefault(source, []).append(reference)
-    return sum(len(same) for same in found.values() if any(each != same[0] for each in same))

@@ -17,12 +17,12 @@ from seqloom.configuration.automatic import Choice, choose
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.data_names import TAG, data_name
 from seqloom.configuration.recipe import Recipe, RecipeError
-from seqloom.configuration.task_kind import Looks, sampled
+from seqloom.configuration.task_kind import Looks, count_rivals, sampled
 from seqloom.hub.files import SEAL_NAME
 from seqloom.training.batching import BatchSettings
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.demo import build_demo
-from seqloom.training.examples import count_rivals, lengths_of
+from seqloom.training.examples import lengths_of
 from seqloom.training.fault_tolerance.checkpoints import find_damage
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.held_out import LEFT_OUT, held_facts, hold_out, judges_of, shares_of

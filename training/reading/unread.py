@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from seqloom.configuration.data_names import data_name, format_of
 from seqloom.configuration.recipe import Recipe
-from seqloom.training.examples import count_rivals
+from seqloom.configuration.task_kind import count_rivals
 from seqloom.training.reading.readers import Row, are_positions, flatten, holds_text, is_header, list_names, reach
 from seqloom.training.reading.sources import MOST_TAGS, Request, open_source
 from seqloom.training.reading.tasks import get_task

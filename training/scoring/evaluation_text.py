@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from seqloom.configuration.data_names import can_follow, data_name
+from seqloom.configuration.task_kind import count_rivals
 from seqloom.hub.tags import NO_TAGS, TagError, Tags
-from seqloom.training.examples import count_rivals
 from seqloom.training.reading.corpus import CorpusError
 from seqloom.training.reading.readers import Row
 from seqloom.training.reading.sources import Extra, Request, extras_of, open_source
