@@ -38,7 +38,7 @@ TESTED = {
 """Release of transformers -> digest of its text, as `running_library` makes it. With each of them the whole suite, or
 its compat part, has passed."""
 
-TESTED_TORCH = ("2.13.0", "2.14.1")
+TESTED_TORCH = ("2.13.0", "2.14.1", "2.15.0")
 """Releases of torch with which they have passed."""
 
 CACHE = "cache" if hasattr(modeling_outputs.BaseModelOutputWithPast, "cache") else "past_key_values"

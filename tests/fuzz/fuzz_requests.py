@@ -154,8 +154,6 @@ HEADERS = st.fixed_dictionaries(
 
 def make_client(folder: Path) -> TestClient:
     """Write a tiny model with random weights and serve it."""
-    disable_progress_bar()
-    set_verbosity_error()
     tokenizer = train_tokenizer(["the cat sat on the mat 今天的天气很好"] * 20, kind="bpe", vocab_size=300).source
     torch.manual_seed(0)
     fields = {**TINY, "vocab_size": len(tokenizer)}
@@ -217,6 +215,8 @@ def run(seconds: float | None, examples: int, *, counts: Counter[int] | None = N
 
 def main() -> None:
     """Run by hand."""
+    disable_progress_bar()  # for the whole process, so not in `run`, which a test calls
+    set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--examples", type=int, default=10**9)
