@@ -42,9 +42,10 @@ def read_lexicon(path: Path, spell: Callable[[str], str]) -> dict[str, list[str]
     return lexicon
 
 
-def run_phonetisaurus(*arguments: str | Path, words: str = "") -> str:
-    """Return what Phonetisaurus prints."""
-    command = [sys.executable, "-m", "phonetisaurus", *map(str, arguments)]
+def run_phonetisaurus(verb: str, model: Path, *lexicon: Path, words: str = "") -> str:
+    """Return what Phonetisaurus prints, which takes letters as they are."""
+    files = map(str, (model, *lexicon))
+    command = [sys.executable, "-m", "phonetisaurus", verb, "--casing", "ignore", "--model", *files]
     run = subprocess.run(command, check=False, input=words, capture_output=True, encoding="utf-8")
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {run.returncode}: {run.stderr[-2000:]}")
@@ -68,10 +69,9 @@ def main() -> None:
         lines = (f"{word}\t{phones}\n" for word, several in known.items() for phones in several)
         lexicon.write_text("".join(lines), encoding="utf-8")
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        run_phonetisaurus("train", "--casing", "ignore", "--model", model, lexicon)
+        run_phonetisaurus("train", model, lexicon)
         seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-        options = ("--casing", "ignore", "--model", model)
-        written = run_phonetisaurus("predict", *options, words="".join(f"{word}\n" for word in asked))
+        written = run_phonetisaurus("predict", model, words="".join(f"{word}\n" for word in asked))
     outputs = dict(line.split(" ", 1) for line in written.splitlines() if " " in line)
     wrong = sum(outputs.get(word, "").strip() not in right for word, right in asked.items())
     rows = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
