@@ -145,7 +145,9 @@ def _shown(choice: Choice, fitted: Recipe) -> list[str]:
         "dropout": "dropout {}",
         "learning_rate": "learning rate {}",
         "tokens_per_update": "{:,} tokens an update",
+        "lr_scheduler_type": "{} schedule",
         "num_train_epochs": "{:g} epochs",
+        "muon": "matrices learned by Muon",
         "average_checkpoints": "the last {} checkpoints averaged",
     }
     values = fitted.flat()

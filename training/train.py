@@ -383,7 +383,13 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
         key = "ema_decay" if recipe.ema_decay else "average_checkpoints"
         raise RecipeError(f"{key} averages whole weights, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
     if recipe.muon and is_sharded:
-        raise RecipeError("muon takes whole matrices, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
+        if "muon" in recipe.named:
+            raise RecipeError("muon takes whole matrices, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
+        trainer.has_muon = False
+        logger.warning(
+            "Muon, which auto chose, takes whole matrices, and FSDP and DeepSpeed shard them: all is learned by optim. "
+            "It may want twice as many epochs: name num_train_epochs, or use DDP, for few weights need no shards."
+        )
     arguments = trainer.args
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStopping(recipe.early_stopping_patience))

@@ -63,6 +63,19 @@ def test_words_to_phones_are_characters_to_words_in_updates_of_so_many_examples(
     assert fit(107_000, SPELLING)[0].preset == "small"
 
 
+def test_muon_learns_strings_where_an_update_takes_longer_than_its_step() -> None:
+    recipe, line, _ = fit(8_000, SPELLING)
+    assert recipe.muon
+    assert line.endswith("4,125 tokens an update, cosine schedule, 100 epochs, matrices learned by Muon")
+    named, line, _ = fit(8_000, SPELLING, muon=False)
+    assert not named.muon
+    assert "Muon" not in line
+    for few_or_long, looks in ((300, SPELLING), (8_000, TRANSLATION)):
+        recipe, line, _ = fit(few_or_long, looks)
+        assert not recipe.muon
+        assert "Muon" not in line
+
+
 def test_a_side_without_spaces_has_a_vocabulary_of_its_own() -> None:
     recipe, _, _ = fit(30_000, Looks.of(CHINESE, SENTENCES))
     assert (recipe.tokenizers, recipe.joint_vocabulary, recipe.vocab_size) == (("char", "bpe"), False, 5_000)

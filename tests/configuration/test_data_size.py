@@ -20,4 +20,4 @@ def test_a_size_is_looked_up_by_its_bounds() -> None:
         return [size_for(count, sizes) for count in counts]
 
     assert rows((1, 14_999, 15_000, 10**12), SIZES) == [SIZES[0], SIZES[0], SIZES[1], SIZES[-1]]
-    assert rows((1, 107_413, 10**12), STRING_SIZES) == [STRING_SIZES[0], STRING_SIZES[2], STRING_SIZES[-1]]
+    assert rows((1, 107_413, 10**12), STRING_SIZES) == [STRING_SIZES[0], STRING_SIZES[3], STRING_SIZES[-1]]

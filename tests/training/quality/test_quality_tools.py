@@ -1,6 +1,7 @@
 """The quality tools in whole runs, from recipe keys to the folder: each does what it says, and after a resume too."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -150,6 +151,16 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(recipe, tmp_
     trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, **shards})
     with pytest.raises(RecipeError, match=message):
         add_quality_tools(trainer, recipe(**keys), None)
+
+
+@pytest.mark.parametrize("shards", [{"is_fsdp_enabled": True}, {"is_deepspeed_enabled": True}])
+def test_muon_that_auto_chose_is_left_out_where_weights_are_sharded(recipe, shards, caplog):
+    trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, **shards, "args": None})
+    trainer.has_muon = True
+    chosen = replace(recipe(muon=True), named=frozenset())
+    add_quality_tools(trainer, chosen, None)
+    assert not trainer.has_muon
+    assert "Muon, which auto chose, takes whole matrices" in caplog.text
 
 
 # EMA -----------------------------------------------------------------------------------------------------------------
