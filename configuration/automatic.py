@@ -60,6 +60,8 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     kind = kind_of(looks)
     size = size_for(num_examples, kind.sizes)
     settings = settings_of(size)
+    if "optim" in recipe.named:
+        settings.pop("muon", None)
     kinds = _tokenizers(recipe, kind, looks)
     subwords = set(kinds) & set(SUBWORD_KINDS)
     chosen_size = settings.pop("vocab_size", None)
