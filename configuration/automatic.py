@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqloom.configuration.data_size import AUTO, SIZES, settings_of, size_for
+from seqloom.configuration.data_size import AUTO, SIZES, STRING_SIZES, settings_of, size_for
 from seqloom.configuration.presets import PRESETS
 from seqloom.configuration.recipe import CUT_ANEW, Recipe
 from seqloom.configuration.task_kind import Looks, TaskKind, kind_of
@@ -111,7 +111,7 @@ def choice_of_old(recorded: Recipe) -> Choice:
     """
     owners = [
         *(each for preset in PRESETS.values() for each in (preset.model, preset.training)),
-        *map(settings_of, SIZES),
+        *map(settings_of, (*SIZES, *STRING_SIZES)),
     ]
     keys = {"preset", "average_checkpoints"}.union(*owners)
     settings = {key: value for key, value in recorded.flat().items() if key in keys}
