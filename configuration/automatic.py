@@ -60,7 +60,7 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     kind = kind_of(looks)
     size = size_for(num_examples, kind.sizes)
     settings = settings_of(size)
-    if "optim" in recipe.named:
+    if recipe.init_from is not None or "optim" in recipe.named:  # Muon unlearns a parent (LOG: strings by `auto`)
         settings.pop("muon", None)
     kinds = _tokenizers(recipe, kind, looks)
     subwords = set(kinds) & set(SUBWORD_KINDS)

@@ -70,6 +70,7 @@ def test_muon_learns_strings_where_an_update_takes_longer_than_its_step() -> Non
     without = [
         fit(8_000, SPELLING, muon=False),
         fit(8_000, SPELLING, optim="adafactor"),
+        fit(8_000, SPELLING, init_from="parent"),
         fit(300, SPELLING),
         fit(8_000, TRANSLATION),
     ]

@@ -163,6 +163,14 @@ def test_muon_that_auto_chose_is_left_out_where_weights_are_sharded(recipe, shar
     assert "Muon, which auto chose, takes whole matrices" in caplog.text
 
 
+def test_muon_is_warned_of_where_it_unlearns_a_parent(recipe, caplog):
+    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=None)
+    add_quality_tools(trainer, recipe(muon=True), None)
+    assert not caplog.text
+    add_quality_tools(trainer, replace(recipe(muon=True), init_from="parent"), None)
+    assert "muon unlearns much of what init_from brings" in caplog.text
+
+
 # EMA -----------------------------------------------------------------------------------------------------------------
 
 
