@@ -382,19 +382,8 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
     if is_sharded and (recipe.ema_decay or (recipe.average_checkpoints and "average_checkpoints" in recipe.named)):
         key = "ema_decay" if recipe.ema_decay else "average_checkpoints"
         raise RecipeError(f"{key} averages whole weights, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
-    if recipe.muon and is_sharded:
-        if "muon" in recipe.named:
-            raise RecipeError("muon takes whole matrices, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
-        trainer.has_muon = False
-        logger.warning(
-            "Muon, which auto chose, takes whole matrices, and FSDP and DeepSpeed shard them: all is learned by optim. "
-            "It may want twice as many epochs: name num_train_epochs, or use DDP, for few weights need no shards."
-        )
-    if recipe.muon and recipe.init_from:
-        logger.warning(
-            "muon unlearns much of what init_from brings: French words were learned to 50 % with it and to 76 % without, "
-            "in as many updates; leave it out."
-        )
+    if recipe.muon:
+        settle_muon(trainer, recipe, is_sharded=is_sharded)
     arguments = trainer.args
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStopping(recipe.early_stopping_patience))
@@ -405,6 +394,30 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
         trainer.watch_gradients(folder.records)
         if not can_draw() and trainer.is_world_process_zero():
             logger.warning("log_gradient_flow draws with matplotlib, which is missing: pip install 'seqloom[plots]'.")
+
+
+def settle_muon(trainer: SeqloomTrainer, recipe: Recipe, *, is_sharded: bool) -> None:
+    """Leave Muon out where `auto` chose it and no process has whole matrices; warn where it unlearns a parent.
+
+    Raises:
+        RecipeError: where the matrices are sharded and Muon was named.
+    """
+    warning = ""
+    if is_sharded and "muon" in recipe.named:
+        raise RecipeError("muon takes whole matrices, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
+    if is_sharded:
+        trainer.has_muon = False
+        warning = (
+            "Muon, which auto chose, takes whole matrices, and FSDP and DeepSpeed shard them: all is learned by optim. "
+            "It may want twice as many epochs: name num_train_epochs, or use DDP, for few weights need no shards."
+        )
+    elif recipe.init_from:
+        warning = (
+            "muon unlearns much of what init_from brings: French words were learned to 50 % with it and to 76 % "
+            "without, in as many updates; leave it out."
+        )
+    if warning and trainer.is_world_process_zero():
+        logger.warning(warning)
 
 
 def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> int:

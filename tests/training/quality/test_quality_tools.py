@@ -138,6 +138,12 @@ def test_averaging_may_be_asked_for_when_a_run_goes_on(recipe, tmp_path):
 # Shards --------------------------------------------------------------------------------------------------------------
 
 
+def shell_of_trainer(**fields):
+    """Return what `add_quality_tools` asks of a trainer."""
+    plain = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, "args": None, "has_muon": True}
+    return SimpleNamespace(**{**plain, "is_world_process_zero": lambda: True, **fields})
+
+
 @pytest.mark.parametrize("shards", [{"is_fsdp_enabled": True}, {"is_deepspeed_enabled": True}])
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -148,15 +154,13 @@ def test_averaging_may_be_asked_for_when_a_run_goes_on(recipe, tmp_path):
     ],
 )
 def test_what_needs_whole_weights_is_refused_where_they_are_sharded(recipe, tmp_path, shards, keys, message):
-    trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, **shards})
     with pytest.raises(RecipeError, match=message):
-        add_quality_tools(trainer, recipe(**keys), None)
+        add_quality_tools(shell_of_trainer(**shards), recipe(**keys), None)
 
 
 @pytest.mark.parametrize("shards", [{"is_fsdp_enabled": True}, {"is_deepspeed_enabled": True}])
 def test_muon_that_auto_chose_is_left_out_where_weights_are_sharded(recipe, shards, caplog):
-    trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, **shards, "args": None})
-    trainer.has_muon = True
+    trainer = shell_of_trainer(**shards)
     chosen = replace(recipe(muon=True), named=frozenset())
     add_quality_tools(trainer, chosen, None)
     assert not trainer.has_muon
@@ -164,7 +168,7 @@ def test_muon_that_auto_chose_is_left_out_where_weights_are_sharded(recipe, shar
 
 
 def test_muon_is_warned_of_where_it_unlearns_a_parent(recipe, caplog):
-    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=None)
+    trainer = shell_of_trainer()
     add_quality_tools(trainer, recipe(muon=True), None)
     assert not caplog.text
     add_quality_tools(trainer, replace(recipe(muon=True), init_from="parent"), None)
