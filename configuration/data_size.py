@@ -92,6 +92,7 @@ SIZES = (
 _FAST = {"norm_position": "pre", "position_embedding_type": "rotary"}
 _FALLING = {"lr_scheduler_type": "cosine"}
 _FEW = {**_FALLING, "learning_rate": 2.5e-3, "warmup_steps": 0.1}
+_WHY_FEW = "few strings want a small model, and many epochs of updates as large as those of Wu et al. 2021"
 
 STRING_SIZES = (
     # Updates of so few strings take less time than a step of Muon.
@@ -99,13 +100,13 @@ STRING_SIZES = (
         4_000,
         "tiny",
         {**_FEW, "num_train_epochs": 200},
-        "few strings want a small model, and many epochs of updates as large as those of Wu et al. 2021",
+        _WHY_FEW,
     ),
     DataSize(
         15_000,
         "tiny",
         {**_FEW, "muon": True, "num_train_epochs": 100},
-        "few strings want a small model, and many epochs of updates as large as those of Wu et al. 2021",
+        _WHY_FEW,
     ),
     DataSize(
         60_000,
