@@ -22,6 +22,9 @@ MOST_SEQUENCES, LEAST_SEQUENCES, EXAMPLES_A_SEQUENCE = 256, 32, 32
 MOST_TOKENS_AN_UPDATE = 16_384
 """However long the strings are."""
 
+EPOCHS_WITHOUT_MUON = 1.5
+"""How many times the epochs of a row that has Muon a run without it takes (LOG: strings by `auto`)."""
+
 AVERAGED, LATE = 5, 0.25
 """Checkpoints that are averaged (Vaswani et al. 2017, section 6.1), and the share of a run whose checkpoints are late
 enough for it: earlier ones spoil the mean."""
@@ -60,8 +63,9 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     kind = kind_of(looks)
     size = size_for(num_examples, kind.sizes)
     settings = settings_of(size)
-    if recipe.init_from is not None or "optim" in recipe.named:  # Muon unlearns a parent (LOG: strings by `auto`)
-        settings.pop("muon", None)
+    if settings.get("muon") and not _may_take_muon(recipe):
+        del settings["muon"]
+        settings["num_train_epochs"] *= EPOCHS_WITHOUT_MUON
     kinds = _tokenizers(recipe, kind, looks)
     subwords = set(kinds) & set(SUBWORD_KINDS)
     chosen_size = settings.pop("vocab_size", None)
@@ -78,6 +82,13 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     return Choice(
         task, f"preset {size.preset} for {num_examples:,} examples, {size.source}", kinds, kind.metrics, settings
     )
+
+
+def _may_take_muon(recipe: Recipe) -> bool:
+    """Return what was named, or whether there is neither a parent, which Muon unlearns, nor another optimizer."""
+    if "muon" in recipe.named:
+        return recipe.muon
+    return recipe.init_from is None and "optim" not in recipe.named
 
 
 def _tokenizers(recipe: Recipe, kind: TaskKind, looks: Looks) -> tuple[str, str]:

@@ -67,14 +67,17 @@ def test_muon_learns_strings_where_an_update_takes_longer_than_its_step() -> Non
     recipe, line, _ = fit(8_000, SPELLING)
     assert recipe.muon
     assert line.endswith("4,125 tokens an update, cosine schedule, 100 epochs, matrices learned by Muon")
-    without = [
+    instead = [
         fit(8_000, SPELLING, muon=False),
         fit(8_000, SPELLING, optim="adafactor"),
         fit(8_000, SPELLING, init_from="parent"),
-        fit(300, SPELLING),
-        fit(8_000, TRANSLATION),
     ]
+    without = [*instead, fit(300, SPELLING), fit(8_000, TRANSLATION)]
     assert not any(recipe.muon or "Muon" in line for recipe, line, _ in without)
+    assert {recipe.training_arguments["num_train_epochs"] for recipe, *_ in instead} == {150}  # Adam wants more of them
+    assert all("150 epochs" in line for _, line, _ in instead)
+    assert fit(8_000, SPELLING, init_from="parent", muon=True)[0].muon  # warned of, and done
+    assert fit(8_000, SPELLING, optim="adafactor", num_train_epochs=7)[0].training_arguments["num_train_epochs"] == 7
 
 
 def test_a_side_without_spaces_has_a_vocabulary_of_its_own() -> None:
