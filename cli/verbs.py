@@ -454,7 +454,7 @@ def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = _add_verb(verbs, "serve", _run_serve, text, more, folder=folder)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine alone]")
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
-    _add_count(parser, "--max_tokens", "longest source and longest answer [the folder's max_position_embeddings]")
+    _add_count(parser, "--max_tokens", "longest source and longest answer [what the folder was made for]")
     _add_count(parser, "--max_waiting", "requests that may wait; the next gets 429 [256]", default=256)
     engines = "what writes: torch, or CTranslate2 with an export that is made beside FOLDER, once [torch]"
     parser.add_argument("--engine", choices=["torch", "ctranslate2"], default="torch", help=engines)

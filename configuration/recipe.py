@@ -81,7 +81,7 @@ class Recipe:
     valid: list[str] = field(default_factory=lambda: [HOLD_OUT], metadata=DATA)
     """Validation text, decoded and scored during training: files as in train, or how much to hold out of train, in
     examples (1000) or as a share (0.05), whole sources, of corpora without a tag where there are any; auto: a twentieth
-    of it, 50 to 1,000; none: no validation."""
+    of it, 50 to 1,000, and nothing of fewer than 500; none: no validation."""
     test: list[str] = field(default_factory=list, metadata=DATA)
     """Test text, decoded and scored once at the end; files, a number or a share as in valid."""
     columns: list[str] | None = field(default=None, metadata=DATA)

@@ -378,12 +378,13 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
     Raises:
         RecipeError: where whole weights are wanted and no process has all of them.
     """
-    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if is_sharded and (recipe.ema_decay or (recipe.average_checkpoints and "average_checkpoints" in recipe.named)):
-        key = "ema_decay" if recipe.ema_decay else "average_checkpoints"
-        raise RecipeError(f"{key} averages whole weights, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
-    if recipe.muon:
-        settle_muon(trainer, recipe, is_sharded=is_sharded)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        settle_shards(trainer, recipe)
+    elif recipe.muon and recipe.init_from and trainer.is_world_process_zero():
+        logger.warning(
+            "muon unlearns much of what init_from brings: French words were learned to 50 % with it and to 76 % "
+            "without, in as many updates; leave it out."
+        )
     arguments = trainer.args
     if recipe.early_stopping_patience:
         trainer.add_callback(EarlyStopping(recipe.early_stopping_patience))
@@ -396,28 +397,33 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
             logger.warning("log_gradient_flow draws with matplotlib, which is missing: pip install 'seqloom[plots]'.")
 
 
-def settle_muon(trainer: SeqloomTrainer, recipe: Recipe, *, is_sharded: bool) -> None:
-    """Leave Muon out where `auto` chose it and no process has whole matrices; warn where it unlearns a parent.
+WHOLE = {
+    "ema_decay": ("averages whole weights", ""),
+    "average_checkpoints": ("averages whole weights", ": the last weights are kept"),
+    "muon": (
+        "takes whole matrices",
+        ": all is learned by optim, which may want half as many epochs again (num_train_epochs)",
+    ),
+}
+"""Keys that no shard can serve: why, and what becomes of a run for which `auto` chose one."""
+
+
+def settle_shards(trainer: SeqloomTrainer, recipe: Recipe) -> None:
+    """Refuse what wants whole weights, of which no process has any, where it was named; leave out what `auto` chose.
 
     Raises:
-        RecipeError: where the matrices are sharded and Muon was named.
+        RecipeError: where such a key was named.
     """
-    warning = ""
-    if is_sharded and "muon" in recipe.named:
-        raise RecipeError("muon takes whole matrices, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
-    if is_sharded:
-        trainer.has_muon = False
-        warning = (
-            "Muon, which auto chose, takes whole matrices, and FSDP and DeepSpeed shard them: all is learned by optim. "
-            "It may want twice as many epochs: name num_train_epochs, or use DDP, for few weights need no shards."
-        )
-    elif recipe.init_from:
-        warning = (
-            "muon unlearns much of what init_from brings: French words were learned to 50 % with it and to 76 % "
-            "without, in as many updates; leave it out."
-        )
-    if warning and trainer.is_world_process_zero():
-        logger.warning(warning)
+    flat = recipe.flat()
+    for key, (why, instead) in WHOLE.items():
+        if not flat[key]:
+            continue
+        if key in recipe.named:
+            raise RecipeError(f"{key} {why}, and FSDP and DeepSpeed shard them; leave it out, or use DDP.")
+        if trainer.is_world_process_zero():
+            logger.warning("%s, which auto chose, %s, and FSDP and DeepSpeed shard them%s.", key, why, instead)
+        if key == "muon":
+            trainer.has_muon = False
 
 
 def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Recipe) -> int:

@@ -159,12 +159,13 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(recipe, tmp_
 
 
 @pytest.mark.parametrize("shards", [{"is_fsdp_enabled": True}, {"is_deepspeed_enabled": True}])
-def test_muon_that_auto_chose_is_left_out_where_weights_are_sharded(recipe, shards, caplog):
+def test_what_auto_chose_is_left_out_where_weights_are_sharded_and_said(recipe, shards, caplog):
     trainer = shell_of_trainer(**shards)
-    chosen = replace(recipe(muon=True), named=frozenset())
+    chosen = replace(recipe(muon=True, average_checkpoints=3), named=frozenset())
     add_quality_tools(trainer, chosen, None)
     assert not trainer.has_muon
-    assert "Muon, which auto chose, takes whole matrices" in caplog.text
+    assert "muon, which auto chose, takes whole matrices" in caplog.text
+    assert "average_checkpoints, which auto chose, averages whole weights" in caplog.text
 
 
 def test_muon_is_warned_of_where_it_unlearns_a_parent(recipe, caplog):
