@@ -510,7 +510,8 @@ class Recipe:
             return
         evaluated, saved = arguments.get("eval_strategy", "no"), arguments.get("save_strategy", "steps")
         if evaluated == "no":
-            raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; add --valid.")
+            remedy = "leave it out" if "eval_strategy" in self.named and self.valid else "add --valid"
+            raise RecipeError(f"{wanted[0]} needs a score to compare and eval_strategy=no gives none; {remedy}.")
         if saved not in (evaluated, "best"):
             raise RecipeError(
                 f"{wanted[0]} needs a checkpoint for each score: eval_strategy={evaluated} and save_strategy={saved} "

@@ -373,6 +373,10 @@ def test_a_file_in_the_folder_goes_before_a_shipped_recipe(tmp_path: Path, monke
             "early_stopping_patience=3 needs a score to compare and eval_strategy=no gives none; add --valid.",
         ),
         (
+            "--train a b --early_stopping_patience 3 --eval_strategy no",
+            "early_stopping_patience=3 needs a score to compare and eval_strategy=no gives none; leave it out.",
+        ),
+        (
             "--train a b --valid c d --average_by best --average_checkpoints 2 --save_strategy epoch",
             "average_by=best needs a checkpoint for each score: eval_strategy=steps and save_strategy=epoch must be",
         ),

@@ -14,11 +14,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+
 from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.recipe import Recipe
 from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import sha256_of
+from seqloom.training.fault_tolerance.resumable import ended_early
 from seqloom.training.fault_tolerance.run_folder import CHANGEABLE, RunFolder, and_more
 from seqloom.training.fault_tolerance.run_health import TrainingError
 from seqloom.training.parent import fit_to_parent, is_changed, recorded_parent
@@ -26,6 +30,8 @@ from seqloom.training.parent import fit_to_parent, is_changed, recorded_parent
 LENGTH = frozenset({"max_steps", "num_train_epochs"})
 CARD = frozenset({"languages", "license"})
 SCORING = frozenset({"test", "metrics", "num_beams", "length_penalty", "max_new_tokens"})
+BEST = frozenset({"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"})
+"""Which of the run's models is kept, and when it ends: decided while it ran."""
 ENDING = SCORING | {"average_checkpoints", "average_by"}
 """What is done to a model after its last update."""
 
@@ -71,7 +77,11 @@ def asked_of_finished(folder: RunFolder, recipe: Recipe) -> Asked:
         raise TrainingError(_refusal(folder, f"and init_from={own_parent.folder} holds other weights since"))
     if changes.keys() & LENGTH:
         _refuse_shorter(folder, fitted)
+        if was_stopped_early(folder):
+            raise TrainingError(_refusal(folder, "stopped early, for its score no longer improved"))
         asked = Asked.LONGER
+    elif decided := sorted(changes.keys() & BEST):
+        raise TrainingError(_refusal(folder, f"and {decided[0]} says which of its models is kept: that is decided"))
     elif changes.keys() & ENDING or other_files:
         asked = Asked.SCORES
     else:
@@ -108,6 +118,12 @@ def other_texts(folder: RunFolder) -> Iterator[tuple[str, str]]:
                 yield split, file["path"]
 
 
+def was_stopped_early(folder: RunFolder) -> bool:
+    """Return whether something else than its length has ended a run: nothing makes it longer."""
+    state = Path(folder.last_checkpoint() or folder.path) / TRAINER_STATE_NAME
+    return state.is_file() and ended_early(TrainerState.load_from_json(str(state)))
+
+
 def _refuse_shorter(folder: RunFolder, recipe: Recipe) -> None:
     """Refuse fewer updates than were made; what a model has learned cannot be taken back."""
     wanted, results = recipe.training_arguments, folder.results()
@@ -119,7 +135,8 @@ def _refuse_shorter(folder: RunFolder, recipe: Recipe) -> None:
 
 def _refusal(folder: RunFolder, why: str) -> str:
     updates = folder.results().get("updates", 0)
-    longer = f"its own command with --max_steps above {updates} goes on; " if folder.last_checkpoint() else ""
+    can_go_on = folder.last_checkpoint() and not was_stopped_early(folder)
+    longer = f"its own command with --max_steps above {updates} goes on; " if can_go_on else ""
     return (
         f"{folder.path} holds a finished run of {updates:,} updates, {why}. Nothing was changed. What can be done: "
         f"{longer}--init_from {shlex.quote(str(folder.path))} and another --output begin with its weights; another "

@@ -62,6 +62,7 @@ from seqloom.training.fault_tolerance.run_health import (
     out_of_memory,
 )
 from seqloom.training.monitoring.progress import mean_loss
+from seqloom.training.quality.selection import scores_by_update
 from seqloom_cli.command import EXIT_FAILED
 
 
@@ -124,15 +125,16 @@ class ResumableTrainer(Trainer):
         self._is_done = self.state.global_step >= max_steps
         if resume_from_checkpoint is not None:
             self._go_on_from(Path(resume_from_checkpoint))
+            self.state.compute_steps(self.args, max_steps)  # the checkpoint's are those of its command
         if isinstance(model, nn.parallel.DistributedDataParallel):
             self._settle(model)
         return model, dataloader
 
     def _go_on_from(self, checkpoint: Path) -> None:
         self._is_done |= ended_early(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
-        self._name_best_checkpoint()
         facts = facts_of(checkpoint)
         self._unlogged, self.saved_updates = facts.get("unlogged", {}), facts.get("saved_updates", [])
+        self._name_best_checkpoint()
         is_regular = self.saved_updates[-1:] == [update_of(checkpoint)]
         if self.args.should_save and is_regular and checkpoint == self._final_folder():
             self._remove_superfluous(checkpoint.parent)  # a kill may have come before
@@ -242,12 +244,20 @@ class ResumableTrainer(Trainer):
     # Random states -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; how often that is done does not change what is learned."""
+        """Evaluate; how often that is done does not change what is learned.
+
+        Raises:
+            TrainingError: where memory runs out, after the training, too.
+        """
         self.micro_batch.is_evaluating = True
-        with kept_random_state():
-            scores = super().evaluate(*args, **kwargs)
-        self.micro_batch.is_evaluating = False
-        return scores
+        try:
+            with kept_random_state():
+                return super().evaluate(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            self._explain_memory(error)
+            raise
+        finally:
+            self.micro_batch.is_evaluating = False
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore this process's random state; one that was not there before keeps a seed of its own."""
@@ -298,7 +308,7 @@ class ResumableTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._is_staging = False
-            self.state.best_global_step = best
+            self.state.best_global_step = best  # where nothing saved has a score
         self._name_best_checkpoint()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, CheckpointPart):
@@ -356,13 +366,21 @@ class ResumableTrainer(Trainer):
         return checkpoint_path(Path(self.args.output_dir) / STAGING, self.state.global_step)
 
     def _name_best_checkpoint(self) -> None:
-        """Point to the best checkpoint where it is, or is about to be."""
-        best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step or 0)
-        is_there = (
-            best.is_dir() or best == self._final_folder() or self.args.load_best_model_at_end
-        )  # or is missed there
-        if self.state.best_global_step and is_there:
-            self.state.best_model_checkpoint = str(best)
+        """Point to the best of the saved updates, by the history; Trainer knows of the best evaluated one alone.
+
+        The first of equals, as Trainer has it. A checkpoint that is gone was not the best, unless it was named so.
+        """
+        if self.args.metric_for_best_model is None:
+            return
+        output, now = Path(self.args.output_dir), self.state.global_step
+        named = {now, self.state.best_global_step}
+        saved = {u for u in {*self.saved_updates, now} if u in named or checkpoint_path(output, u).is_dir()}
+        history = scores_by_update(self.state.log_history, self.args.metric_for_best_model.removeprefix("eval_"))
+        scores = {update: score for update, score in history.items() if update in saved}
+        if scores:
+            best = (max if self.args.greater_is_better else min)(scores, key=lambda update: scores[update])
+            self.state.best_global_step, self.state.best_metric = best, scores[best]
+            self.state.best_model_checkpoint = str(checkpoint_path(output, best))
 
     # Failures ----------------------------------------------------------------------------------------------------
 
@@ -375,13 +393,15 @@ class ResumableTrainer(Trainer):
                 raise SystemExit(EXIT_FAILED) from error  # the first process says it
             raise
         except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                explanation = out_of_memory(self.args, self.state, self.micro_batch, str(self.args.device))
-            elif self.args.world_size > 1 and is_lost_peer(error):
-                explanation = lost_peer(self.args, self.state)
-            else:
-                raise
-            raise explanation from error
+            if self.args.world_size > 1 and is_lost_peer(error):
+                raise lost_peer(self.args, self.state) from error
+            self._explain_memory(error)
+            raise
+
+    def _explain_memory(self, error: Exception) -> None:
+        """Raise what to do about an allocation that failed; anything else is left to the caller."""
+        if is_out_of_memory(error):
+            raise out_of_memory(self.args, self.state, self.micro_batch, str(self.args.device)) from error
 
 
 def ended_early(saved: TrainerState) -> bool:

@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 CHANGEABLE = frozenset(
     {"resume", "overwrite", "output", "tokens_per_device", "num_proc", "max_steps", "num_train_epochs", "metrics"}
     | {"num_beams", "length_penalty", "max_new_tokens", "num_sample_outputs", "test", "report_to", "run_name"}
-    | {"project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"}
+    | {"gradient_checkpointing", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"}
     | {"eval_steps", "eval_strategy", "save_steps", "save_strategy", "save_total_limit", "logging_steps"}
     | {"logging_strategy", "logging_dir", "disable_tqdm", "dataloader_num_workers", "per_device_eval_batch_size"}
     | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_revision", "languages", "license"}

@@ -250,6 +250,8 @@ class MicroBatch:
     """The batch under work, and the largest that went well."""
 
     rows: int = 0
+    examples: int = 0
+    """As many; packed ones stand in one row."""
     source: int = 0
     target: int = 0
     largest_done: int = 0
@@ -267,6 +269,7 @@ class MicroBatch:
     def start(self, inputs: dict[str, Any]) -> None:
         """Note a micro-batch before it is computed."""
         (self.rows, self.source), self.target = inputs["input_ids"].shape[-2:], inputs["labels"].shape[-1]
+        self.examples = len(inputs["cu_seq_lens_q"]) - 1 if "cu_seq_lens_q" in inputs else self.rows
         if self.padded_tokens > self.largest_done and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.base_bytes = torch.cuda.memory_allocated()
@@ -297,21 +300,23 @@ def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str
     """Return the error of a batch that memory did not hold."""
     kept = _what_is_kept(args.output_dir)
     if batch.is_evaluating:
+        size = args.per_device_eval_batch_size
+        smaller = f"--per_device_eval_batch_size {size // 2}: scores stay the same"
+        remedy = smaller if size > 1 else "fewer --num_beams, or a smaller --max_new_tokens"
         return TrainingError(
             f"out of memory on {device} while evaluating after {_updates(state)}, with per_device_eval_batch_size="
-            f"{args.per_device_eval_batch_size}. {kept} Start the same command with "
-            f"--per_device_eval_batch_size {max(1, args.per_device_eval_batch_size // 2)}: scores stay the same."
+            f"{size}. {kept} Start the same command with {remedy}."
         )
     shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.padded_tokens:,} padded tokens"
-    if batch.rows <= 1:
+    if batch.examples <= 1:
         remedy = (
-            "It is one example, so smaller micro-batches do not help: lower max_source_length and max_target_length, "
-            "turn on --bf16 or --gradient_checkpointing, or use a smaller preset."
+            "It is one example, so smaller micro-batches do not help: turn on --gradient_checkpointing, or begin a new "
+            "run with shorter examples (max_source_length, max_target_length), --bf16 true or a smaller preset."
         )
     else:
         remedy = (
             f"Start the same command with --tokens_per_device {batch.likely_to_fit()}: it goes on with the same "
-            f"updates, cut into more micro-batches; or turn on --gradient_checkpointing in a new run."
+            f"updates, cut into more micro-batches; or turn on --gradient_checkpointing."
         )
     done = f" (the largest that it held had {batch.largest_done:,})" if batch.largest_done else ""
     return TrainingError(

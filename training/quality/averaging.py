@@ -150,7 +150,10 @@ class KeepBestCheckpoints(TrainerCallback):
         updates = saved_updates(folder)
         scores = scores_by_update(state.log_history, self.metric)
         best = best_updates({u: scores[u] for u in updates if u in scores}, self.count, higher=self.higher)
-        for update in set(updates) - set(best) - {state.global_step, max(updates, default=0)}:
+        kept = {*best, state.global_step, max(updates, default=0)}
+        if state.best_model_checkpoint:  # of equals Trainer's is the first, and the averaged ones are the last
+            kept.add(update_of(Path(state.best_model_checkpoint)))
+        for update in set(updates) - kept:
             discard(checkpoint_path(folder, update), folder)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

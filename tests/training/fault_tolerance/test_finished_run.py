@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+from transformers.trainer_callback import TrainerState
 
 from seqloom.configuration.automatic import Choice, choose
 from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
@@ -114,6 +115,28 @@ def test_what_cannot_be_done_is_refused_with_the_ways_out(finished, changes, sai
     for way in ("--max_steps above 30 goes on", "another --output", "--resume never --overwrite"):
         assert way in str(refusal.value)
     assert ask(finished, max_steps=31) == Asked.LONGER, "the first way out is one"
+
+
+@pytest.mark.parametrize("key", ["load_best_model_at_end", "early_stopping_patience", "metric_for_best_model"])
+def test_which_model_is_kept_was_decided(finished, key):
+    asked = {"load_best_model_at_end": True, "early_stopping_patience": 3, "metric_for_best_model": "loss"}[key]
+    with pytest.raises(TrainingError, match=r"says which of its models is kept: that is decided. Nothing was changed"):
+        ask(finished, **{key: asked})
+    assert ask(finished, max_steps=31, **{key: asked}) == Asked.LONGER
+
+
+def test_a_run_that_stopped_early_is_not_made_longer_and_no_way_says_so(finished):
+    folder, _ = finished
+    stopped = {"TrainerControl": {"args": {"should_training_stop": True}, "attributes": {}}}
+    state = TrainerState(global_step=30, max_steps=60, stateful_callbacks=stopped)
+    state.save_to_json(str(folder.path / "checkpoint-30" / "trainer_state.json"))
+    (folder.path / "checkpoint-30" / "checkpoint_manifest.json").unlink()
+    seal(folder.path / "checkpoint-30")
+    assert ask(finished) == Asked.NOTHING
+    with pytest.raises(TrainingError, match="stopped early, for its score no longer improved") as refusal:
+        ask(finished, max_steps=90)
+    assert "goes on;" not in str(refusal.value)
+    assert "--init_from" in str(refusal.value)
 
 
 def test_text_that_was_edited_is_other_text(finished, tmp_path):

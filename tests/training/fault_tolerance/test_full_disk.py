@@ -20,14 +20,17 @@ WRITES = {
     "cache of texts": "/.part-",
     "vocabulary": "/tokenizer/tokenizer_config.json",
     "facts of the data": "/.data.json",
+    "check": "/.check.json",
     "history": "/history.jsonl",
     "checkpoint": "/checkpoint-2/trainer_state.json",
     "seal": "/checkpoint-2/checkpoint_manifest.json",
     "model": "/_saving/model/config.json",
+    "canary": "/.seqloom_canary.json",
     "its manifest": "/.model_manifest.json",
     "test outputs": "/.test_outputs.jsonl",
     "report": "/.report.html",
     "results": "/.results.json",
+    "facts of the weights": "/.weights.json",
     "card": "/.README.md",
 }
 if find_spec("matplotlib"):

@@ -211,6 +211,63 @@ def test_the_best_checkpoint_is_named_where_it_is_and_never_rotated_away(make_tr
     assert again.state.best_model_checkpoint == str(moved / "checkpoint-3")
 
 
+def test_the_best_is_one_that_was_saved_and_not_one_that_was_evaluated_alone(make_trainer, tmp_path):
+    class Uneven(ResumableTrainer):
+        """Scores 5, 9, 7, 8, ... at updates 1, 2, 3, 4, ..."""
+
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics["eval_made_up"] = [5.0, 9.0, 7.0, 8.0, 6.0, 6.0][self.state.global_step - 1]
+            return output
+
+    keys = {**SCORED, "kind": Uneven, "greater_is_better": True, "eval_steps": 1, "max_steps": 6}
+    trainer = make_trainer(save_total_limit=1, **keys)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-3")  # 2 was better, and not saved
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (3, 7.0)
+    assert names(tmp_path / "run") == ["checkpoint-3"]
+
+
+def test_a_run_that_goes_on_takes_new_intervals(make_trainer, tmp_path):
+    first = make_trainer(Acting(3, lambda model: signal.raise_signal(signal.SIGTERM)), save_steps=100)
+    with StopSignals() as signals:
+        first.listen_to(signals)
+        with pytest.raises(StoppedError):
+            first.train()
+    trainer = make_trainer(save_steps=2, logging_steps=3)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert names(tmp_path / "run")[-4:] == ["checkpoint-4", "checkpoint-6", "checkpoint-8", "checkpoint-9"]
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row and row["step"] > 3] == [6, 9]
+
+
+def test_another_score_chooses_the_best_anew(make_trainer, tmp_path):
+    make_trainer(save_total_limit=None, max_steps=6, **SCORED).train()  # made_up: 3, which is low; the loss falls
+    keys = {**SCORED, "metric_for_best_model": "loss"}
+    trainer = make_trainer(save_total_limit=None, max_steps=9, **keys)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    assert trainer.state.best_global_step == min(losses, key=losses.get) != 3
+    assert trainer.state.best_metric == min(losses.values())
+
+
+def test_memory_that_runs_out_after_the_training_is_explained(make_trainer, monkeypatch):
+    trainer = make_trainer(max_steps=1)
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(trainer, "evaluation_loop", fail)
+    with pytest.raises(TrainingError, match=r"while evaluating .* --per_device_eval_batch_size 4: scores"):
+        trainer.evaluate()
+    assert not trainer.micro_batch.is_evaluating
+
+
+def test_checkpoints_of_activations_change_no_weight(make_trainer, learned):
+    trainer = make_trainer(name="other", gradient_checkpointing=True)
+    trainer.train()
+    assert torch.equal(weights(trainer), learned)
+
+
 def test_a_callback_keeps_its_part_in_the_checkpoint(make_trainer, tmp_path):
     class Counting(TrainerCallback):
         num_seen = 0

@@ -185,9 +185,10 @@ def test_the_error_of_a_full_memory_names_a_size_that_is_likely_to_fit(args, sta
 def test_one_long_example_needs_another_remedy(args, state):
     micro_batch = MicroBatch()
     micro_batch.start(batch(1, 5000, 5000))
-    assert "It is one example, so smaller micro-batches do not help: lower max_source_length" in str(
-        out_of_memory(args, state, micro_batch, "cpu")
-    )
+    remedy = "It is one example, so smaller micro-batches do not help: turn on --gradient_checkpointing"
+    assert remedy in str(out_of_memory(args, state, micro_batch, "cpu"))
+    micro_batch.start({**batch(1, 5000, 5000), "cu_seq_lens_q": torch.tensor([0, 2000, 5000])})  # two, packed
+    assert "--tokens_per_device" in str(out_of_memory(args, state, micro_batch, "cpu"))
 
 
 def test_evaluation_has_a_remedy_of_its_own(args, state):
@@ -195,6 +196,8 @@ def test_evaluation_has_a_remedy_of_its_own(args, state):
     text = str(out_of_memory(args, state, MicroBatch(is_evaluating=True), "cpu"))
     assert "while evaluating" in text
     assert "--per_device_eval_batch_size 32" in text
+    args.per_device_eval_batch_size = 1
+    assert "with fewer --num_beams, or a smaller" in str(out_of_memory(args, state, MicroBatch(is_evaluating=True), ""))
 
 
 def test_what_counts_as_a_full_memory():

@@ -114,6 +114,19 @@ def test_the_best_and_the_newest_are_kept(tmp_path):
     assert left == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"], ["2", "5"]]
 
 
+def test_of_equals_that_of_trainer_is_kept_too(tmp_path):
+    """Trainer loads the first of them at the end, and the last are averaged."""
+    trainer = tiny_trainer(tmp_path)
+    keep, scores = KeepBestCheckpoints(2, "loss", higher=False), {}
+    for update in (1, 2, 3, 4):
+        checkpoint(tmp_path, update)
+        scores[f"u{update}"] = 1.0
+        now = state(update, **scores)
+        now.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+        keep.on_save(trainer.args, now, None)
+    assert sorted(path.name[-1] for path in tmp_path.glob("checkpoint-*")) == ["1", "3", "4"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_run_ends_with_the_mean(tmp_path, tied):
     trainer = tiny_trainer(
