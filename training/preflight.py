@@ -122,6 +122,8 @@ class Disk:
     available: int
     """Free, and taken by checkpoints of this run."""
     path: Path
+    least: int = 1
+    """Checkpoints that have to be kept."""
 
     @property
     def total(self) -> int:
@@ -147,7 +149,7 @@ class Disk:
         if self.total <= self.available:
             return
         kept = (self.available - self.model) // max(1, self.checkpoint) - 1
-        fewer = f"keep fewer with --save_total_limit {kept}, " if 1 <= kept < self.num_checkpoints - 1 else ""
+        fewer = f"keep fewer with --save_total_limit {kept}, " if self.least <= kept < self.num_checkpoints - 1 else ""
         raise RecipeError(
             f"the run writes about {megabytes(self.total)} into {self.path} ({self._checkpoints} of "
             f"{megabytes(self.checkpoint)} and the model), and {megabytes(self.available)} are free there; {fewer}make "
@@ -155,19 +157,21 @@ class Disk:
         )
 
 
-def measure_disk(trainer: SeqloomTrainer, num_updates: int, kept: int | None) -> Disk:
+def measure_disk(trainer: SeqloomTrainer, num_updates: int, kept: int | None, averaged: int = 0) -> Disk:
     """Return what a run needs of the disk that its folder lies on.
 
     Args:
         trainer: with model and arguments.
         num_updates: of the whole run.
         kept: checkpoints that are kept; None or 0: all.
+        averaged: of these at the end; 0: none.
     """
     args, output = trainer.args, Path(trainer.args.output_dir)
     weights = weight_bytes(trainer)
     states = 0 if args.save_only_model else optimizer_bytes(trainer)
     saves = _num_saves(args, num_updates)
-    held = min(saves, kept or saves) + bool(args.load_best_model_at_end)
+    newest_and_best = 1 + bool(args.load_best_model_at_end)
+    held = min(saves, max(kept or saves, newest_and_best))
     own = sum(path.stat().st_size for each in checkpoints_in(output) for path in each.rglob("*") if path.is_file())
     return Disk(
         checkpoint=states + weights * (1 + (trainer.moving_average is not None)),
@@ -175,6 +179,7 @@ def measure_disk(trainer: SeqloomTrainer, num_updates: int, kept: int | None) ->
         model=weights,
         available=shutil.disk_usage(output).free + own,
         path=output,
+        least=max(newest_and_best, averaged),
     )
 
 

@@ -155,13 +155,13 @@ def train_in(
             folder.begin()
     if dry_run:
         if trainer.is_world_process_zero():
-            say("Nothing was trained and nothing was left behind; without --dry_run the training begins here.")
+            say(f"Nothing was trained, and {recipe.output} is as it was; without --dry_run the training begins here.")
         return {}
 
     trainer.train(resume_from_checkpoint=checkpoint)
     results = training_facts(trainer, data, checkpoint)
     trainer.use_moving_average()
-    if recipe.average_checkpoints and not trainer.is_sharded:
+    if recipe.average_checkpoints and not is_divided(trainer):
         results |= average_run(trainer, recipe.average_checkpoints, recipe.average_by)
     save(trainer, folder)
     results |= final_scores(trainer, data, folder, recipe.num_beams)
@@ -378,7 +378,7 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
     Raises:
         RecipeError: where whole weights are wanted and no process has all of them.
     """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if is_divided(trainer):
         settle_shards(trainer, recipe)
     elif recipe.muon and recipe.init_from and trainer.is_world_process_zero():
         logger.warning(
@@ -408,6 +408,11 @@ WHOLE = {
 """Keys that no shard can serve: why, and what becomes of a run for which `auto` chose one."""
 
 
+def is_divided(trainer: SeqloomTrainer) -> bool:
+    """Return whether weights, or what their optimizer knows of them, lie in shards."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
 def settle_shards(trainer: SeqloomTrainer, recipe: Recipe) -> None:
     """Refuse what wants whole weights, of which no process has any, where it was named; leave out what `auto` chose.
 
@@ -433,7 +438,7 @@ def check_before_training(trainer: SeqloomTrainer, data: DatasetDict, recipe: Re
     args = trainer.args
     num_updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * survey.num_updates)
     kept = recipe.average_checkpoints + 1 if recipe.average_by == "best" else args.save_total_limit
-    disk = preflight.measure_disk(trainer, num_updates, kept)
+    disk = preflight.measure_disk(trainer, num_updates, kept, recipe.average_checkpoints)
     if trainer.is_world_process_zero():
         sizes = {name: len(split) for name, split in data.items()}
         for subject, text in preflight.describe(trainer, survey, memory, sizes, num_updates).items():

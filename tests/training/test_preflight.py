@@ -166,6 +166,14 @@ def test_the_disk_is_counted_and_what_cannot_fit_is_refused_with_what_can(
     replace(full, num_checkpoints=preflight.measure_disk(trainer, 100, 1).num_checkpoints).check()  # the advice works
     with pytest.raises(RecipeError, match=r"are free there; make room"):
         replace(disk, available=1).check()
+    trainer.args.load_best_model_at_end = True
+    best = preflight.measure_disk(trainer, 100, 3)
+    assert best.num_checkpoints == 4, "the best is one of the three"
+    assert preflight.measure_disk(trainer, 100, 1).num_checkpoints == 3, "the best and the newest"
+    with pytest.raises(RecipeError, match=r"--save_total_limit 2, make room"):
+        replace(best, available=best.total - 1).check()
+    with pytest.raises(RecipeError, match=r"are free there; make room"):  # three are averaged
+        replace(preflight.measure_disk(trainer, 100, 3, 3), available=best.total - 1).check()
 
 
 @pytest.mark.parametrize(
