@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from seqloom.configuration.data_names import TAG
 from seqloom.hub.decoding.engines import Engine, Written
 from seqloom.hub.decoding.rows import Row
 from seqloom.hub.lines import one_line
+from seqloom.hub.tags import Tags
 from seqloom.hub.word_alignment import UNITS, Units, origins, pharaoh, source_spans, target_spans
 
 MOST_CHARACTERS = 1_000_000
@@ -91,7 +93,10 @@ def answer(
     written: list[list[Written]] = []
     ids: list[list[int]] = []
     if flat:
-        prefixes = [rows[place].prefix or prefix for place, _ in flat]
+        firsts = {place: number for number, (place, _) in reversed([*enumerate(flat)])}
+        prefixes = [
+            (rows[place].prefix or prefix) * (firsts[place] == number) for number, (place, _) in enumerate(flat)
+        ]
         ids = engine.tokenizer([piece for _, piece in flat]).input_ids
         written = engine.write(
             ids,
@@ -132,10 +137,20 @@ def _pieces_of(
     for place, tokens in zip(filled, ids, strict=True):
         if len(tokens) <= limit:
             continue
-        pieces[place] = list(split(engine.tokenizer, rows[place].source, limit)) if long_lines == "split" else []
+        pieces[place] = _split_behind_tags(engine, rows[place].source, limit) if long_lines == "split" else []
         if long_lines == "refuse":
             faults[place] = f"{len(tokens):,} tokens, more than {rule}"
     return pieces, faults
+
+
+def _split_behind_tags(engine: Engine, source: str, limit: int) -> list[str]:
+    """Cut a source, and put the tags that stand in front of it before each piece."""
+    known, begin = Tags.in_settings(engine.tokenizer.init_kwargs).known, 0
+    while (tag := TAG.match(source, begin)) and tag[0] in known:
+        begin = tag.end()
+    tags = source[:begin]
+    room = limit - (len(engine.tokenizer(tags).input_ids) - 1 if tags else 0)
+    return [tags + piece for piece in split(engine.tokenizer, source[begin:], max(1, room))]
 
 
 def split(tokenizer: Any, text: str, limit: int, breaks: Sequence[str] = BREAKS) -> Iterator[str]:

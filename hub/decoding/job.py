@@ -103,7 +103,8 @@ def refuse_other_vocabularies(job: Job) -> None:
         if _vocabulary_of(folder) != _vocabulary_of(job.folder):
             raise GenerateError(
                 f"{folder} has another vocabulary than {job.folder}, and an ensemble writes each token together; train "
-                f"its models on one text with the same settings but for --seed, or leave it out."
+                f"its models on one text with the same settings but for --seed (with one --data_seed, which decides "
+                f"what is held out), or leave it out."
             )
 
 

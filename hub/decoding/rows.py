@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.hub.lines import one_line
 from seqloom.hub.tags import NO_TAGS, TagError, Tags
 
 FORMATS = ("text", "tsv", "jsonl")
@@ -131,7 +132,7 @@ class Layout:
         chosen = outputs if n_best else outputs[:1]
         if self.write_as == "text":
             return "".join(f"{text}\n" if score is None else f"{score:.4f}\t{text}\n" for text, score in chosen)
-        columns = row.record if self.read_as == "tsv" else [row.source.replace("\t", " ")]
+        columns = row.record if self.read_as == "tsv" else [one_line(row.source).replace("\t", " ")]
         lines = ([*columns, text.replace("\t", " "), *_column_of(score)] for text, score in chosen)
         return "".join("\t".join(line) + "\n" for line in lines)
 

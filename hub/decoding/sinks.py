@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from seqloom.hub.decoding.answers import Answer
+from seqloom.hub.decoding.answers import MOST_CHARACTERS, Answer
 from seqloom.hub.decoding.job import Job, work_of
 from seqloom.hub.decoding.journal import Journal, journal_of
 from seqloom.hub.decoding.rows import Layout, Row
@@ -35,6 +35,8 @@ class Tally:
     """Lines without an answer."""
     first: list[int] = field(default_factory=list)
     """Some of these."""
+    endless: int = 0
+    """Of these, lines with more characters than are tokenized, whole or split."""
 
     def count(self, rows: Sequence[Row], groups: Sequence[Sequence[Answer]]) -> None:
         """Count the answers to some rows."""
@@ -45,6 +47,7 @@ class Tally:
         self.beyond += len(beyond)
         self.trained = max(beyond, default=self.trained)
         self.faulty += len(faulty)
+        self.endless += sum(len(row.source) > MOST_CHARACTERS for row in rows)
         self.first += faulty[: MOST_NAMED - len(self.first)]
 
     def remarks(self) -> Iterator[str]:
@@ -64,9 +67,13 @@ class Tally:
     def fault_sentence(self, folder: str) -> str:
         """Return what to say of lines without an answer."""
         some = ", ".join(f"{number:,}" for number in self.first) + (", ..." if self.faulty > len(self.first) else "")
+        remedy = "With --long_lines split they are cut at the ends of sentences"
+        if self.endless:
+            remedy += f", up to {MOST_CHARACTERS:,} characters" if self.endless < self.faulty else ""
+            remedy = remedy if self.endless < self.faulty else f"Cut them to {MOST_CHARACTERS:,} characters or less"
         return (
             f"{self.faulty:,} of {self.total:,} lines are too long for {shown(folder)} and have an empty output: "
-            f"{some}. With --long_lines split they are cut at the ends of sentences; all others are written."
+            f"{some}. {remedy}; all others are written."
         )
 
 

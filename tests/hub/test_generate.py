@@ -179,7 +179,7 @@ def test_a_line_that_is_too_long_loses_no_other(
         .err.strip()
         .endswith(
             f"2 of 5 lines are too long for {tmp_path / 'model'} and have an empty output: 2, 5. With --long_lines "
-            f"split they are cut at the ends of sentences; all others are written."
+            f"split they are cut at the ends of sentences, up to 1,000,000 characters; all others are written."
         )
     )
     outputs = (tmp_path / "out").read_text().split("\n")
@@ -187,6 +187,9 @@ def test_a_line_that_is_too_long_loses_no_other(
     assert all(len(line) <= 8 for line in outputs), "as many as there are positions to write them"
     assert "line 2 has 9 tokens, more than the 8 positions that the model has learned; its output is" in caplog.text
     assert "line 5 has 1,000,001 characters, more than 1,000,000, the most that is tokenized; its ou" in caplog.text
+    assert main([*arguments, "--long_lines", "split"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("empty output: 5. Cut them to 1,000,000 characters or less; all others are written.")
     assert main([*arguments, "--n_best", "2"]) == 1
     assert len((tmp_path / "out").read_text().split("\n")) == 11
 

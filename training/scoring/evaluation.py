@@ -24,6 +24,7 @@ import numpy as np
 from seqloom.configuration.recipe import Recipe, selection_of
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.configuration.task_kind import Looks, kind_of
+from seqloom.hub.decoding.rows import format_of
 from seqloom.hub.files import read_object
 from seqloom.hub.lines import one_line, read_lines
 from seqloom.hub.model_card import Score
@@ -219,13 +220,11 @@ def _other_outputs(compare: str | None, text: EvaluationText) -> Answers | None:
         return None
     if not Path(compare).is_file():
         raise EvaluationError(f"compare={compare} is neither a folder nor a file of outputs; check the spelling.")
-    lines = read_lines(compare)
-    rows = [_output_of(line, compare, number) for number, line in enumerate(lines, start=1)]
-    if compare.endswith(".tsv") and rows:
-        names = lines[0].split("\t")
-        if "output" not in names:
-            raise EvaluationError(f"{compare} has no column output, only {', '.join(names)}; name it so.")
-        rows = [line.split("\t")[names.index("output")] for line in lines[1:]]
+    rows, kind = read_lines(compare), format_of(compare)
+    if kind == "jsonl":
+        rows = [_output_of(line, compare, number) for number, line in enumerate(rows, start=1)]
+    elif kind == "tsv" and rows:
+        rows = _column_of_outputs(rows, compare)
     if len(rows) != len(text):
         raise EvaluationError(
             f"{compare} has {len(rows):,} outputs and {text.name} {len(text):,} examples; each needs one, in the same "
@@ -234,9 +233,20 @@ def _other_outputs(compare: str | None, text: EvaluationText) -> Answers | None:
     return Answers(compare, [one_line(row) for row in rows])
 
 
+def _column_of_outputs(lines: Sequence[str], name: str) -> list[str]:
+    names, *rows = (line.split("\t") for line in lines)
+    if "output" not in names:
+        raise EvaluationError(f"{name} has no column output, only {', '.join(names)}; name it so.")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(names):
+            raise EvaluationError(
+                f"{name} line {number:,} has {len(row)} columns and its first line {len(names)}; mend it, or write the "
+                f"outputs alone, one a line."
+            )
+    return [row[names.index("output")] for row in rows]
+
+
 def _output_of(line: str, name: str, number: int) -> str:
-    if not name.endswith(".jsonl"):
-        return line
     try:
         return str(json.loads(line)["output"])
     except (ValueError, LookupError, TypeError) as error:

@@ -12,6 +12,7 @@ from seqloom.modeling.canary import write_whole
 from seqloom.training.metrics import bleu_tokenizer_for
 from seqloom.training.scoring.evaluation import Evaluation, Row
 from seqloom.training.scoring.evaluation_text import EvaluationText
+from seqloom.training.scoring.groups import free_name
 
 
 def write_evaluation(evaluation: Evaluation, output: str | PathLike[str]) -> dict[str, Path]:
@@ -65,7 +66,7 @@ def _output_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
                 row[f"other_{evaluation.sentence_metric}"] = round(float(evaluation.other_scores[number]), 4)
         if evaluation.nearness:
             row["nearness"] = round(evaluation.nearness.nearest[number].similarity, 4)
-        rows.append({**row, **{column: values[number] for column, values in text.columns.items()}})
+        rows.append(row | {free_name(column, row): values[number] for column, values in text.columns.items()})
     return rows
 
 

@@ -83,8 +83,8 @@ def read_evaluation_text(names: Sequence[str], options: ReadingOptions) -> Evalu
     if len(names) > 1 and not can_follow(names) and (options.by or options.references or options.where):
         flag = "--by" if options.by else "--references" if options.references else "--where"
         raise CorpusError(
-            f"{name} are plain text without columns, and {flag} names some; leave it out (further files are further "
-            f"references), or give one .tsv, .jsonl, .csv or .parquet file."
+            f"{name} are plain text without columns, and {flag} names some; leave it out (where the run had it, name "
+            f"--where none; further files are further references), or give one .tsv, .jsonl, .csv or .parquet file."
         )
     text = _read_documents(names, options) if options.task == "continuation" else _read_pairs(name, names, options)
     if not text.sources:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +66,17 @@ def breakdowns(text: EvaluationText, sums: Mapping[str, SentenceSums], nearness:
     if not set(tags) <= {tag for several in made for tag in _TAG.findall(several)}:
         labels["tag"] = ("By tag at the start of the source", "", _common(tags))
     for column, values in text.columns.items():
-        labels[column] = (f"By {column}", "", _common(values))
+        labels[free_name(column, labels)] = (f"By {column}", "", _common(values))
     return [
         Breakdown(name, title, note, _grouped(values, sums))
         for name, (title, note, values) in labels.items()
-        if len(set(values)) > 1 or name in text.columns
+        if len(set(values)) > 1 or title.removeprefix("By ") in text.columns
     ]
+
+
+def free_name(column: str, taken: Container[str]) -> str:
+    """Return a column's name, or, where something of ours is called so, one that says it is a column's."""
+    return f"column {column}" if column in taken else column
 
 
 def _grouped(labels: Sequence[str], sums: Mapping[str, SentenceSums]) -> list[Group]:

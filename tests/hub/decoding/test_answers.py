@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -127,6 +127,33 @@ def test_long_lines(folder: Path, kind: type[Engine]) -> None:
     assert whole.detail is not None
     assert whole.detail.tokens == list("ABCDEF")
     assert whole.score is not None
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_every_piece_has_the_tags_of_its_line_and_the_first_the_prefix(folder: Path, kind: type[Engine]) -> None:
+    engine = kind(folder, Search(num_beams=1, n_best=1))
+    asked: list[str] = []
+    tokenize, write = engine.tokenizer, engine.write
+    prefixes: list[Any] = []
+
+    class Tagged:
+        init_kwargs: ClassVar[dict[str, Any]] = {"seqloom_tokenizer": {"tags": ["<0>", "<1>"], "tag_columns": ["n"]}}
+
+        def __call__(self, text: Any) -> Any:
+            asked.extend([text] if isinstance(text, str) else text)
+            return tokenize(text)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenize, name)
+
+    def written(sources: Any, prefix: Any, **options: Any) -> Any:
+        prefixes.extend(prefix or [])
+        return write(sources, prefix, **options)
+
+    engine.tokenizer, engine.write = Tagged(), written  # type: ignore[method-assign]
+    answers(engine, ["<0><1>abcd"], most_tokens=9, long_lines="split", prefix="A")
+    assert asked[-2:] == ["<0><1>ab", "<0><1>cd"]
+    assert [bool(ids) for ids in prefixes] == [True, False]
 
 
 def test_places_where_text_is_split(char_tokenizer: Callable[..., Any]) -> None:

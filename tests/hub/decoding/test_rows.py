@@ -36,6 +36,7 @@ def test_formats_go_by_the_name() -> None:
         (Layout("f", "text", "tsv"), ["a\tb"], ["source\toutput", "a b\tA"]),
         (Layout("f", "text", "jsonl"), ["ä"], ['{"source": "ä", "output": "A"}']),
         (Layout("f", "jsonl", "jsonl"), ['{"source": "a", "n": 1}'], ['{"source": "a", "n": 1, "output": "A"}']),
+        (Layout("f", "jsonl", "tsv"), ['{"source": "a\\nb"}'], ["source\toutput", "a b\tA"]),
         (Layout("f", "jsonl", "text", "t.de"), ['{"t": {"de": "a"}}'], ["A"]),
     ],
 )

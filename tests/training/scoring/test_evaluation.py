@@ -1,5 +1,7 @@
 """`seqloom evaluate` through its door: the numbers against sacreBLEU's own command and against the model itself."""
 
+import gzip
+import itertools
 import json
 import math
 import random
@@ -126,6 +128,34 @@ def test_a_comparison_is_sacrebleus_own(sentences):
     assert found.rows[2].difference is not None, "and where sacreBLEU has no such metric, by the same sums"
 
 
+def test_outputs_of_another_system_are_read_by_the_name_of_their_file(sentences, tmp_path):
+    outputs = [line.removesuffix("\n") for line in (sentences / "a").read_text().splitlines()]
+    rows = {
+        "o.jsonl.gz": "".join(json.dumps({"output": text}) + "\n" for text in outputs),
+        "o.tsv.gz": "output\tn\n" + "".join(f"{text}\t1\n" for text in outputs),
+        "o.txt.gz": "".join(f"{text}\n" for text in outputs),
+    }
+    for name, content in rows.items():
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+        options = EvaluationOptions(metrics=("exact_match",), compare=str(tmp_path / name))
+        found = evaluate_folder(sentences / "one", [str(sentences / "s"), str(sentences / "a")], options)
+        assert found.other.outputs == outputs, name
+
+
+def test_a_column_that_is_called_as_something_of_ours_keeps_both(sentences, tmp_path):
+    sources, references = ((sentences / name).read_text().splitlines() for name in ("s", "a"))
+    kinds = itertools.cycle(["poem", "prose"])
+    lines = ["en\tde\tsource\tlength", *(f"{s}\t{r}\t{next(kinds)}\tx" for s, r in zip(sources, references))]
+    (tmp_path / "test.tsv").write_text("\n".join(lines) + "\n")
+    options = EvaluationOptions(metrics=("exact_match",), columns=("en", "de"), by=("source", "length"))
+    found = evaluate_folder(sentences / "one", [str(tmp_path / "test.tsv")], options)
+    write_evaluation(found, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == sources
+    assert {row["column source"] for row in rows} == {"poem", "prose"}
+    assert {"source", "column length"} <= {group.name for group in found.groups}
+
+
 def run_sacrebleu(arguments, form="json"):
     """Run the installed command, and return what it prints."""
     command = [sys.executable, "-m", "sacrebleu", *arguments, "-f", form]
@@ -248,6 +278,11 @@ def test_a_page_shows_and_obeys_nothing(folder, tmp_path):
             {"a": "x\n", "b": "x\n", "c.tsv": "x\ty\n"},
             "--test a b --compare c.tsv",
             "c.tsv has no column output, only x",
+        ),
+        (
+            {"a": "x\n", "b": "x\n", "c.tsv": "source\toutput\nx\n"},
+            "--test a b --compare c.tsv",
+            "c.tsv line 2 has 1 columns and its first line 2; mend it",
         ),
         (
             {"a": "x\n", "b": "x\n", "c.jsonl": "x\n"},
