@@ -154,7 +154,7 @@ def _add_distill(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "train a model on what another, or several together, write for the training sources"
     more = (
         f"{_begin(text)}. What they write is kept in OUTPUT-distilled; a command that was killed goes on. All else is "
-        f"as in seqloom train, whose flags it takes."
+        f"as in seqloom train, whose flags it takes; with --dry_run the teachers write, and nothing is trained."
     )
     usage = "seqloom distill TEACHER [TEACHER ...] --train A [B] [--unlabelled FILE ...] [--any_recipe_key value ...]"
     parser = verbs.add_parser("distill", help=text, description=more, usage=usage)
@@ -273,10 +273,10 @@ def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--ensemble", metavar="FOLDER", nargs="+", default=[], help=text)
     parser.add_argument("--engine", choices=("torch", "ctranslate2"), default="torch", help="what computes [torch]")
     text = "number format of ctranslate2's weights, e.g. int8 [float32]"
-    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=text)
+    parser.add_argument("--quantization", metavar="FORMAT", help=text)
     _add_count(parser, "--processes", "processes that share the work [the GPUs, else 1]")
     _add_count(parser, "--beams", "beams of the search, 1 is greedy [the folder's generation_config.json]")
-    _add_count(parser, "--n_best", "write N lines per input, best first: score, tab, text")
+    _add_count(parser, "--n_best", "write N outputs per input, best first, each with its score")
     _add_count(parser, "--max_new_tokens", "longest output in tokens [the folder's generation_config.json]")
     text = "exponent of the length by which scores are divided [the folder's generation_config.json]"
     parser.add_argument(*_spellings("--length_penalty"), type=float, metavar="X", help=text)
@@ -293,7 +293,7 @@ def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     )
     text = "a source that is too long: refuse it, or split it at ends of sentences [refuse]"
     parser.add_argument(*_spellings("--long_lines"), choices=("refuse", "split"), default="refuse", help=text)
-    _add_count(parser, "--max_source_tokens", "tokens from which a source is too long [what the model can read]")
+    _add_count(parser, "--max_source_tokens", "tokens of the longest source [what the model reads, or has seen]")
     text = "write JSON lines: score, length ratio, cut, repetition, uncovered source tokens, confidence of each token"
     parser.add_argument("--report", metavar="FILE", help=text)
     parser.add_argument("--alignments", metavar="FILE", help="write pairs source-output, counted from 0 (Pharaoh)")
@@ -305,6 +305,7 @@ def _add_generate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def _run_generate(namespace: argparse.Namespace) -> None:
+    _settle_quantization(namespace)
     from seqloom.hub.generate import Job, Search, generate_file
 
     given = vars(namespace)
@@ -459,10 +460,20 @@ def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     engines = "what writes: torch, or CTranslate2 with an export that is made beside FOLDER, once [torch]"
     parser.add_argument("--engine", choices=["torch", "ctranslate2"], default="torch", help=engines)
     formats = "of CTranslate2's weights: float32, int8, ... [float32]"
-    parser.add_argument("--quantization", metavar="FORMAT", default="float32", help=formats)
+    parser.add_argument("--quantization", metavar="FORMAT", help=formats)
+
+
+def _settle_quantization(namespace: argparse.Namespace) -> None:
+    if namespace.quantization is not None and namespace.engine != "ctranslate2":
+        raise UsageError(
+            f"--quantization {namespace.quantization} is of CTranslate2's weights, and torch takes the folder's own; "
+            "add --engine ctranslate2, or leave it out"
+        )
+    namespace.quantization = namespace.quantization or "float32"
 
 
 def _run_serve(namespace: argparse.Namespace) -> None:
+    _settle_quantization(namespace)
     from seqloom.hub.serving.serve import serve_folder
 
     serve_folder(
@@ -553,7 +564,7 @@ def _run_walk(namespace: argparse.Namespace) -> None:
 
 def _add_lesson(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     text = "train a small model twice, once without one of its parts, and see what the part is for"
-    more = f"{_begin(text)}; a minute, one HTML page that needs no network, and the same as PNG."
+    more = f"{_begin(text)}; a minute, one HTML page that needs no network, and with matplotlib the same as PNG."
     parser = _add_verb(verbs, "lesson", _run_lesson, text, more, folder=None)
     parser.add_argument("name", metavar="NAME", help="residual or positions: the part that is taken away")
     parser.add_argument("-o", "--output", metavar="FILE", help="the page to write [lesson-NAME.html]")

@@ -111,6 +111,7 @@ RESERVED: dict[str, str] = {
     "sortish_sampler": "updates are planned from the lengths; use tokens_per_update",
     "length_column_name": "updates are planned from the lengths; use tokens_per_update",
     "dataloader_drop_last": "every example is seen once per epoch; leave it out",
+    "dataloader_in_order": "updates are planned, and their order is kept; leave it out",
     "predict_with_generate": "evaluation always decodes; leave it out",
     "prediction_loss_only": "evaluation always decodes; use eval_strategy=no for none",
     "generation_max_length": "use max_new_tokens",

@@ -23,6 +23,7 @@ from seqloom.configuration.data_names import TAG, DataName, can_follow, data_nam
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.hub.files import files_made_from, read_object, sha256_of
 from seqloom.hub.generate import Job, Search, generate_file
+from seqloom.hub.quoting import shell
 from seqloom.hub.tags import Tags
 from seqloom.modeling.canary import write_whole
 from seqloom.training.monitoring.console import say
@@ -64,7 +65,7 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError(
             "distill writes with --processes N, not under a launcher; start it alone with --dry_run, then, with the "
-            f"launcher, seqloom train --train {recipe.output}{SUFFIX}/train.jsonl and the other flags."
+            "launcher, training/train.py with the flags that its line `student` shows, and those of the student."
         )
     home = Path(f"{recipe.output.rstrip('/')}{SUFFIX}")
     home.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,8 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
     if "validation" not in corpus:
         changes["training_arguments"] = {**recipe.training_arguments, "eval_strategy": "no"}
     say(f"teachers  {' + '.join(teachers.folders)} wrote {num_sources:,} targets, one for each source: {home}")
+    flags = [("--train", changes["train"]), ("--valid", changes["valid"] or ["none"]), ("--test", changes["test"])]
+    say(f"student   {' '.join(' '.join((flag, *map(shell, names))) for flag, names in flags if names)}")
     return replace(recipe, task="pairs", num_splits=1, columns=None, where=[], clean="none", **changes)
 
 

@@ -109,7 +109,8 @@ def hold_out(
         if left == wanted or not (taken == 0).any():
             raise RecipeError(
                 f"{(sizes > 0).sum():,} different sources are too few to hold out {wanted:,} of {judges.sum():,} "
-                f"examples for the {split} set; name fewer, give files of their own, or none: --valid none."
+                f"examples for the {split} set; name fewer, give files of their own, or none: "
+                f"--{'valid' if split == 'validation' else 'test'} none."
             )
     rows = {"train": taken[members] <= 0}
     rows |= {split: (taken[members] == number) & judges for number, split in enumerate(shares, start=1)}

@@ -36,6 +36,9 @@ FREE = frozenset({"dropout", "attention_dropout", "activation_dropout", "init_st
 VOCABULARY = ("normalization", "joint_vocabulary")
 """Recipe keys that a tokenizer remembers of its own making, besides its size."""
 
+LEARNING_VOCABULARY = ("character_coverage", "min_frequency", "split_digits")
+"""Those that say how a vocabulary is learned, and nothing of one that is there."""
+
 SHARES = {"keep": (0.2, 0.25), "new": (0.5, 0.5)}
 """By `init_vocabulary`: the share of the parent's learning rate, and of the epochs that a new model would be trained.
 
@@ -230,6 +233,12 @@ def refuse_misfit(recipe: Recipe, parent: Parent) -> None:
             raise RecipeError(
                 f"{key}={asked} is not the vocabulary of init_from={parent.folder}, which has {key}={own}; leave {key} "
                 f"out, or add --init_vocabulary new to learn one from the new text."
+            )
+    for key in LEARNING_VOCABULARY:
+        if key in recipe.named and wanted[key] != Recipe.__dataclass_fields__[key].default:
+            raise RecipeError(
+                f"{key}={shown(wanted[key])} says how a vocabulary is learned, and init_from={parent.folder} has "
+                f"one; leave {key} out, or add --init_vocabulary new to learn one from the new text."
             )
     for key in (*VOCABULARY, "vocab_size"):
         value = parent.vocabulary[key]

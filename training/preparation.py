@@ -379,7 +379,7 @@ def fit_output_length(recipe: Recipe, data: DatasetDict) -> tuple[Recipe, str]:
     """
     lengths = {split: lengths_of(rows) for split, rows in data.items()}
     known = known_positions(recipe)
-    refuse_beyond(known, lengths)
+    refuse_beyond(known, lengths, recipe.init_from)
     longest = max(int(sides[:, 1].max(initial=0)) for sides in lengths.values())
     chosen = min(int(longest * ROOM) + SPARE, known)
     if recipe.max_new_tokens is None:
@@ -407,7 +407,7 @@ def known_positions(recipe: Recipe) -> int:
     return config.max_position_embeddings if config.position_embedding_type == "learned" else MOST_TOKENS
 
 
-def refuse_beyond(known: int, lengths: dict[str, np.ndarray]) -> None:
+def refuse_beyond(known: int, lengths: dict[str, np.ndarray], parent: str | None = None) -> None:
     """Refuse examples with more tokens than a model has positions: training, an evaluation or the test would die.
 
     Raises:
@@ -421,9 +421,12 @@ def refuse_beyond(known: int, lengths: dict[str, np.ndarray]) -> None:
     is_train_alone = counts["train"] and sum(counts.values()) == counts["train"]
     dropped = f", leave them out with --max_source_length {known} --max_target_length {known}" if is_train_alone else ""
     raised = f"--max_position_embeddings {needed}, or " if needed <= MOST_TOKENS else ""
+    remedy = f"Use {raised}--position_embedding_type sinusoidal or rotary{dropped}, or shorten them"
+    if parent:
+        remedy = f"init_from={parent} has no more; shorten them{dropped}, or leave init_from out"
     raise RecipeError(
         f"{named} examples have more tokens on a side than max_position_embeddings={known} learned positions; the "
-        f"longest has {needed:,}. Use {raised}--position_embedding_type sinusoidal or rotary{dropped}, or shorten them."
+        f"longest has {needed:,}. {remedy}."
     )
 
 

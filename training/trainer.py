@@ -168,6 +168,10 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches; they are rank-aware already, so accelerate must not shard them again."""
+        workers = {}
+        if self.args.dataloader_num_workers:
+            named = ("prefetch_factor", "multiprocessing_context")
+            workers = {name: getattr(self.args, f"dataloader_{name}", None) for name in named}
         return UpdateLoader(
             self.encodings or self.train_dataset.select_columns(list(MODEL_COLUMNS)),
             batch_sampler=self.train_sampler(),
@@ -176,6 +180,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and not self.encodings,  # they know one epoch
             worker_init_fn=self._seed_worker if self.args.dataloader_num_workers else None,
+            **workers,
         )
 
     @property

@@ -41,6 +41,8 @@ def texts_of(folder: Path, files: Sequence[str] | None, facts: CardFacts) -> tup
         ExportError: for files that are not line-aligned, or hold nothing.
     """
     if files:
+        if len(files) > 2:
+            raise ExportError(f"--text {' '.join(files)} names {len(files)} files; sources, and one of references.")
         columns = [read_lines(file) for file in files]
         if len({len(column) for column in columns}) > 1:
             raise ExportError(

@@ -1,7 +1,7 @@
 """Writes the folder of a Hugging Face Space: a Gradio page that serves a model and walks through it.
 
     DIR/app.py                          the page, from a template
-    DIR/*.py, walk.html                 copies of the files of these names in hub/
+    DIR/*.py, walk.html                 copies of the files of these names in hub/page/, hub/templates/ and hub/
     DIR/examples.json                   sources from the run's test set, where it left some
     DIR/requirements.txt, README.md     what a Space is told: packages, SDK and its version
     DIR/model/                          the model itself, unless the page loads it from a repository
@@ -119,7 +119,8 @@ _COPIED = (explain, walk, walk_numbers, walk_search, word_alignment)
 
 
 def _copy_of(module: str, path: str | None) -> str:
-    header = f"# Seqloom {version('seqloom')}, hub/{_stem(module)}.py: a copy.\n# SPDX-License-Identifier: Apache-2.0\n"
+    place = "/".join(module.split(".")[1:])
+    header = f"# Seqloom {version('seqloom')}, {place}.py: a copy.\n# SPDX-License-Identifier: Apache-2.0\n"
     return header + re.sub(r"from seqloom\.hub\.(page\.)?", "from ", Path(str(path)).read_text(encoding="utf-8"))
 
 

@@ -4,7 +4,7 @@
 
 The network has the names of modeling_seqloom.py (`model.encoder.layers.0.self_attn.q_proj`, ...). Tables are packed in
 base64: as float16, three to four digits, where a reader looks at them, as float32 where the page goes on computing.
-This file imports torch and transformers only, and explain.py: `seqloom space` copies it into the folder of a Space.
+This file imports torch only: `seqloom space` copies it into the folder of a Space.
 
     S source length    T target length    L either    D d_model    d dimensions shown    N query heads    H head width
     G key/value heads    F feed-forward width    V vocabulary

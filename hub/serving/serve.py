@@ -33,6 +33,8 @@ from seqloom.hub.verify import check_folder
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 from seqloom_cli.command import visible
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from seqloom.hub.serving.chat_server import Service
 
@@ -212,7 +214,12 @@ def load_service(
         with explained_loading(folder, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         writer = CTranslate2Engine(engine_folder(folder, quantization), vocabulary_of(tokenizer, config.vocab_size))
-        limits = replace(limits, max_tokens=min(limits.max_tokens, writer.longest or limits.max_tokens))
+        if limits.max_tokens > (writer.longest or limits.max_tokens):
+            logger.warning(
+                "max_tokens=%s is lowered to %s, the positions that the export computes; --engine torch has no end.",
+                *(limits.max_tokens, writer.longest),
+            )
+            limits = replace(limits, max_tokens=writer.longest, remedy="shorten it, or serve with --engine torch")
     generation.max_new_tokens = min(answer_length(generation), limits.max_tokens)
     generation.max_length = None
     created = int((Path(folder) / "config.json").stat().st_mtime)

@@ -68,6 +68,8 @@ def test_too_few_different_sources_are_refused():
     same = Dataset.from_dict({"source": ["a"] * 600, "target": ["b"] * 600})
     with pytest.raises(RecipeError, match=r"1 different sources are too few to hold out 50 of 600 .*--valid none"):
         hold_out(same, {"validation": 50}, seed=1)
+    with pytest.raises(RecipeError, match=r"to hold out 50 of 600 examples for the test set; .*--test none"):
+        hold_out(same, {"test": 50}, seed=1)
 
 
 def test_training_lines_are_found():

@@ -120,6 +120,7 @@ def test_a_piece_is_the_same_in_a_joint_vocabulary_and_in_that_of_a_side():
         ({"norm_position": "post"}, "norm_position=post does not fit .*norm_position=pre", "norm_position"),
         ({"preset": "tiny"}, "preset=tiny has d_model=128, which does not fit .*d_model=16", "preset"),
         ({"tokenizer": "bpe"}, "tokenizer=bpe is not the vocabulary of .* which has tokenizer=char", "tokenizer"),
+        ({"min_frequency": 3}, "min_frequency=3 says how a vocabulary is learned, and .* has one", "min_frequency"),
         ({"vocab_size": 261}, "vocab_size=261 is not the vocabulary of .*vocab_size=265", "vocab_size"),
     ],
 )

@@ -285,6 +285,8 @@ def test_mistakes_are_told_before_anything_is_loaded(folder, tmp_path, monkeypat
     (tmp_path / "one").write_text("a\n")
     with pytest.raises(ExportError, match=r"two has 2 lines and .*one 1; they must be line-aligned."):
         export_ctranslate2(folder, tmp_path / "ct2", text=[str(tmp_path / "two"), str(tmp_path / "one")])
+    with pytest.raises(ExportError, match=r"names 3 files; sources, and one of references."):
+        export_ctranslate2(folder, tmp_path / "ct2", text=[str(tmp_path / "one")] * 3)
     monkeypatch.setitem(__import__("sys").modules, "ctranslate2", None)
     with pytest.raises(ImportError, match=r"needs ctranslate2 \(.*\); pip install 'seqloom\[export\]'."):
         export_ctranslate2(folder, tmp_path / "ct2")

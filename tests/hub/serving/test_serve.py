@@ -86,6 +86,10 @@ def test_the_command_hands_over_its_flags(monkeypatch):
         ("serve dir --port x", "argument --port: 'x' must be a whole number from 0 to 65535; "),
         ("serve dir --max_tokens 0", "argument --max_tokens/--max-tokens: '0' must be a whole number of at least 1; "),
         ("serve dir --prot 1", "--prot is not an argument of seqloom serve; did you mean --port?"),
+        (
+            "serve dir --quantization int8",
+            "--quantization int8 is of CTranslate2's weights, and torch takes the",
+        ),
         ("serve nowhere", "nowhere holds no config.json; name "),
     ],
 )
@@ -198,6 +202,15 @@ def test_limits_come_from_positions_answers_and_the_user(folder, tiny_config):
 )
 def test_answers_are_as_long_as_the_folder_says(fields, expected):
     assert answer_length(GenerationConfig(**fields)) == expected
+
+
+def test_what_an_export_cannot_compute_is_said(copy, caplog):
+    limits = limits_of(read_config(copy), copy, 1_000_000)
+    assert load_service(copy, limits).limits.max_tokens == 1_000_000
+    service = load_service(copy, limits, engine="ctranslate2")
+    assert service.limits.max_tokens < 1_000_000
+    assert f"max_tokens=1000000 is lowered to {service.limits.max_tokens}, the positions that the" in caplog.text
+    assert service.limits.remedy == "shorten it, or serve with --engine torch"
 
 
 def test_the_folders_settings_stay_and_its_length_fits_the_limit(copy):
