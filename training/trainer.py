@@ -168,7 +168,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches; they are rank-aware already, so accelerate must not shard them again."""
-        workers = {}
+        workers: dict[str, Any] = {}
         if self.args.dataloader_num_workers:
             named = ("prefetch_factor", "multiprocessing_context")
             workers = {name: getattr(self.args, f"dataloader_{name}", None) for name in named}
