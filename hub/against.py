@@ -104,6 +104,9 @@ def _files_of(name: str) -> dict[str, Any]:
             f"{shown(name)} is no folder here, and HF_HUB_OFFLINE=1 forbids to ask the Hub; unset it."
         ) from error
     except (HFValidationError, HfHubHTTPError) as error:
+        response = getattr(error, "response", None)
+        if response is not None and (response.status_code == 429 or response.status_code >= 500):
+            raise FolderError(f"{api.endpoint} answered {response.status_code}; try again later.") from error
         raise FolderError(
             f"{shown(name)} is neither a folder here nor a repository that {api.endpoint} shows you; name a folder, or "
             f"owner/name[@revision]; `hf auth login` opens private ones."

@@ -195,7 +195,11 @@ def _is_trainers(folder: Path, name: str) -> bool:
 
 
 def _find_links_outside(folder: Path, names: Iterable[str]) -> Iterator[Finding]:
-    """Find symbolic links out of the folder; a snapshot in the Hub's cache consists of links to the blobs beside it."""
+    """Find symbolic links out of the folder.
+
+    A snapshot in the Hub's cache consists of links to the blobs of its repository, and these, since huggingface_hub
+    2.4, of links to blobs that all repositories share.
+    """
     for name in names:
         if _leads_outside(folder, name):
             rule = f"a link to {shown(os.readlink(folder / name))}, out of the folder"
@@ -206,7 +210,12 @@ def _leads_outside(folder: Path, name: str) -> bool:
     if not (folder / name).is_symlink():
         return False
     home = folder.resolve()
-    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    homes = [home]
+    if home.parent.name == "snapshots":
+        repository = home.parents[1]
+        homes.append(repository / "blobs")
+        if repository.name.startswith("models--"):
+            homes.append(repository.parent / "blobs")
     try:
         end = (folder / name).resolve()
     except (OSError, RuntimeError):  # links in a circle

@@ -302,6 +302,12 @@ def current_card(folder: str | PathLike[str], model_id: str | None = None) -> st
         return render_card(facts)
 
 
+def card_bytes(folder: str | PathLike[str], model_id: str | None = None) -> bytes:
+    """Return `current_card` as a file holds it: an edited one to the byte, whatever its line ends and encoding are."""
+    path, text = Path(folder) / CARD_NAME, current_card(folder, model_id)
+    return path.read_bytes() if path.is_file() and _read_text(path) == text else text.encode()
+
+
 def is_generated(text: str) -> bool:
     """Return whether a card is as Seqloom wrote it."""
     match = _LAST_LINE.search(text)

@@ -13,14 +13,16 @@ import pickletools
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 """Names of what torch.load and its kin read: under such a name, whatever begins like a pickle is taken for one."""
 
-MOST_BYTES, MOST_OPCODES, MOST_MEMBERS = 1 << 24, 100_000, 1_000
+MOST_BYTES, MOST_OPCODES, MOST_MEMBERS, MOST_IN_A_ROW = 1 << 24, 100_000, 1_000, 5
 """What is read of a pickle or an archive. What goes on like a pickle for so long is one."""
 
 
@@ -55,46 +57,98 @@ def is_pickle(path: Path) -> bool:
             if path.suffix.lower() in PICKLE_SUFFIXES and head[:1].decode("latin-1") in _FIRST_CHARACTERS:
                 return True
             file.seek(0)
-            return any(map(_runs_something, _streams(file, head)))
-    except (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
+            return any(map(_opens_a_pickle, _streams(file, head)))
+    except _NOT_READABLE:
         return False  # no archive, or one that no loader opens
+
+
+def _opens_a_pickle(stream: "IO[bytes] | Callable[[], IO[bytes]]") -> bool:
+    """Whether a stream, or what opens one, is a pickle; a member that cannot be read acquits itself alone."""
+    try:
+        return _runs_something(stream() if callable(stream) else stream)
+    except _NOT_READABLE:
+        return False
+
+
+_NOT_READABLE = (
+    *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError),
+    *(lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
+)
 
 
 _FIRST_CHARACTERS = frozenset(opcode.code for opcode in pickletools.opcodes) | {"P"}  # "PK" is a zip
 
-_COMPRESSORS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+class _Inflated(io.RawIOBase):
+    """A zlib stream, as joblib writes it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.inflater = file, zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data and not self.inflater.eof:
+            raw = self.inflater.unconsumed_tail or self.file.read(io.DEFAULT_BUFFER_SIZE)
+            if not raw:
+                break
+            data = self.inflater.decompress(raw, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
-def _streams(file: IO[bytes], head: bytes) -> Iterator[IO[bytes]]:
-    """Yield a file, and what can be unpacked of it."""
+def _inflate(file: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(_Inflated(file))
+
+
+_COMPRESSORS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\x00\x00": lzma.open,
+    **{bytes([0x78, level]): _inflate for level in (0x01, 0x5E, 0x9C, 0xDA)},
+}
+
+
+def _streams(file: IO[bytes], head: bytes) -> "Iterator[IO[bytes] | Callable[[], IO[bytes]]]":
+    """Yield a file, and what can be unpacked of it, or what unpacks it."""
     yield file
     file.seek(0)
     if head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(file) as archive:
-            yield from map(archive.open, archive.infolist()[:MOST_MEMBERS])
+            members = sorted(archive.infolist(), key=lambda member: not member.filename.endswith(".pkl"))  # torch's
+            yield from (partial(archive.open, member) for member in members[:MOST_MEMBERS])
     elif head[257:262] == b"ustar":
         with tarfile.open(fileobj=file) as archive:
-            members = (member for member, _ in zip(archive, range(MOST_MEMBERS)) if member.isfile())
-            yield from filter(None, map(archive.extractfile, members))
+            files = (member for member, _ in zip(archive, range(MOST_MEMBERS)) if member.isfile())
+            yield from filter(None, map(archive.extractfile, files))
     for magic, unpack in _COMPRESSORS.items():
         if head.startswith(magic):
+            file.seek(0)
             yield unpack(file)
 
 
 def _runs_something(file: IO[bytes]) -> bool:
-    """Whether unpickling a stream would call something, or get to its end."""
+    """Whether unpickling a stream would call something, or get to its end; torch wrote several pickles in a row."""
     names: set[str] = set()
+    beginning, number = _Beginning(file), 0
     try:
-        for number, (opcode, _, _) in enumerate(pickletools.genops(_Beginning(file))):  # type: ignore[arg-type]
-            names.add(opcode.name)
-            if number > MOST_OPCODES or _is_call(opcode.name, names):
+        for _ in range(MOST_IN_A_ROW):
+            for opcode, _, _ in pickletools.genops(beginning):  # type: ignore[arg-type]
+                number += 1
+                names.add(opcode.name)
+                if number > MOST_OPCODES or _is_call(opcode.name, names):
+                    return True
+            if "PROTO" in names or _IMPORTS & names:
                 return True
     except _EndlessError:
         return True
     except (ValueError, EOFError, OverflowError):  # what pickletools raises for anything else than a pickle
         file.seek(0)
         return _is_array_of_objects(file)
-    return "PROTO" in names or bool(_IMPORTS & names)
+    return False
 
 
 def _is_call(name: str, names: set[str]) -> bool:

@@ -30,9 +30,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.suggestion import did_you_mean
 from seqloom.hub.files import RUN_FOLDERS, SEAL_NAME, names_below
-from seqloom.hub.model_card import CARD_NAME, current_card
+from seqloom.hub.model_card import CARD_NAME, card_bytes
 from seqloom.hub.quoting import shown
-from seqloom.hub.verify import check_code, check_folder
+from seqloom.hub.verify import EARLIER, RELEASES, check_code, check_folder
 
 LEFT_AT_HOME = (
     *(*RUN_FOLDERS, "_*", "run", SEAL_NAME),  # a run's
@@ -101,7 +101,9 @@ def plan_push(folder: str | PathLike[str], repo: str | None, *, with_run: bool =
     contents: dict[str, Path | bytes] = {
         name: Path(folder) / name for name in names_below(folder) if belongs(name, with_run=with_run)
     }
-    contents[CARD_NAME] = current_card(folder, repo).encode()
+    card = contents[CARD_NAME] = card_bytes(folder, repo)
+    if repo is not None and "\ufffd" in card.decode("utf-8", "replace"):
+        raise HubError(f"{shown(Path(folder) / CARD_NAME)} is no UTF-8, and the Hub takes no other card; save it so.")
     return [PushFile(name, content) for name, content in sorted(contents.items())]
 
 
@@ -123,12 +125,15 @@ def copy_folder(folder: str | PathLike[str], output: str | PathLike[str], *, wit
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{shown(output)} holds something; name a folder that does not exist, or empty this one.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    staged = output.with_name(f".{output.name}.{uuid4().hex[:8]}.part")
+    name = f".{output.name}.{uuid4().hex[:8]}.part"
+    is_there = output.exists()  # a mount, or where the shell stands: it is filled, not replaced
+    staged = output / name if is_there else output.with_name(name)
     try:
         write_files(files, staged)
-        if output.exists():
-            output.rmdir()  # on some systems nothing is renamed to an empty folder
-        staged.rename(output)
+        if not is_there:
+            staged.rename(output)
+        for entry in sorted(staged.iterdir()) if is_there else ():
+            entry.rename(output / entry.name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return files
@@ -172,24 +177,27 @@ def push_folder(
     """
     plan_push(folder, repo, with_run=with_run)  # what is wrong with the folder is said before anybody is asked
     api = HfApi(token=token)
-    repo, is_new = create_repository(repo, private=private, token=token)
+    repo, is_new = create_repository(repo, private=private, token=token, revision=revision)
     files = plan_push(folder, repo, with_run=with_run)  # the card names the owner
     with _explained(api, repo):
-        info = api.model_info(repo)
-        stale = [] if is_new else _stale_weights(info, files)
+        info = api.model_info(repo, revision=revision)
+        stale = [] if is_new else _stale_files(info, files)
         operations: list[Any] = [CommitOperationAdd(file.path, file.content) for file in files]
         operations += [CommitOperationDelete(path) for path in stale]
         api.create_commit(repo, operations, commit_message=message, revision=revision)
     return PushReport(repo, f"{api.endpoint}/{repo}", tuple(files), is_new, info.private)
 
 
-def create_repository(repo: str, *, private: bool = True, token: str | None = None) -> tuple[str, bool]:
-    """Make sure that a repository exists, may hold a Seqloom model, and takes our token.
+def create_repository(
+    repo: str, *, private: bool = True, token: str | None = None, revision: str | None = None
+) -> tuple[str, bool]:
+    """Make sure that a repository and its branch exist, may hold a Seqloom model, and take our token.
 
     Args:
         repo: `owner/name`, or `name` for one of the token's owner.
         private: whether a new one is private.
         token: None: the one that `hf auth login` or HF_TOKEN left.
+        revision: the branch, made of main where there is none of this name; None: main.
 
     Returns:
         Its full name, and whether it was made just now.
@@ -209,12 +217,18 @@ def create_repository(repo: str, *, private: bool = True, token: str | None = No
         owner = api.whoami()["name"]
         full_name = repo if "/" in repo else f"{owner}/{repo}"
         try:
-            return api.create_repo(full_name, private=private).repo_id, True
+            full_name, is_new = api.create_repo(full_name, private=private).repo_id, True
         except HfHubHTTPError as error:
-            if _status(error) != 409:
+            if _status(error) not in (403, 409):  # 403: a token that may make none, and write to this one
                 raise
-        _refuse_other_model(full_name, api.model_info(full_name))
-        return full_name, False
+            if _status(error) == 403 and not api.repo_exists(full_name):
+                raise
+            is_new = False
+        if not is_new:
+            _refuse_other_model(full_name, api.model_info(full_name))
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(full_name, branch=revision, exist_ok=True)
+        return full_name, is_new
 
 
 def check_repo_name(repo: str) -> None:
@@ -284,11 +298,16 @@ def format_size(num_bytes: int) -> str:
     return f"{num_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
 
 
-def _stale_weights(info: Any, files: Iterable[PushFile]) -> list[str]:
-    """Weights of an earlier push that this one does not replace; one file would be preferred to several shards."""
+def _stale_files(info: Any, files: Iterable[PushFile]) -> list[str]:
+    """Return what of an earlier push this one does not replace, and would be read.
+
+    One file of weights would be preferred to several shards, the target's vocabulary to one of both sides, and code
+    that a release had and ours has not is foreign to `seqloom verify`.
+    """
     sent = {file.path for file in files}
-    weights = (path for path in _paths(info) if re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", path))
-    return [path for path in weights if path not in sent]
+    code = {name for known in (*RELEASES.values(), *EARLIER.values()) for name in known}
+    ours = re.compile(r"model[^/]*\.safetensors(\.index\.json)?|target/[^/]+\.json")
+    return [path for path in _paths(info) if path not in sent and (ours.fullmatch(path) or path in code)]
 
 
 def _refuse_other_model(repo: str, info: Any) -> None:
@@ -337,7 +356,9 @@ def _explain_refusal(api: HfApi, repo: str, error: Any) -> str:
             f"{api.endpoint}/settings/tokens, then run `hf auth login`, or set HF_TOKEN."
         )
     if status in (403, 404):
-        return f"the token may not write to {repo} ({status}): {_whose(api, repo)}"
+        reason = getattr(error, "server_message", None)
+        said = f" The server says: {reason.rstrip('.')}." if reason else ""
+        return f"the token may not write to {repo} ({status}): {_whose(api, repo)}{said}"
     said = getattr(error, "server_message", None) or " ".join(str(error).split())
     return (
         f"{api.endpoint} answered {status} to the push to {repo}: {said.rstrip('.')}. Nothing was changed, here or "

@@ -37,7 +37,7 @@ from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.bundle import MANIFEST_NAME, STAND_IN, bundle_files, config_text, name_code
 from seqloom.hub.files import SEAL_NAME, models_in, read_object, sha256_of
 from seqloom.hub.loading import no_loading_bar
-from seqloom.hub.model_card import CARD_NAME, current_card, is_generated, weights_sha256
+from seqloom.hub.model_card import CARD_NAME, card_bytes, is_generated, weights_sha256
 from seqloom.hub.quoting import shell, shown
 from seqloom.hub.verify import EARLIER, RELEASES, Kind, check_folder, release_digests
 from seqloom.modeling.canary import (
@@ -227,7 +227,7 @@ def _manifest_between(new: Mapping[str, bytes], proofs: Mapping[str, set[str]]) 
 
 
 def _renew_card(folder: Path) -> Iterator[Step]:
-    card, today = _read(folder / CARD_NAME), current_card(folder).encode()
+    card, today = _read(folder / CARD_NAME), card_bytes(folder)
     if card not in (None, today):
         yield CARD_NAME, today
 

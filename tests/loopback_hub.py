@@ -36,6 +36,8 @@ class Repository:
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b"*.safetensors filter=lfs\n"}])
     messages: list[str] = field(default_factory=lambda: ["initial commit"])
     type: str = "model"
+    branches: set[str] = field(default_factory=lambda: {"main"})
+    """Names alone: there is one history."""
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -223,8 +225,17 @@ class _Handler(BaseHTTPRequestHandler):
         content = found.files[path]
         self.reply(content, headers={"ETag": f'"{_describe(path, content)["oid"]}"', "X-Repo-Commit": found.sha})
 
+    def branch(self, name: str, revision: str) -> None:
+        if (found := self.repository(name, write=True)) is None:
+            return
+        self.reply({}, 409 if revision in found.branches else 201)
+        found.branches.add(revision)
+
     def preupload(self, name: str, revision: str) -> None:
         if (found := self.repository(name, write=True)) is None:
+            return
+        if revision not in found.branches:
+            self.reply({"error": f"Invalid rev id: {revision}"}, 404, {"X-Error-Code": "RevisionNotFound"})
             return
         rows = []
         for file in self.json()["files"]:
@@ -286,6 +297,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     ("POST /api/validate-yaml", _Handler.validate_yaml),
     (rf"GET /api/(?:models|datasets)/{REPO}(?:/revision/([^/]+))?", _Handler.info),
     (rf"GET /api/(?:models|datasets)/{REPO}/tree/([^/]+)(/.+)?", _Handler.tree),
+    (rf"POST /api/models/{REPO}/branch/([^/]+)", _Handler.branch),
     (rf"POST /api/models/{REPO}/preupload/([^/]+)", _Handler.preupload),
     (rf"POST /api/models/{REPO}/commit/([^/]+)", _Handler.commit),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),

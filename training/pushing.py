@@ -42,7 +42,9 @@ class PushingTrainer(Trainer):
             )
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
-        self.hub_model_id, _ = create_repository(name, private=private is not False, token=self._token(token))
+        self.hub_model_id, _ = create_repository(
+            name, private=private is not False, token=self._token(token), revision=self.args.hub_revision
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write Seqloom's card at the top of the folder; what it says comes from the run, not from arguments."""

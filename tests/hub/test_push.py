@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -177,6 +178,31 @@ def test_weights_of_an_earlier_push_do_not_hide_the_new_ones(folder, hub):
     assert {name for name in left if name.startswith("model")} == {"model.safetensors", "modeling_seqloom.py"}
 
 
+def test_code_and_vocabulary_of_an_earlier_push_do_not_stay(folder, hub):
+    push_folder(folder, "alice/dates")
+    files = hub.repositories["alice/dates"].files
+    files |= {"packing.py": b"old", "target/tokenizer.json": b"{}", "mine.py": b"mine", "target/notes.md": b"mine"}
+    push_folder(folder, "alice/dates")
+    left = set(hub.repositories["alice/dates"].files)
+    assert {"mine.py", "target/notes.md"} <= left
+    assert not {"packing.py", "target/tokenizer.json"} & left
+
+
+def test_a_branch_is_made_where_there_is_none(folder, hub):
+    push_folder(folder, "alice/dates", revision="second")
+    push_folder(folder, "alice/dates", revision="second")
+    assert hub.repositories["alice/dates"].branches == {"main", "second"}
+    assert len(hub.repositories["alice/dates"].commits) == 2, "nothing had changed"
+
+
+def test_a_token_that_may_make_no_repository_writes_to_its_own(folder, hub):
+    push_folder(folder, "alice/dates")
+    hub.answers["POST /api/repos/create"] = 403
+    assert not push_folder(folder, "alice/dates").is_new
+    with pytest.raises(ValueError, match="the token may not write to alice/other"):
+        push_folder(folder, "alice/other")
+
+
 def test_public_must_be_asked_for(folder, hub, capsys):
     assert push(folder, "lab/dates", "--public") == 0
     assert not hub.repositories["lab/dates"].private
@@ -189,9 +215,14 @@ def test_a_bare_name_belongs_to_the_tokens_owner(folder, hub):
 
 
 def test_an_edited_card_goes_as_it_is(folder, hub):
-    (folder / CARD_NAME).write_text("---\nlicense: mit\n---\nMine.\n")
+    card = "---\r\nlicense: mit\r\n---\r\nÄrger.\r\n"
+    (folder / CARD_NAME).write_bytes(card.encode())
     push_folder(folder, "alice/dates")
-    assert hub.repositories["alice/dates"].files[CARD_NAME] == b"---\nlicense: mit\n---\nMine.\n"
+    assert hub.repositories["alice/dates"].files[CARD_NAME] == card.encode()
+    (folder / CARD_NAME).write_bytes(card.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"README.md is no UTF-8, and the Hub takes no other card; save it so."):
+        push_folder(folder, "alice/dates")
+    assert next(file for file in plan_push(folder, None) if file.path == CARD_NAME).content == card.encode("latin-1")
 
 
 class TestRefusals:
@@ -389,6 +420,13 @@ def test_a_copy_is_what_a_push_would_send_readable_as_the_umask_says(folder, tmp
     with pytest.raises(ValueError, match="holds something; name a folder that does not exist, or empty this one"):
         copy_folder(folder, copied)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["to go"], "nothing half"
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(folder, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert verbs.main(["copy", str(folder), "."]) == 0
+    assert {path.name for path in Path().iterdir()} == {file.path for file in plan_push(folder, None)}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")

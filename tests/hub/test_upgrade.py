@@ -198,6 +198,14 @@ def test_a_card_that_we_wrote_is_renewed_and_an_edited_one_is_kept_and_named(old
     assert "keep      README.md: edited, and not overwritten." in describe_upgrade(plan).splitlines()
 
 
+def test_line_ends_and_encoding_of_an_edited_card_stay(old: Path) -> None:
+    card = (old / CARD_NAME).read_text().replace("# dates", "# Ärger").replace("\n", "\r\n").encode("latin-1")
+    (old / CARD_NAME).write_bytes(card)
+    plan = upgrade_folder(old)
+    assert (old / CARD_NAME).read_bytes() == card
+    assert "keep      README.md: edited, and not overwritten." in describe_upgrade(plan).splitlines()
+
+
 def test_a_folder_without_a_card_gets_none(old: Path) -> None:
     (old / CARD_NAME).unlink()
     upgrade_folder(old)

@@ -4,11 +4,14 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import pickle
 import re
 import shutil
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +160,23 @@ def test_a_snapshot_of_the_hubs_cache_consists_of_links_and_passes(folder: Path)
         (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
     assert problems(snapshot) == []
     check_folder(snapshot)
+
+
+def test_blobs_that_all_repositories_of_the_cache_share_are_no_way_out(folder: Path, tmp_path: Path) -> None:
+    """huggingface_hub 2.4: snapshots/REV/FILE -> blobs/ETAG -> ../../blobs/xx/HASH."""
+    repository = tmp_path / "models--alice--dates"
+    snapshot, shared = repository / "snapshots" / "0123abc", tmp_path / "blobs" / "01"
+    for place in (snapshot, repository / "blobs", shared):
+        place.mkdir(parents=True)
+    for file in folder.iterdir():
+        file.rename(shared / file.name)
+        (repository / "blobs" / file.name).symlink_to(Path("../../blobs/01") / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert problems(snapshot) == []
+    check_folder(snapshot)
+    (tmp_path / "secret").write_text("x")
+    (snapshot / "notes.md").symlink_to(tmp_path / "secret")
+    assert problems(snapshot) == [(Kind.OUTSIDE, "notes.md")]
 
 
 def test_the_model_of_another_engine_is_no_pickle(folder: Path) -> None:
@@ -473,7 +493,7 @@ def test_commands_to_paste_are_quoted(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights", "a/b.txt", "x.safetensors"])
-@pytest.mark.parametrize("protocol", [0, 2, 5, "torch", "gzip", "numpy", "tar"])
+@pytest.mark.parametrize("protocol", [0, 2, 5, "torch", "gzip", "zlib", "lzma", "numpy", "tar", "row", "zip"])
 def test_content_decides_what_is_a_pickle(folder: Path, tmp_path: Path, name: str, protocol: int | str) -> None:
     path, payload = folder / name, pickle.dumps(Exploit(tmp_path / "trace"), 0)
     path.parent.mkdir(exist_ok=True)
@@ -481,6 +501,18 @@ def test_content_decides_what_is_a_pickle(folder: Path, tmp_path: Path, name: st
         torch.save({"x": Exploit(tmp_path / "trace")}, path)
     elif protocol == "gzip":
         path.write_bytes(gzip.compress(payload))
+    elif protocol == "zlib":  # as joblib writes
+        path.write_bytes(zlib.compress(payload, 3))
+    elif protocol == "lzma":
+        path.write_bytes(lzma.compress(payload, lzma.FORMAT_ALONE))
+    elif protocol == "row":  # as torch wrote: a number, a version, then what is loaded
+        path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 0) + pickle.dumps(1001, 0) + payload)
+    elif protocol == "zip":  # behind so many members, the first of which nobody can read
+        with zipfile.ZipFile(path, "w") as archive:
+            for number in range(1200):
+                archive.writestr(f"data/{number}", "x")
+            archive.writestr("archive/data.pkl", payload)
+        path.write_bytes(path.read_bytes().replace(b"data/0x", b"data/0y", 1))
     elif protocol == "numpy":
         with path.open("wb") as file:
             np.save(file, np.array([Exploit(tmp_path / "trace")]), allow_pickle=True)
