@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from seqloom_cli.command import (
@@ -232,8 +233,13 @@ def _run_check(namespace: argparse.Namespace) -> int:
 
     keys = ("train", "valid", "test", "columns", "where", "tags", "task", "num_proc")
     named = {key: value for key in keys if (value := getattr(namespace, key)) is not None}
+    if namespace.files and "train" in named:
+        raise UsageError(f"{' '.join(namespace.files)} and --train {' '.join(named['train'])} are two texts; name one")
     if namespace.files:
         named["train"] = namespace.files
+    for file in filter(None, (namespace.html, namespace.json)):
+        if file != "-" and not Path(file).absolute().parent.is_dir():
+            raise UsageError(f"{file}: the folder {Path(file).absolute().parent} does not exist; create it")
     recipe = resolve_recipe(namespace.recipe, named)
     if recipe.is_demo:
         raise UsageError("check needs a text: seqloom check FILE [FILE], or --train, or a --recipe that names one.")

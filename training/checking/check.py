@@ -286,20 +286,25 @@ def find_leaks(small: RowStore, train: RowStore) -> dict[str, tuple[np.ndarray, 
     if small.is_pairs:
         keys |= {"leak-source": "source", "leak-target": "target"}
     for rule, key in keys.items():
-        wanted = small.keys(key)
-        hits, train_lines = [wanted[:0]], [np.zeros(0, np.int64)]
-        for records in train.chunks():
-            values = key_of(records, key)
-            is_hit = is_among(values, wanted)
-            hits.append(values[is_hit])
+        rest = [_filled(records) for records in small.chunks()]
+        rest = [records[~is_among(records["number"], told)] for records in rest]
+        wanted = np.unique(np.concatenate([told[:0].astype("u8"), *(key_of(records, key) for records in rest)]))
+        hits, train_lines = [wanted[:0]], [told[:0]]
+        for records in map(_filled, train.chunks()):
+            is_hit = is_among(key_of(records, key), wanted)
+            hits.append(key_of(records, key)[is_hit])
             train_lines.append(records["number"][is_hit])
         hit = np.unique(np.concatenate(hits))
-        lines = np.concatenate(
-            [told[:0], *(records["number"][is_among(key_of(records, key), hit)] for records in small.chunks())]
-        )
-        leaks[rule] = np.setdiff1d(lines, told), np.concatenate(train_lines)
+        found = (records["number"][is_among(key_of(records, key), hit)] for records in rest)
+        lines = np.unique(np.concatenate([told[:0], *found]))
+        leaks[rule] = lines, np.concatenate(train_lines)
         told = np.union1d(told, lines)
     return leaks
+
+
+def _filled(records: np.ndarray) -> np.ndarray:
+    """Return the records of rows that have a text: what is blank is nobody's copy; see `examine`."""
+    return records[records["pair"] != mix(records["number"])]
 
 
 def show_rows(findings: list[Finding], rows: Iterator[Row]) -> None:

@@ -84,6 +84,8 @@ MOJIBAKE = regex.compile(
 )
 """Runs of what the bytes 0x80 to 0xFF are in Windows-1252."""
 
+_LETTERS_AND_MARKS = regex.compile(r"(\p{L}+)([\p{P}™®]+)")
+
 STACKED = regex.compile(r"\p{Mn}{5,}")
 """More marks on one letter than any language has."""
 
@@ -124,8 +126,23 @@ def is_garbled(side: Side) -> np.ndarray:
     """Find text that was decoded wrongly: UTF-8 read as Windows-1252, replacement and private characters."""
     found = (side.kinds & UNASSIGNED > 0) | side.matches(STACKED)
     for row, text in side.rows_where(side.matches(MOJIBAKE)):
-        found[row] |= any(_was_utf8(run.group()) for run in MOJIBAKE.finditer(text))
+        found[row] |= any(_was_utf8(run[0]) and not _ends_a_word(run) for run in MOJIBAKE.finditer(text))
     return found
+
+
+def _ends_a_word(run: regex.Match[str]) -> bool:
+    """Whether letters that fit the word before, and marks behind them, are no more than the end of a quotation.
+
+    „MENÜ“ and PERÚ… are bytes of UTF-8 by chance. In text that was decoded wrongly the letter is a capital amid small
+    ones (fÃ¼r), or has a letter behind its mark; Â stands before no-break spaces and » alone.
+    """
+    parts = _LETTERS_AND_MARKS.fullmatch(run[0])
+    before, after = run.string[: run.start()][-1:], run.string[run.end() :][:1]
+    if parts is None or "Â" in parts[1] or after.isalpha():
+        return False
+    if before.isalpha():
+        return before.isupper() == parts[1].isupper()
+    return len(parts[1]) == 1 and parts[1] != "Ã"
 
 
 def _was_utf8(run: str) -> bool:

@@ -109,11 +109,22 @@ class TestRows:
             "می‌خواهم कर्म्‍य 👨‍👩‍👧",
             "ขอบคุณมากครับ",
             "AT&T & Co; R&B",
+            "Er las „MENÜ“, «LIBERTÉ», “PERÚ”, PERÚ… und CAFÉ™.",
+            "il but un “café”… «À…»",
+            "“AMANHÔ",
         ],
     )
     def test_what_people_write_is_no_fault(self, text):
         batch = Batch.of([(1, (text,)), (2, (text,))])
         assert find_faults(batch, ColumnFacts.of(batch)) == {}
+
+    @pytest.mark.parametrize(
+        "text", ["für", "25 °C", "mot »", "«Größe»", "ПРИВЕТ", "η Ελλάδα", "naïve café", "łódź", "中文"]
+    )
+    def test_utf8_read_as_another_encoding_is_one(self, text):
+        garbled = bytes(text, "utf-8").decode("cp1252", "replace").replace("\ufffd", "\x81")
+        batch = Batch.of([(1, (garbled,)), (2, (text,))])
+        assert find_faults(batch, ColumnFacts.of(batch))["garbled"].tolist() == [True, False]
 
     def test_phones_with_the_letters_of_the_word_are_no_copy(self):
         batch = Batch.of([(1, ("ablatif", "a b l a t i f")), (2, ("Layla", "Layla"))])
@@ -152,6 +163,16 @@ class TestAllRows:
         assert list(found["leak", "valid"].train_lines) == [4]
         assert list(found["leak-source", "valid"].lines) == [202]
         assert list(found["leak-target", "valid"].lines) == [203]
+        assert list(found["leak-source", "valid"].train_lines) == [5]
+        assert list(found["leak-target", "valid"].train_lines) == [6]
+
+    def test_what_is_blank_leaks_nowhere(self, clean, tmp_path):
+        train, valid = list(clean[:1000]), list(clean[1000:1200])
+        for place in range(0, 200, 2):
+            train[place] = (train[place][0], "")
+            valid[place] = (valid[place][0], "")
+        found = found_in(train=write(tmp_path, "train", train), valid=write(tmp_path, "valid", valid))
+        assert not [rule for rule, _ in found if rule.startswith("leak")]
 
     @pytest.mark.parametrize(("at", "side"), [(260, 1), (700, 0), (30, 1)])
     def test_shifted_lines_begin_where_one_is_missing(self, clean, at, side):
@@ -283,9 +304,13 @@ class TestCommand:
         assert main(["check", *files, "--fail_on", "never", "--json", "-"]) == 0
         assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]) or "{}") is not None
 
-    def test_without_a_text_it_says_what_to_give(self, capsys):
+    def test_without_a_text_it_says_what_to_give(self, capsys, tmp_path):
         assert main(["check"]) == 2
         assert "check needs a text" in capsys.readouterr().err
+        assert main(["check", "a", "b", "--train", "c", "d"]) == 2
+        assert "a b and --train c d are two texts; name one" in capsys.readouterr().err
+        assert main(["check", "a", "b", "--html", str(tmp_path / "no" / "page.html")]) == 2
+        assert "no does not exist; create it" in capsys.readouterr().err
 
     def test_few_are_doubtful_and_most_are_the_task(self):
         def found(count):
