@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, Literal
 
 import torch
@@ -167,9 +167,18 @@ def source_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
 
 
 def target_spans(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[int, int]]:
-    """Return where each token of an output stands in its text, by how long the text is up to it."""
-    lengths = [len(tokenizer.decode(tokens[:count], skip_special_tokens=True)) for count in range(len(tokens) + 1)]
-    return list(pairwise(lengths))
+    """Return where each token of an output stands in its text, by how long the text is up to it.
+
+    A token that is a byte of a character stands where the character does: until its last byte is there, the text ends
+    in marks that are no part of the whole.
+    """
+    texts = [tokenizer.decode(tokens[:count], skip_special_tokens=True) for count in range(len(tokens) + 1)]
+    lengths = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, texts[-1]))) for text in texts]
+    spans: list[tuple[int, int]] = []
+    for text, (begin, end) in reversed([*zip(texts[1:], pairwise(lengths), strict=True)]):
+        is_open = len(text) > end and spans
+        spans.append((begin, spans[-1][1] if is_open else end))
+    return spans[::-1]
 
 
 def _touched(units: Sequence[tuple[int, int]], span: tuple[int, int]) -> list[int]:

@@ -148,7 +148,9 @@ def write_target(
         written = model.generate(**inputs, **generate_options)[:1]
     else:
         ids = target_tokenizer([target], return_tensors="pt")["input_ids"]
-        start = torch.full((1, 1), model.generation_config.decoder_start_token_id)
+        settings = model.generation_config
+        begins = (settings.decoder_start_token_id, settings.bos_token_id)
+        start = torch.full((1, 1), next(token for token in begins if token is not None))
         written = torch.cat([start, ids], dim=1).to(model.device)
     return up_to_end(written, model.generation_config.eos_token_id)
 

@@ -74,9 +74,10 @@ def beam_tree(model: Any, inputs: dict[str, Tensor], num_beams: int, **options: 
         {"node": tree.index[final], "score": float(score)}
         for final, score in dict(zip(reversed(finals), reversed(output.sequences_scores.tolist()))).items()
     ]
+    penalty = model.generation_config.length_penalty
     return {
         "beams": num_beams,
-        "length_penalty": float(options.get("length_penalty", model.generation_config.length_penalty or 1.0)),
+        "length_penalty": float(options.get("length_penalty", 1.0 if penalty is None else penalty)),
         "nodes": tree.nodes,
         "ends": sorted(ends, key=lambda end: -end["score"]),
         "overtook": tree.overtaking(finals[0]),
@@ -153,7 +154,7 @@ def leave_one_out(model: Any, tokenizer: Any, text: str, written: Tensor, steps:
     spans, others = source_pieces(text)
     texts = [text, *(_without(text, span) for span in spans)]
     inputs = read_source(model, tokenizer, texts)
-    sequences = model.generate(**inputs, **options | {"do_sample": False})
+    sequences = model.generate(**inputs, **options | {"do_sample": False, "num_return_sequences": 1})
     outputs = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     scores = _token_scores(model, inputs, written)[:, :steps]  # (1 + U, steps)
     return {

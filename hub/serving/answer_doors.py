@@ -95,12 +95,12 @@ class ResponseDoor(Door):
         yield _of_part("response.content_part.added", answer, 3, part=_part(""))
 
     def piece(self, answer: Answer, text: str) -> dict[str, Any]:
-        """Return the event of a piece of text; tokens count the events, for each gives one at most."""
-        return _of_part("response.output_text.delta", answer, 3 + answer.num_tokens, delta=text, logprobs=[])
+        """Return the event of a piece of text."""
+        return _of_part("response.output_text.delta", answer, 3 + answer.num_pieces, delta=text, logprobs=[])
 
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield the end of the part, of its item and of the response."""
-        number, response = 5 + answer.num_tokens, self.whole(answer)
+        number, response = 4 + answer.num_pieces, self.whole(answer)
         yield _of_part("response.output_text.done", answer, number, text=answer.text, logprobs=[])
         yield _of_part("response.content_part.done", answer, number + 1, part=_part(answer.text))
         item = {"output_index": 0, "item": response["output"][0]}

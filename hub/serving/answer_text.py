@@ -83,6 +83,8 @@ class Answer:
         self.created = int(time.time())
         self.text, self.num_tokens = "", 0
         """Tokens that were written, an end of sequence included."""
+        self.num_pieces = 0
+        """Pieces of the text that were given out."""
         self.is_cut = False
         """Whether it ended for want of room."""
 
@@ -96,6 +98,7 @@ class Answer:
             return
         async for piece in self._watch():
             self.text += piece
+            self.num_pieces += 1
             yield piece
 
     async def _watch(self) -> AsyncIterator[str]:

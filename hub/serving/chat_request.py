@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqloom.configuration.suggestion import did_you_mean
+from seqloom.hub.quoting import shown
 from seqloom.hub.tags import TagError, Tags
 
 CHAT, COMPLETION, RESPONSE = "chat", "completion", "response"
@@ -77,6 +78,8 @@ class Limits:
     """Token ids lie below it."""
     remedy: str = "shorten it"
     """What helps when a source is too long."""
+    is_sampler: bool = False
+    """Whether the folder samples where a request does not say otherwise."""
 
 
 # The body ------------------------------------------------------------------------------------------------------------
@@ -128,8 +131,9 @@ def _no_constant(name: str) -> Any:
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _NotJSONError(f"{_show(next(name for name in names if names.count(name) > 1))} stands in it twice")
+        met: set[str] = set()  # a count for each name would take hours for a body of a few megabytes
+        twice = next(name for name, _ in pairs if name in met or met.add(name))  # type: ignore[func-returns-value]
+        raise _NotJSONError(f"{_show(twice)} stands in it twice")
     return fields
 
 
@@ -198,7 +202,7 @@ def tagged(source: str, body: Mapping[str, Any], tags: Tags) -> str:
     try:
         return tags.put_before(source, lambda column: str(given.get(column, "")))
     except TagError as error:
-        raise RequestError(f"metadata: {error}", "metadata") from error
+        raise RequestError(f"metadata: {shown(error)}", "metadata") from error
 
 
 def check_length(num_tokens: int, limits: Limits, param: str) -> None:
@@ -283,7 +287,7 @@ def settings_of(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     asked = _read_generation_config(body.get("generation_config"), limits)
     given = {name: body[name] for name in OPENAI_FIELDS if body.get(name) not in (None, [], {})}
     asked |= {OPENAI_FIELDS[name]: _check(name, value, limits) for name, value in given.items()}
-    return _decide_on_sampling(asked)
+    return _decide_on_sampling(asked, is_sampler=limits.is_sampler)
 
 
 def is_stream(body: Mapping[str, Any]) -> bool:
@@ -295,13 +299,13 @@ def is_stream(body: Mapping[str, Any]) -> bool:
     return body.get("stream") is not None and _flag("stream", body["stream"])
 
 
-def _decide_on_sampling(asked: dict[str, Any]) -> dict[str, Any]:
+def _decide_on_sampling(asked: dict[str, Any], *, is_sampler: bool) -> dict[str, Any]:
     temperature, top_p = asked.get("temperature"), asked.get("top_p", 1.0)
     if temperature == 0 or asked.get("do_sample") is False:
         return {**{name: asked[name] for name in asked if name not in _SAMPLING_FIELDS}, "do_sample": False}
     if asked.get("do_sample") or temperature is not None or top_p < 1:
         return {"do_sample": True, "num_beams": 1, "top_k": 0, "top_p": 1.0, "temperature": 1.0, **asked}
-    return {name: asked[name] for name in asked if name not in _SAMPLING_FIELDS}
+    return asked if is_sampler else {name: asked[name] for name in asked if name not in _SAMPLING_FIELDS}
 
 
 _SAMPLING_FIELDS = frozenset({"temperature", "top_p", "top_k"})
@@ -404,8 +408,13 @@ def _is_token(key: str, vocab_size: int) -> bool:
 
 def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
     for name, (neutral, advice) in NOT_DONE.items():
-        if body.get(name) is not None and body[name] not in neutral:
+        if body.get(name) is not None and not any(_is_same(body[name], value) for value in neutral):
             raise RequestError(f"{name}={_show(body[name])} is not something this server does; {advice}.", param=name)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two are equal, and no number is taken for a truth value."""
+    return bool(value == other and isinstance(value, bool) == isinstance(other, bool))
 
 
 NOT_DONE: dict[str, tuple[Sequence[Any], str]] = {

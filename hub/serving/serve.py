@@ -134,7 +134,7 @@ def limits_of(config: SeqloomConfig, folder: str | PathLike[str], max_tokens: in
     if max_tokens is None:
         max_tokens = known if is_learned else max(known, answer_length(own_generation_config(folder)))
     remedy = "shorten it" if is_learned else "shorten it, or start the server with a larger --max_tokens"
-    return Limits(max_tokens, config.vocab_size, remedy)
+    return Limits(max_tokens, config.vocab_size, remedy, is_sampler=bool(own_generation_config(folder).do_sample))
 
 
 def own_generation_config(folder: str | PathLike[str]) -> GenerationConfig:

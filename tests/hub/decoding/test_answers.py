@@ -12,7 +12,7 @@ import torch
 from seqloom.hub.decoding.answers import Answer, answer, split
 from seqloom.hub.decoding.engines import CTranslate2Engine, Engine, Search, SearchError, TorchEngine
 from seqloom.hub.decoding.rows import Row
-from seqloom.hub.word_alignment import Place, find_place, origins, pharaoh
+from seqloom.hub.word_alignment import Place, find_place, origins, pharaoh, target_spans
 
 WORDS = "abcdefghijklmnop"
 LINES = ["abc", "p", "", "bacd", "fedcba", "mn"]
@@ -190,6 +190,22 @@ def test_origins_and_pairs() -> None:
     assert pharaoh([1, 0, 0], *spans, texts, "words") == [(0, 1), (1, 0)]
     assert pharaoh([1, None, 0], *spans, texts, "tokens") == [(1, 0), (0, 2)]
     assert pharaoh([0, 1, 1], *spans, texts, "characters") == [(0, 0), (1, 0), (2, 1), (2, 2), (3, 1), (3, 2)]
+
+
+def test_a_byte_stands_where_its_character_does() -> None:
+    class Bytes:
+        """Writes a mark for each byte of a character that is not whole, as the vocabularies' decoder does."""
+
+        pieces = (b"<s>", b"\xf0", b"\x9f", b"\x99", b"\x82", b" cat", b"</s>")
+
+        def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+            raw = b"".join(self.pieces[token] for token in ids if token not in (0, 6))
+            try:
+                return raw.decode()
+            except UnicodeDecodeError as error:
+                return raw[: error.start].decode() + "\ufffd" * (len(raw) - error.start)
+
+    assert target_spans(Bytes(), range(7)) == [(0, 0), *[(0, 1)] * 4, (1, 5), (5, 5)]
 
 
 def test_the_place_is_found(taught_model: Callable[..., Any]) -> None:

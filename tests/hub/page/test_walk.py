@@ -211,6 +211,23 @@ def test_a_causal_lm_and_a_given_target_walk_too(taught_model, tokenizer):
     assert forced["target"]["ids"][1:] == tokenizer("PPP")["input_ids"]
 
 
+def test_a_folders_own_search_does_not_shift_the_page(taught_model, tokenizer):
+    model = taught_model()
+    expected = walk(model, tokenizer, "bacd", num_beams=3, max_new_tokens=9)
+    model.generation_config.update(num_beams=4, num_return_sequences=2)
+    found = walk(model, tokenizer, "bacd", num_beams=3, max_new_tokens=9)
+    assert found["without"]["changes"] == expected["without"]["changes"]
+    model.generation_config.length_penalty = 0.0
+    found = walk(model, tokenizer, "bacd", num_beams=3, max_new_tokens=9)
+    assert found["tree"]["length_penalty"] == 0.0
+    assert [end["score"] for end in found["tree"]["ends"]] == pytest.approx(
+        [found["tree"]["nodes"][end["node"]]["sum"] for end in found["tree"]["ends"]], abs=1e-4
+    )
+    model.generation_config.decoder_start_token_id = None
+    model.generation_config.bos_token_id = 1
+    assert walk(model, tokenizer, "abc", target="PPP", max_new_tokens=9)["output"] == "PPP"
+
+
 def test_long_texts_are_shown_in_part(taught_model, tokenizer, monkeypatch):
     monkeypatch.setattr(walk_numbers, "MOST_TOKENS", 3)
     data = walk(taught_model(), tokenizer, "abcdef", max_new_tokens=9)

@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -21,7 +22,9 @@ from seqloom.hub.serving.chat_request import (
     parse_object,
     settings_of,
     source_of,
+    tagged,
 )
+from seqloom.hub.tags import Tags
 
 LIMITS = Limits(max_tokens=100, vocab_size=40)
 SAMPLES = {"do_sample": True, "num_beams": 1, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
@@ -334,3 +337,31 @@ def test_a_misspelt_field_is_refused_with_a_guess():
     assert str(raised.value) == ('Unexpected fields in the request: "temprature", "prompt"; did you mean temperature?')
     assert raised.value.status == 422
     check_fields(CHAT, {"temperature": 1})
+
+
+def test_a_folder_that_samples_is_told_how():
+    sampler, whole = replace(LIMITS, is_sampler=True), {"top_p": 1}
+    assert settings_of(whole, LIMITS) == {}
+    assert settings_of(whole, sampler) == {"top_p": 1.0}
+    assert settings_of({"generation_config": '{"top_k": 1}'}, sampler) == {"top_k": 1}
+    assert settings_of({"temperature": 0}, sampler) == {"do_sample": False}
+
+
+def test_what_columns_say_is_quoted():
+    tags = Tags(("language",), ("<language=hun>",))
+    assert tagged("a", {"metadata": {"language": "hun"}}, tags) == "<language=hun>a"
+    with pytest.raises(RequestError, match="metadata: language=") as refusal:
+        tagged("a", {"metadata": {"language": "\ud800" + "x" * 9999}}, tags)
+    assert len(str(refusal.value).encode()) < 2000
+
+
+def test_a_name_that_stands_twice_is_found_in_one_pass():
+    names = [f'"{number}":0' for number in range(200_000)]
+    with pytest.raises(RequestError, match='"199999" stands in it twice'):
+        parse_object("{" + ",".join([*names, names[-1]]) + "}")
+
+
+def test_no_number_is_taken_for_a_truth_value():
+    with pytest.raises(RequestError, match="logprobs=0 is not something this server does"):
+        settings_of({"logprobs": 0}, LIMITS)
+    assert settings_of({"logprobs": False, "n": 1, "presence_penalty": 0.0}, LIMITS) == {}

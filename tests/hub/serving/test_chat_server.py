@@ -750,7 +750,7 @@ def test_ctranslate2_writes_what_torch_writes_alone_and_together(name, engines, 
     assert found == expected
 
 
-def test_ctranslate2_obeys_or_refuses(engines):
+def test_ctranslate2_obeys_or_refuses(engines, monkeypatch):
     server = engines["greedy"]
     source = "ponmlkjihgfedcba"
     whole = text_of(ask(server, source, max_tokens=30))
@@ -764,6 +764,8 @@ def test_ctranslate2_obeys_or_refuses(engines):
     assert len({text_of(ask(server, source, temperature=2)) for _ in range(8)}) > 2
     assert text_of(ask(server, source, temperature=1e-6)) == whole[:6]
     assert text_of(ask(server, source, seed=3)) == whole[:6]
+    monkeypatch.setitem(server.service.queue.engine.options, "min_decoding_length", 11)
+    assert text_of(ask(server, source, max_tokens=2)) == whole[:2], "shorter than the folder's shortest"
     for options in (
         {"temperature": 1, "seed": 3},
         {"logit_bias": {"4": 1}},
