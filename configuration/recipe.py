@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqloom.configuration.configuration_seqloom import MOST_BEAMS, MOST_TOKENS, SeqloomConfig
-from seqloom.configuration.data_names import DataNameError, can_follow, data_name, is_aligned
+from seqloom.configuration.data_names import TAG, DataNameError, can_follow, data_name, is_aligned
 from seqloom.configuration.data_size import AUTO, starting_preset
 from seqloom.configuration.recipe_values import write_yaml
 
@@ -373,6 +373,12 @@ class Recipe:
             if column in own or self.tags.count(column) > 1:
                 fault = "is learned from, or learned, itself" if column in own else "is named twice"
                 raise RecipeError(f"tags={' '.join(self.tags)}: {column} {fault}; leave it out of tags.")
+            if not TAG.fullmatch(f"<{column}=x>"):
+                better = re.sub(r"[<>\s]+", "_", column)
+                raise RecipeError(
+                    f"tags={shlex.join(self.tags)}: {column!r} makes no token, which has no blank, < or > in it; give "
+                    f"the column another name, such as {better}."
+                )
         if not (self.is_demo or is_aligned(self.train)):
             return
         data = "the demo has" if self.is_demo else f"the line-aligned files {' and '.join(self.train)} have"

@@ -24,7 +24,7 @@ from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.hub.files import files_made_from, read_object, sha256_of
 from seqloom.hub.generate import Job, Search, generate_file
 from seqloom.hub.quoting import shell
-from seqloom.hub.tags import Tags
+from seqloom.hub.tags import FEATURES_END, Tags
 from seqloom.modeling.canary import write_whole
 from seqloom.training.monitoring.console import say
 from seqloom.training.preparation import read_corpus
@@ -35,6 +35,9 @@ SUFFIX = "-distilled"
 """Behind the name of the output: the folder with what the teachers wrote."""
 
 _INPUT, _OUTPUT = "input", "output"
+
+_TAKEN = {"source", "target", "weight", "tag", Extra.TAGS, _INPUT, _OUTPUT}
+"""Columns of the files between teachers and student."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
         raise RecipeError(
             "distill writes with --processes N, not under a launcher; start it alone with --dry_run, then, with the "
             "launcher, training/train.py with the flags that its line `student` shows, and those of the student."
+        )
+    if taken := sorted(_TAKEN & set(recipe.tags)):
+        raise RecipeError(
+            f"tags={' '.join(recipe.tags)}: the student's files have a column {taken[0]} of their own; give this one "
+            f"another name."
         )
     home = Path(f"{recipe.output.rstrip('/')}{SUFFIX}")
     home.mkdir(parents=True, exist_ok=True)
@@ -104,7 +112,10 @@ def _read_unlabelled(names: Sequence[str], recipe: Recipe) -> Dataset:
 def _teachers_row(row: dict[str, Any], columns: Sequence[str], known: set[str]) -> dict[str, Any]:
     """Return what the teachers read, and what the student's recipe has to say of it: columns, weight, tag."""
     tags = TAG.findall(row.get(Extra.TAGS, ""))
-    values = {column: value for column, _, value in (tag[1:-1].partition("=") for tag in tags) if column in columns}
+    values: dict[str, str] = {}
+    for column, _, value in (tag[1:-1].partition("=") for tag in tags):
+        if column in columns:  # a value of several features is a tag of each
+            values[column] = f"{values[column]}{FEATURES_END}{value}" if column in values else value
     own = [tag for tag in tags if tag[1:-1].partition("=")[0] not in columns]
     student = {column: values.get(column) for column in columns} | {"weight": row.get(Extra.WEIGHT), "tag": own[:1]}
     read = "".join(tag for tag in tags if tag in known) + row["source"]

@@ -11,9 +11,11 @@ import itertools
 import math
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -367,17 +369,16 @@ class TimeEstimate(TrainerCallback):
         """Time `sample` updates after `warm_up` others, which are slower."""
         self.say = say
         self.first, self.last = warm_up, warm_up + sample
-        self.num_seen = 0
-        self.started = 0.0
+        self.ends: list[float] = []
+        """When updates ended."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count, and speak when the sample is complete."""
-        self.num_seen += 1
-        if self.num_seen == self.first:
-            self.started = time.perf_counter()
+        self.ends.append(time.perf_counter())
         left = state.max_steps - state.global_step
-        if self.num_seen == self.last and left > 0 and state.is_world_process_zero:
-            pace = (time.perf_counter() - self.started) / (self.last - self.first)
+        if len(self.ends) == self.last and left > 0 and state.is_world_process_zero:
+            seconds = [end - start for start, end in pairwise(self.ends[self.first - 1 :])]
+            pace = statistics.median(seconds)  # an evaluation or a save lies between two ends
             remedy = SHORTER if pace * left > LONG else ""
             self.say(
                 f"time      {duration(pace * left)} to go, evaluations not counted ({pace:.3g} s an update){remedy}"

@@ -86,9 +86,19 @@ def test_what_cannot_be_is_refused(home, monkeypatch):
         write_corpus(recipe(home), teachers, [str(home / "a.txt")])
     with pytest.raises(RecipeError, match=r"are several text files; write .*:1 .*:1, or join them"):
         write_corpus(recipe(home), teachers, [str(home / "a.txt"), str(home / "a.txt")])
+    with pytest.raises(RecipeError, match="have a column source of their own; give this one another name"):
+        write_corpus(recipe(home, tags=["source"]), teachers)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match=r"start it alone with --dry_run, .*out-distilled/train\.jsonl"):
+    with pytest.raises(RecipeError, match=r"start it alone with --dry_run, then, .* that its line `student` shows"):
         write_corpus(recipe(home), teachers)
+
+
+def test_a_value_of_several_features_stays_whole_and_the_line_names_the_files(home, capsys):
+    home, _ = home
+    (home / "a.tsv").write_text("language\tword\tphones\n" + "".join(f"V;PST\ta{i}\tx\n" for i in range(20)))
+    student = write_corpus(recipe(home, valid=["none"]), Teachers((str(home / "teacher"),)))
+    assert {row["language"] for row in rows(student.train[0])} == {"V;PST"}
+    assert f"student   --train {student.train[0]} --valid none\n" in capsys.readouterr().out
 
 
 def test_a_source_that_stands_there_twice_is_read_and_learned_once(home):

@@ -52,6 +52,23 @@ def test_columns_become_tokens_in_front_of_the_source(words):
     ]
 
 
+def test_a_column_whose_name_makes_no_token_is_refused():
+    with pytest.raises(RecipeError, match=r"'part of speech' makes no token, .* such as part_of_speech"):
+        resolve_recipe(None, {"train": ["a.tsv"], "tags": ["part of speech"]})
+
+
+def test_bpe_dropout_knows_tags_as_they_are():
+    words = ["alma korte"] * 20
+    tokenizers = train_tokenizer(
+        words, words, kind="bpe", vocab_size=290, min_frequency=1, normalization="nfd", show_progress=False
+    )
+    tokenizers.add_tags(["<l=français>"], ["l"])
+    text = "<l=français>alma"
+    assert PieceDropout(tokenizers.source, 0.0).encode(text) == tokenizers.source(text).input_ids
+    (number,) = tokenizers.source.convert_tokens_to_ids(["<l=français>"])
+    assert PieceDropout(tokenizers.source, 0.9).encode(text)[0] == number
+
+
 def test_names_give_weights_and_tags(words):
     pairs = read(words, "plain.tsv:0.5,tag=bt", "plain.tsv:2")
     assert pairs["weight"][:] == ["0.5"] * 40 + ["2"] * 40

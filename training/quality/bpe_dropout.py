@@ -86,12 +86,12 @@ class PieceDropout:
             *key: what the random choices depend on, and nothing else.
             side: 0 for a source, 1 for a target. Merges are drawn for each; a word is spelled on both or on none.
         """
-        if self.normalizer is not None:
-            text = self.normalizer.normalize_str(text)
         tags = []
-        while self.tags and (tag := TAG.match(text)) and tag[0] in self.tags:
+        while self.tags and (tag := TAG.match(text)) and tag[0] in self.tags:  # as they are, and the rest normalized
             tags.append(self.tags[tag[0]])
             text = text[tag.end() :].lstrip()
+        if self.normalizer is not None:
+            text = self.normalizer.normalize_str(text)
         words = [word for word, _ in self.pre_tokenizer.pre_tokenize_str(text)]
         if self.has_words:
             whole = {word for word in set(words) if word in self.vocab and not self._is_spelled(word.strip(), key)}

@@ -167,14 +167,16 @@ def are_positions(columns: Sequence[str]) -> bool:
 
 def is_header(first: Sequence[str], columns: Sequence[str]) -> bool:
     """Whether the first line names the columns that are asked for."""
-    return not are_positions(columns) and set(columns) <= set(first)
+    return not are_positions(columns) and set(columns) <= {*first, *(name.strip() for name in first)}
 
 
 def _find_positions(path: str, first: list[str], columns: Sequence[str], *, needs_header: bool) -> list[int]:
     if are_positions(columns):
         return _check_positions(path, first, [int(column) - 1 for column in columns])
     if is_header(first, columns):
-        return [first.index(column) for column in columns]
+        names = first if set(columns) <= set(first) else [name.strip() for name in first]
+        refuse_same_names(path, names, columns)
+        return [names.index(column) for column in columns]
     if needs_header:
         raise CorpusError(describe_missing_columns(path, columns, first, FIRST_LINE))
     if len(first) >= len(columns) > 1 and looks_like_header(first):
@@ -227,6 +229,17 @@ class UnclearColumnsError(CorpusError):
                 f"({listed}). To read field 1 as source and field 2 as target, add {numbers}."
             )
         super().__init__(said)
+
+
+def refuse_same_names(path: str, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a column whose name is another's too.
+
+    Raises:
+        CorpusError: with the name.
+    """
+    for column in columns:
+        if (count := names.count(column)) > 1:
+            raise CorpusError(f"{path} has {count} columns called {column}; give each a name of its own.")
 
 
 def _check_positions(path: str, first: list[str], positions: list[int]) -> list[int]:
@@ -384,6 +397,7 @@ def check_text_columns(name: str, schema: pa.Schema, columns: Sequence[str]) -> 
     flat = flatten(schema.empty_table()).schema
     if not set(columns) <= set(flat.names):
         raise CorpusError(describe_missing_columns(name, columns, flat.names))
+    refuse_same_names(name, flat.names, columns)
     for column in columns:
         column_type = flat.field(column).type
         if not holds_text(column_type):

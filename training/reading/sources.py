@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -175,7 +176,8 @@ def _open_file(path: str, request: Request, kind: str) -> Source:
     columns = request.all_columns
     if kind == "parquet":
         if path.endswith(".gz"):
-            raise CorpusError(f"{path} is a gzipped Parquet file; Parquet compresses itself. Unpack it: gunzip {path}")
+            unpack = f"gunzip {shlex.quote(path)}"
+            raise CorpusError(f"{path} is a gzipped Parquet file; Parquet compresses itself. Unpack it: {unpack}")
         facts = FileFacts.of(path)
         return Source(path, readers.read_parquet(path, columns), [kind, columns, facts.sha256], (facts,))
     file = TextFile(path)

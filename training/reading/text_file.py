@@ -35,6 +35,7 @@ from typing import Any
 from datasets import are_progress_bars_disabled
 from tqdm import tqdm
 
+from seqloom.configuration.data_names import format_of
 from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.hub.progress_bar import progress_bar
 from seqloom_cli.public_data import how_to_make
@@ -284,7 +285,7 @@ class TextFile:
             CorpusError: For a file that is no text.
         """
         raw_line = next(self._raw_lines(), b"")
-        return raw_line.decode("utf-8", "replace").rstrip("\r\n")
+        return raw_line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
 
     def __iter__(self) -> Iterator[str]:
         """Yield the lines; raises `CorpusError` at the end when some could not be decoded, or are no lines."""
@@ -317,7 +318,12 @@ class TextFile:
         self._undecodable.check(self.num_lines, self._encoding_remedy())
 
     def _check_line_ends(self) -> None:
-        """Refuse a file in which most lines end otherwise: all of them together would be one example."""
+        """Refuse a file in which most lines end otherwise: all of them together would be one example.
+
+        Not one whose texts are quoted, and may hold such characters.
+        """
+        if format_of(self.path) in ("jsonl", "csv"):
+            return
         for end, count in self._foreign_ends.most_common(1):
             if count > max(1, self.num_lines):
                 name, command = FOREIGN_LINE_ENDS[end]
@@ -341,12 +347,12 @@ class TextFile:
         except EOFError as error:
             raise CorpusError(
                 f"{self.path} is a truncated gzip file: its compressed data stop before their end. "
-                f"Copy or download it again (gunzip -t {self.path} tells when it is whole)."
+                f"Copy or download it again (gunzip -t {shlex.quote(self.path)} tells when it is whole)."
             ) from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise CorpusError(
                 f"{self.path} is a damaged gzip file: {error} after {self.num_lines:,} lines. "
-                f"Copy or download it again (gunzip -t {self.path} tells when it is whole)."
+                f"Copy or download it again (gunzip -t {shlex.quote(self.path)} tells when it is whole)."
             ) from error
 
     def _decode(self, raw_line: bytes) -> str:
@@ -413,8 +419,9 @@ def iconv_command(path: str, encoding: str) -> str:
     """Return the shell command that rewrites the file `path` from `encoding` to UTF-8."""
     root, suffix = os.path.splitext(path.removesuffix(".gz"))
     if path.endswith(".gz"):
-        return f"gunzip -c {path} | iconv -f {encoding} -t UTF-8 | gzip > {root}.utf8{suffix}.gz"
-    return f"iconv -f {encoding} -t UTF-8 {path} > {root}.utf8{suffix}"
+        made = shlex.quote(f"{root}.utf8{suffix}.gz")
+        return f"gunzip -c {shlex.quote(path)} | iconv -f {encoding} -t UTF-8 | gzip > {made}"
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > {shlex.quote(f'{root}.utf8{suffix}')}"
 
 
 def name_foreign_content(path: str, head: bytes) -> str | None:

@@ -121,7 +121,7 @@ def _columns(file: str, columns: Sequence[str] | None) -> tuple[tuple[str, ...],
     if kind == "tsv" and not is_header(names, read):
         names = [str(number) for number in range(1, len(names) + 1)]
         read = tuple(columns or names[:2])
-    return read, tuple(name for name in names if name not in read)
+    return read, tuple(name for name in names if name not in read and names.count(name) == 1)
 
 
 __all__ = ["UnreadColumn", "find_unread"]

@@ -11,10 +11,15 @@ import re
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.reading import text_file
 from seqloom.training.reading.corpus import CorpusError, load_corpus
+from seqloom.training.reading.text_file import TextFile
+from seqloom.training.reading.unread import find_unread
 
 GERMAN = "Die Glocken läuten über dem schönen Tal."
 CHINESE = "今天的天气很好，我们去公园散步。"
@@ -110,6 +115,10 @@ class TestEncodings:
         assert message.endswith(
             f"Text must be UTF-8; this looks like {named}. Convert it: iconv -f {named} -t UTF-8 a.txt > a.utf8.txt"
         )
+
+    def test_the_remedy_quotes_names(self, refused):
+        message = refused(("my text.txt", f"{CHINESE}\n".encode("gb18030") * 50))
+        assert message.endswith("iconv -f GB18030 -t UTF-8 'my text.txt' > 'my text.utf8.txt'")
 
     def test_the_remedy_for_a_gzip_file_unpacks_it(self, refused):
         message = refused(("a.zh.gz", gzip.compress(CHINESE.encode("gb18030"))))
@@ -437,3 +446,29 @@ class TestRealFiles:
             return f"loaded {len(load(*names, **options)):,} rows"
         except CorpusError as error:
             return str(error)
+
+
+class TestNames:
+    """Of columns."""
+
+    def test_two_of_one_name_are_refused_where_they_are_read(self, refused, load):
+        assert refused(("a.tsv", b"source\ttarget\tsource\na\tb\tc\n"), task="pairs") == (
+            "a.tsv has 2 columns called source; give each a name of its own."
+        )
+        table = pa.table([["a"], ["b"], ["c"], ["d"]], names=["source", "target", "note", "note"])
+        pq.write_table(table, "b.parquet")
+        assert len(load("b.parquet").dataset) == 1
+        assert find_unread(resolve_recipe(None, {"train": ["b.parquet"]})) is None
+        pq.write_table(table.rename_columns(["source", "target", "source", "note"]), "c.parquet")
+        with pytest.raises(CorpusError, match=r"c\.parquet has 2 columns called source"):
+            load("c.parquet")
+
+    def test_blanks_around_them_and_a_byte_order_mark_are_not_theirs(self, load):
+        Path("a.tsv").write_bytes("\ufeffgerman \tenglish\neins\tone\n".encode())
+        corpus = load("a.tsv", columns=["german", "english"])
+        assert corpus.dataset["source"][:] == ["eins"]
+        assert TextFile("a.tsv").first_line() == "german \tenglish"
+
+    def test_json_and_csv_may_hold_line_ends_of_others(self, load):
+        Path("a.jsonl").write_text('{"source": "a\u2028b\u2028c", "target": "x"}\n', encoding="utf-8")
+        assert load("a.jsonl").dataset["source"][:] == ["a\u2028b\u2028c"]
