@@ -512,12 +512,15 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         own = {tensor.data_ptr() for tensor in self.state_dict().values()}
         return any(tensor.data_ptr() not in own for tensor in state_dict.values())
 
-    def _resize_token_embeddings(self, new_num_tokens: int | None, *args: Any, **kwargs: Any) -> nn.Embedding:
+    def _resize_token_embeddings(
+        self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
         """Resize the decoder's own table too, when it has one."""
-        resized = super()._resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        resized = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         decoder = self.get_decoder()
         if decoder is not None and not self.config.tie_word_embeddings:
-            decoder.embed_tokens = self._get_resized_embeddings(decoder.embed_tokens, resized.num_embeddings)
+            size = resized.num_embeddings
+            decoder.embed_tokens = self._get_resized_embeddings(decoder.embed_tokens, size, None, mean_resizing)
         return resized
 
 
@@ -988,6 +991,10 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
                 past_length = 0 if target["cache"] is None else target["cache"].get_seq_length()
                 seen = is_first_target(labels).cumsum(-1)
                 target["decoder_attention_mask"] = nn.functional.pad(seen, (past_length, 0), value=1)
+        elif target["decoder_attention_mask"] is None and target["cache"] is None:
+            ids, pad = target["decoder_input_ids"], self.config.pad_token_id
+            if ids is not None and pad != self.config.decoder_start_token_id:  # shifted by a collator, padded anywhere
+                target["decoder_attention_mask"] = ids.ne(pad).cumsum(-1).gt(0)
         return target
 
     def exact_loss(

@@ -261,6 +261,15 @@ def test_resize_token_embeddings(
     assert torch.equal(type(model).from_pretrained(tmp_path)(**batch).logits, logits)
 
 
+def test_resize_without_means_takes_none_in_either_table(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    for table in (model.get_input_embeddings(), model.get_decoder().embed_tokens):
+        torch.nn.init.constant_(table.weight, 7.0)
+    model.resize_token_embeddings(60, mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_decoder().embed_tokens):
+        assert table.weight[-10:].abs().max() < 6, "drawn as new ones are, and not about the mean"
+
+
 def test_resize_to_a_multiple(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     model.resize_token_embeddings(41, pad_to_multiple_of=8)

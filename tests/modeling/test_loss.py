@@ -109,7 +109,10 @@ def test_left_padded_labels_give_the_same_loss(tiny_model: Callable[..., Any], e
         ids, mask = padded(sources, side)
         labels, _ = padded(targets, side, pad=-100)
         losses.append(model(input_ids=ids, attention_mask=mask, labels=labels).loss)
-    torch.testing.assert_close(losses[1], losses[0])
+        shifted = model.prepare_decoder_input_ids_from_labels(labels)  # as the collator makes them, without a mask
+        losses.append(model(input_ids=ids, attention_mask=mask, labels=labels, decoder_input_ids=shifted).loss)
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0])
 
 
 @pytest.mark.parametrize("num_items", [None, 7, 0, torch.tensor(0)])
