@@ -6,6 +6,7 @@ The text under a field is also its `--help`: `field_docs` reads it from the sour
 import ast
 import inspect
 import itertools
+import os
 import re
 import shlex
 import textwrap
@@ -198,6 +199,7 @@ class Recipe:
     PASSED_THROUGH: ClassVar[tuple[str, ...]] = ("model", "training_arguments", "named")
 
     def __post_init__(self) -> None:
+        self.output = os.path.expanduser(self.output)
         for split in ("valid", "test"):
             if means_nothing(getattr(self, split)):
                 setattr(self, split, [])
@@ -458,10 +460,10 @@ class Recipe:
                     "init_vocabulary=new needs init_from, for without it every vocabulary is new; leave it out, or add "
                     "--init_from FOLDER."
                 )
-        elif Path(self.init_from).expanduser().resolve() == Path(self.output).expanduser().resolve():
+        elif Path(self.init_from).expanduser().resolve().is_relative_to(Path(self.output).resolve()):
             raise RecipeError(
-                f"init_from={self.init_from} is the folder to be written, too; name another --output. To train the run "
-                f"in it longer, give its own command a higher --max_steps."
+                f"init_from={self.init_from} is, or lies in, the folder to be written; name another --output. To train "
+                f"the run in it longer, give its own command a higher --max_steps."
             )
 
     def _check_quality_tools(self) -> None:

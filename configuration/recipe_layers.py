@@ -180,7 +180,10 @@ def _build(values: Mapping[str, Any], named: frozenset[str]) -> Recipe:
     has_validation = not means_nothing(owned["recipe"].get("valid", [HOLD_OUT])) or not owned["recipe"].get("train")
     owned["training_arguments"].setdefault("eval_strategy", "steps" if has_validation else "no")
     if "save_total_limit" not in named:  # what is to be averaged must still be there at the end
-        kept = max(TRAINING_DEFAULTS["save_total_limit"], owned["recipe"].get("average_checkpoints", 0))
+        wants_best = owned["training_arguments"].get("load_best_model_at_end")
+        wants_best = wants_best or owned["recipe"].get("early_stopping_patience")
+        averaged = owned["recipe"].get("average_checkpoints", 0)
+        kept = max(TRAINING_DEFAULTS["save_total_limit"], averaged + bool(wants_best))
         owned["training_arguments"]["save_total_limit"] = kept
     recipe = Recipe(
         **owned["recipe"], model=owned["model"], training_arguments=owned["training_arguments"], named=named

@@ -94,7 +94,9 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
     say(f"teachers  {' + '.join(teachers.folders)} wrote {num_sources:,} targets, one for each source: {home}")
     flags = [("--train", changes["train"]), ("--valid", changes["valid"] or ["none"]), ("--test", changes["test"])]
     say(f"student   {' '.join(' '.join((flag, *map(shell, names))) for flag, names in flags if names)}")
-    return replace(recipe, task="pairs", num_splits=1, columns=None, where=[], clean="none", **changes)
+    changes |= {"task": "pairs", "num_splits": 1, "columns": None, "where": [], "clean": "none"}
+    own = {*changes, "eval_strategy"} - {"training_arguments"}  # what was written decides, and not `auto`
+    return replace(recipe, named=recipe.named | own, **changes)
 
 
 def _read_unlabelled(names: Sequence[str], recipe: Recipe) -> Dataset:

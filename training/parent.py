@@ -197,6 +197,8 @@ def fit_to_parent(recipe: Recipe, choice: Choice, parent: Parent | None) -> tupl
         "warmup_steps": WARM_UP,
         "num_train_epochs": max(1, round(fitted.training_arguments["num_train_epochs"] * length)),
     }
+    averaged = int(fitted.average_checkpoints * length)  # of a shorter run fewer checkpoints are late enough
+    suggested["average_checkpoints"] = averaged if averaged > 1 else 0
     fitted = with_values(fitted, suggested)
     return fitted, _describe(fitted, parent)
 

@@ -220,6 +220,7 @@ def prepare(
         for subject, line in lines.items():
             if line:
                 say(f"{subject:10}{line}")
+    recorded = recipe  # what follows from the data is found anew at each start
     recipe, limit = fit_output_length(recipe, data)
     if arguments.process_index == 0:
         say(f"outputs   {limit}")
@@ -231,8 +232,10 @@ def prepare(
             folder.write_parent(asdict(parent))
             say(f"weights   {parent.describe_embeddings()}")
     if checkpoint is None and can_choose(recipe, arguments):
-        recipe = settle_precision(recipe, arguments, model, tokenizers, data["train"], folder)
+        recipe = settle_precision(recipe, arguments, model, tokenizers, data["train"])
         arguments = training_arguments(recipe)
+        if arguments.process_index == 0:
+            folder.note_choice(replace(recorded, precision=recipe.precision))
     return recipe, build_trainer(recipe, arguments, model, tokenizers, data, folder), data, checkpoint
 
 
@@ -246,7 +249,8 @@ def finished_before(
             done = "its card was written anew" if write_model_card(folder.path) else "its card is edited, and stays"
         else:
             done = "nothing to do"
-            if not (folder.path / CARD_NAME).is_file():
+            card, weights = folder.path / CARD_NAME, folder.records / "weights.json"  # written after the results
+            if not (card.is_file() and weights.is_file()):
                 write_model_card(folder.path)
         say(f"{folder.path} holds a finished run; {done}. --resume never --overwrite trains it again.")
         if arguments.push_to_hub:
@@ -287,7 +291,6 @@ def settle_precision(
     model: SeqloomForConditionalGeneration,
     tokenizers: SeqloomTokenizers,
     pairs: Dataset,
-    folder: RunFolder,
 ) -> Recipe:
     """Write into a new run's recipe in which numbers it multiplies, as the stopwatch says."""
     settings = batch_settings(recipe, arguments)
@@ -296,7 +299,6 @@ def settle_precision(
     )
     recipe = replace(recipe, precision=precision)
     if arguments.process_index == 0:
-        folder.note_choice(recipe)
         say(f"numbers   {why}")
     return recipe
 

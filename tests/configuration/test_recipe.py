@@ -451,3 +451,17 @@ def test_a_token_never_stands_in_a_message() -> None:
 def test_where_groups_values_by_column() -> None:
     recipe = resolve("--train x.tsv --where lang=de lang=nl text=a=b")
     assert recipe.selection() == {"lang": ["de", "nl"], "text": ["a=b"]}
+
+
+def test_the_home_in_output_is_found_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = resolve_recipe(None, {"output": "~/m"})
+    assert recipe.output == str(tmp_path / "m") == resolve_recipe(None, {"output": recipe.output}).output
+    with pytest.raises(RecipeError, match="is, or lies in, the folder to be written; name another --output"):
+        resolve_recipe(None, {"output": "~/m", "train": ["a.tsv"], "init_from": str(tmp_path / "m" / "checkpoint-5")})
+
+
+def test_averaging_and_the_best_have_room_beside_each_other() -> None:
+    keys = {"train": ["a.tsv"], "average_checkpoints": 5}
+    assert resolve_recipe(None, keys).training_arguments["save_total_limit"] == 5
+    assert resolve_recipe(None, {**keys, "load_best_model_at_end": True}).training_arguments["save_total_limit"] == 6

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from seqloom.configuration.automatic import choose
 from seqloom.configuration.recipe import RecipeError
-from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
+from seqloom.configuration.task_kind import Looks
 from seqloom.training import distillation
 from seqloom.training.distillation import Teachers, write_corpus
 from seqloom.training.reading.text_file import CorpusError
@@ -53,6 +55,9 @@ def test_the_student_reads_what_was_written_and_is_judged_by_what_is_true(home):
     assert not {row["source"] for row in held} & {row["source"] for row in written}
     assert {"source": "b1", "language": "hun", "target": "1b"} in written
     assert asked[0].folder == str(home / "teacher")
+    choice = choose(student, 500, Looks.of(["ablak"] * 20, ["a b l a k"] * 20))
+    fitted = fit_recipe(student, choice)  # the preset is auto's, and what was written stays
+    assert (fitted.train, fitted.valid) == (student.train, student.valid)
 
 
 def test_weights_and_tags_of_corpora_are_kept(home):

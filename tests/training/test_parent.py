@@ -141,7 +141,7 @@ def test_what_does_not_touch_the_weights_may_be_named(home, tmp_path):
 def test_a_folder_that_is_none_or_not_whole_is_refused(home, tmp_path, old):
     with pytest.raises(RecipeError, match="is no folder; name the --output of a finished run"):
         train(child(home, tmp_path, tmp_path / "nowhere"))
-    with pytest.raises(RecipeError, match="is the folder to be written, too; name another --output"):
+    with pytest.raises(RecipeError, match="is, or lies in, the folder to be written; name another --output"):
         child(home, tmp_path, output=str(home / "old"))
     tensors = weights(old)
     others = {**tensors, "model.encoder.layers.0.fc1.bias": tensors["model.encoder.layers.0.fc1.bias"] + 1}

@@ -146,7 +146,7 @@ def command(tmp_path: Path) -> dict[str, Any]:
         split: [str(tmp_path / f"{split}.{side}") for side in ("src", "tgt")] for split in ("train", "valid", "test")
     }
     shape = {"preset": "demo", "d_model": 16, "tokenizer": "char", "vocab_size": 300, "tokens_per_update": 512}
-    schedule = {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "disable_tqdm": True, "max_new_tokens": 8}
+    schedule = {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "disable_tqdm": True}
     return {**files, **shape, **schedule, "output": str(tmp_path / "run")}
 
 

@@ -143,7 +143,8 @@ class StopAfterUpdate(TrainerCallback):
         self.reason = self.reason or self._flags.exchange(self._wish())
         self.is_extra = bool(self.reason) and not control.should_save
         control.should_save = control.should_save or bool(self.reason)
-        is_before_evaluation = _ends_epoch(state) and args.eval_strategy == IntervalStrategy.EPOCH
+        is_end = _ends_epoch(state) or state.global_step >= state.max_steps  # in the middle of an epoch, perhaps
+        is_before_evaluation = is_end and args.eval_strategy == IntervalStrategy.EPOCH
         self._is_postponed = control.should_save and is_before_evaluation
         if self._is_postponed:
             control.should_save = False

@@ -12,7 +12,8 @@ and what these hooks add:
 - DDP rounds the first update of every start otherwise than later ones -> a pass before training takes its place
 - the log forgets what was learned between its last entry and the checkpoint -> that sum is in the seal
 - the best checkpoint is loaded without a look at its files -> held against the seal
-- with save_total_limit=1 every other checkpoint-N goes at the end, whoever wrote it -> ours alone
+- with save_total_limit=1 every checkpoint-N but the best goes at the end, whoever wrote it -> the end stays, too
+- an early stop between two saves leaves no checkpoint of the end -> it is saved
 - on more processes than before, a new one finds no random state to go on from -> seeded by the number of the update
 - signals, full disks, memory and broken losses end in tracebacks -> see `interruption` and `run_health`
 """
@@ -30,13 +31,12 @@ from torch import Tensor, nn
 from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from seqloom.hub.loading import no_loading_bar
 from seqloom.training.fault_tolerance.checkpoints import (
     STAGING,
     checkpoint_path,
-    checkpoints_in,
-    discard,
     discard_extra,
     facts_of,
     find_damage,
@@ -208,16 +208,15 @@ class ResumableTrainer(Trainer):
                 self._save_checkpoint(self.model, trial=None)
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise self.stopper.error(str(self._final_folder()), self.state)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # 1 would remove what is not ours, too
+        if self.args.save_strategy != SaveStrategy.NO and not self._final_folder().is_dir():
+            self.stopper.is_extra = True  # an early stop between two saves: whoever comes back finds the end
+            self._save_checkpoint(self.model, trial=None)
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # 1 would remove the end where it is not the best, and what is not ours
         try:
-            output = super()._finalize_training(*args, **kwargs)
+            return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
-        if self.args.should_save and limit == 1 and (best := self.state.best_model_checkpoint):
-            for checkpoint in checkpoints_in(Path(self.args.output_dir)):
-                if checkpoint != Path(best):
-                    discard(checkpoint, checkpoint.parent)
-        return output
 
     def _load_best_model(self) -> None:
         """Load the best model, if every file of its checkpoint is as it was written.

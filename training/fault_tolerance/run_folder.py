@@ -33,7 +33,7 @@ import torch
 
 from seqloom.configuration.automatic import Choice, choice_of_old
 from seqloom.configuration.recipe import NARROW_FORMATS, Recipe, RecipeError
-from seqloom.configuration.recipe_keys import shown
+from seqloom.configuration.recipe_keys import known_keys, shown
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.files import SEAL_NAME as MANIFEST
@@ -366,10 +366,15 @@ class RunFolder:
             )
 
     def changes(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-        """Return key -> value then and now, for each key of the run's recipe that a resolved recipe has otherwise."""
+        """Return key -> value then and now, for each key of the run's recipe that a resolved recipe has otherwise.
+
+        A default that one of them spells out is no change.
+        """
         before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
         keys = sorted((before | now).keys() - NARROW_FORMATS)  # precision says it
-        return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+        usual = {key: each.default for key, each in known_keys().items()}
+        values = {key: (before.get(key, usual.get(key)), now.get(key, usual.get(key))) for key in keys}
+        return {key: (then, today) for key, (then, today) in values.items() if then != today}
 
     def _refuse_other_vocabulary(self) -> None:
         """Refuse another vocabulary than the run was started with; older runs did not seal theirs."""

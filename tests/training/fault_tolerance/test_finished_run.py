@@ -81,6 +81,7 @@ def test_what_auto_chose_stays_chosen(finished):
 
 def test_the_same_command_asks_for_nothing(finished, tmp_path):
     assert ask(finished) == Asked.NOTHING
+    assert ask(finished, max_grad_norm=1.0, load_best_model_at_end=False) == Asked.NOTHING, "defaults spelled out"
     assert ask(finished, num_proc=2, report_to="none", save_steps=9, tokens_per_device=99) == Asked.NOTHING
     (tmp_path / "train.de").unlink()
     assert ask(finished) == Asked.NOTHING, "text that is gone is no other text"

@@ -19,8 +19,9 @@ from transformers.trainer_callback import TrainerState
 
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, find_fault
 from seqloom.training.fault_tolerance.interruption import StopSignals
-from seqloom.training.fault_tolerance.resumable import CheckpointPart, ResumableTrainer, kept_random_state
+from seqloom.training.fault_tolerance.resumable import CheckpointPart, ResumableTrainer, ended_early, kept_random_state
 from seqloom.training.fault_tolerance.run_health import TrainingError
+from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.trainer import LogLastUpdates
 from seqloom_cli.command import EXIT_STOPPED, StoppedError
 from tests.toy import toy_pairs
@@ -225,7 +226,7 @@ def test_the_best_is_one_that_was_saved_and_not_one_that_was_evaluated_alone(mak
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-3")  # 2 was better, and not saved
     assert (trainer.state.best_global_step, trainer.state.best_metric) == (3, 7.0)
-    assert names(tmp_path / "run") == ["checkpoint-3"]
+    assert names(tmp_path / "run") == ["checkpoint-3", "checkpoint-6"], "the best and the end"
 
 
 def test_a_run_that_goes_on_takes_new_intervals(make_trainer, tmp_path):
@@ -248,6 +249,24 @@ def test_another_score_chooses_the_best_anew(make_trainer, tmp_path):
     losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
     assert trainer.state.best_global_step == min(losses, key=losses.get) != 3
     assert trainer.state.best_metric == min(losses.values())
+
+
+@pytest.mark.parametrize("ending", [{"max_steps": 6}, {"max_steps": -1, "num_train_epochs": 1.5}])
+def test_the_end_in_the_middle_of_an_epoch_is_saved_with_its_scores(make_trainer, tmp_path, ending):
+    make_trainer(eval_strategy="epoch", save_steps=2, **ending).train()  # 4 updates an epoch
+    state = TrainerState.load_from_json(str(tmp_path / "run" / "checkpoint-6" / "trainer_state.json"))
+    assert [row["step"] for row in state.log_history if "eval_loss" in row] == [4, 6]
+
+
+def test_an_early_stop_between_two_saves_is_saved(make_trainer, tmp_path):
+    keys = {**SCORED, "eval_steps": 2, "save_steps": 4, "load_best_model_at_end": False}
+    trainer = make_trainer(EarlyStopping(2), **keys)  # the scores of 2, 4 and 6 are ever worse
+    trainer.train()
+    assert names(tmp_path / "run") == ["checkpoint-4", "checkpoint-6"]
+    assert ended_early(TrainerState.load_from_json(str(tmp_path / "run" / "checkpoint-6" / "trainer_state.json")))
+    again = make_trainer(EarlyStopping(2), **{**keys, "max_steps": 20})
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert again.state.global_step == 6
 
 
 def test_memory_that_runs_out_after_the_training_is_explained(make_trainer, monkeypatch):
