@@ -9,14 +9,16 @@ window. Lines from a pipe are answered when they come.
 
 import contextlib
 import logging
+import queue
 import sys
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,9 +56,10 @@ def generate_file(job: Job) -> None:
         layout, header, lines = layout_of(job, lines)
         sink = stack.enter_context(open_sink(job, layout))
         answers_to = stack.enter_context(_answering(job))
-        total = count_lines(job.input_file) - header if job.input_file else None
+        is_file = job.input_file is not None and Path(job.input_file).is_file()  # a pipe is read once
+        total = count_lines(job.input_file) - header if job.input_file and is_file else None
         progress = stack.enter_context(progress_bar("Writing", total, "line", done=sink.done))
-        windows = windows_of(sink.behind(lines), whole=job.input_file is not None)
+        windows = windows_of(sink.behind(lines), whole=is_file)
         for window, groups in answers_to(parsed(layout, windows, 1 + header + sink.done)):
             rows = _rows(window)
             for row, group in zip(rows, groups, strict=True):
@@ -160,23 +163,26 @@ def _work(rows: list[Row]) -> list[list[Answer]]:
 
 
 def _in_order(pool: ProcessPoolExecutor, ahead: int, windows: Iterator[Window]) -> Answers:
-    """Hand windows to a pool, a few ahead of what is taken; an error of the input comes behind its answers."""
-    waiting: deque[Any] = deque()
-    error: Exception | None = None
-    while error is None:
+    """Hand windows to a pool, a few ahead of what is taken; an error of the input comes behind its answers.
+
+    They are read on a thread: who speaks through a pipe may wait for an answer before the next line.
+    """
+    waiting: queue.Queue[Any] = queue.Queue(ahead)
+
+    def read() -> None:
         try:
-            for window in islice(windows, ahead - len(waiting)):
-                waiting.append((window, pool.submit(_work, _rows(window))))
-        except ValueError as refused:
-            error = refused
-        if not waiting:
-            break
-        window, future = waiting.popleft()
+            for window in windows:
+                waiting.put((window, pool.submit(_work, _rows(window))))
+            waiting.put(None)
+        except BaseException as error:
+            waiting.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (found := waiting.get()) is not None:
+        if isinstance(found, BaseException):
+            raise found
+        window, future = found
         yield window, future.result()
-    for window, future in waiting:
-        yield window, future.result()
-    if error is not None:
-        raise error
 
 
 def _rows(window: Window) -> list[Row]:

@@ -70,6 +70,8 @@ class Difference:
     """How often outputs swapped at random between the systems are as far apart: below 0.05 it is hardly chance."""
     p_bootstrap: float = 1.0
     """The same question by resampled sentences: how often their difference is as far from its mean (Koehn 2004)."""
+    is_none: bool = False
+    """Whether the two score the same on every sentence."""
 
 
 def paired_test(
@@ -86,7 +88,7 @@ def paired_test(
         ValueError: when the two are not of the same test set and metric.
     """
     found = paired_difference(one, other)
-    if one.sacrebleu is None or texts is None:
+    if one.sacrebleu is None or texts is None or found.is_none:
         return found
     ours, theirs, references = texts
     streams, systems = as_streams(references), [("other", theirs), ("one", ours)]
@@ -126,6 +128,8 @@ def paired_difference(
     size, rng = len(one.values), np.random.default_rng(seed)
     resampled = [apart(drawn @ one.values, drawn @ other.values) for drawn in _draws(size, num_resamples, seed)]
     ours, theirs = one.values.sum(axis=0), other.values.sum(axis=0)
+    if np.array_equal(one.values, other.values):  # nothing is rarer than itself, though sacreBLEU counts so
+        return Difference(0.0, (0.0, 0.0), p_value=1.0, p_bootstrap=1.0, is_none=True)
     as_far = 0
     for _ in range(num_resamples):
         swapped = rng.integers(2, size=size) @ (other.values - one.values)

@@ -90,10 +90,10 @@ def answer(
     copies = engine.search.n_best or 1
     pieces, faults = _pieces_of(engine, rows, long_lines, most_tokens)
     flat = [(place, piece) for place, texts in enumerate(pieces) for piece in texts]
+    firsts = {place: number for number, (place, _) in reversed([*enumerate(flat)])}
     written: list[list[Written]] = []
     ids: list[list[int]] = []
     if flat:
-        firsts = {place: number for number, (place, _) in reversed([*enumerate(flat)])}
         prefixes = [
             (rows[place].prefix or prefix) * (firsts[place] == number) for number, (place, _) in enumerate(flat)
         ]
@@ -105,8 +105,9 @@ def answer(
             in_detail=units is not None,
         )
     groups: list[list[list[Answer]]] = [[] for _ in rows]
-    for (place, piece), tokens, outputs in zip(flat, ids, written, strict=True):
-        groups[place].append([_answer_of(engine, piece, tokens, output, units) for output in outputs])
+    for number, ((place, piece), tokens, outputs) in enumerate(zip(flat, ids, written, strict=True)):
+        again = len(_tags_before(engine, piece)) if number != firsts[place] else rows[place].num_added
+        groups[place].append([_answer_of(engine, piece, tokens, output, units, again) for output in outputs])
     return [
         [_joined([piece[number] for piece in group]) for number in range(copies)]
         if group
@@ -145,12 +146,16 @@ def _pieces_of(
 
 def _split_behind_tags(engine: Engine, source: str, limit: int) -> list[str]:
     """Cut a source, and put the tags that stand in front of it before each piece."""
+    tags = _tags_before(engine, source)
+    room = limit - (len(engine.tokenizer(tags).input_ids) - 1 if tags else 0)
+    return [tags + piece for piece in split(engine.tokenizer, source[len(tags) :], max(1, room))]
+
+
+def _tags_before(engine: Engine, source: str) -> str:
     known, begin = Tags.in_settings(engine.tokenizer.init_kwargs).known, 0
     while (tag := TAG.match(source, begin)) and tag[0] in known:
         begin = tag.end()
-    tags = source[:begin]
-    room = limit - (len(engine.tokenizer(tags).input_ids) - 1 if tags else 0)
-    return [tags + piece for piece in split(engine.tokenizer, source[begin:], max(1, room))]
+    return source[:begin]
 
 
 def split(tokenizer: Any, text: str, limit: int, breaks: Sequence[str] = BREAKS) -> Iterator[str]:
@@ -189,17 +194,22 @@ def _ids_of(engine: Engine, prefixes: Sequence[str]) -> list[list[int]]:
     return [tokens[:-1] if tokens and tokens[-1] in engine.ends else tokens for tokens in ids]
 
 
-def _answer_of(engine: Engine, source: str, ids: Sequence[int], written: Written, units: Units | None) -> Answer:
+def _answer_of(
+    engine: Engine, source: str, ids: Sequence[int], written: Written, units: Units | None, num_added: int
+) -> Answer:
     text = engine.tokenizer.decode(written.tokens, skip_special_tokens=True)
     penalty = engine.settings.length_penalty
     length = len(written.log_probs) ** (1.0 if penalty is None else penalty)
     score = sum(written.log_probs) / length if written.log_probs else None
-    detail = None if units is None else _detail_of(engine, source, text, ids, written, units)
+    detail = None if units is None else _detail_of(engine, source, text, ids, written, units, num_added)
     trained = engine.trained_source or len(ids)
     return Answer(one_line(text), score, written.is_cut, len(ids), trained if len(ids) > trained else 0, detail=detail)
 
 
-def _detail_of(engine: Engine, source: str, text: str, ids: Sequence[int], written: Written, units: Units) -> Detail:
+def _detail_of(
+    engine: Engine, source: str, text: str, ids: Sequence[int], written: Written, units: Units, num_added: int
+) -> Detail:
+    """Return what there is to say of an output; characters are counted behind the tags that its line does not have."""
     is_end = [token in engine.ends for token in ids]
     assert engine.place is not None
     sources = origins(written.attention, len(written.tokens), is_end, engine.place)
@@ -209,13 +219,19 @@ def _detail_of(engine: Engine, source: str, text: str, ids: Sequence[int], writt
     there = [] if counts_tokens else target_spans(engine.tokenizer, written.tokens)
     grams = list(zip(*(written.tokens[shift:] for shift in range(REPEATED))))
     again = sum(count - 1 for count in Counter(grams).values())
+    pairs = pharaoh(sources, here, there, (source, text), units)
+    counts = (len(ids), len(written.tokens)) if counts_tokens else _counts_of((source, text), units)
+    if units == "characters" and num_added:
+        added = len(UNITS[units](source[:num_added]))
+        pairs = [(place - added, other) for place, other in pairs if place >= added]
+        counts = counts[0] - added, counts[1]
     return Detail(
         tokens=[engine.tokenizer.decode([token]) for token in written.tokens],
         probabilities=[round(math.exp(value), 4) for value in written.log_probs],
         repeated=round(again / len(grams), 4) if grams else 0.0,
         uncovered=[name for place, name in enumerate(names) if place not in sources and not is_end[place]],
-        pairs=pharaoh(sources, here, there, (source, text), units),
-        counts=(len(ids), len(written.tokens)) if counts_tokens else _counts_of((source, text), units),
+        pairs=pairs,
+        counts=counts,
     )
 
 

@@ -91,7 +91,7 @@ class Search:
         if self.sample:
             changes |= {"do_sample": True, "num_beams": 1}
         elif not folder.do_sample or self.num_beams is not None:
-            changes |= {"num_beams": max(self.num_beams or folder.num_beams or 1, copies)}
+            changes |= {"num_beams": max(self.num_beams or folder.num_beams or 1, copies), "do_sample": False}
         says_nothing = folder.max_new_tokens is None and folder.max_length in (None, DEFAULT_MAX_LENGTH)
         if self.max_new_tokens is None and says_nothing:
             changes["max_new_tokens"] = FALLBACK_MAX_NEW_TOKENS

@@ -36,6 +36,8 @@ class Row:
     """What the output has to begin with."""
     record: Any = None
     """The columns of a TSV, the object of a JSON line."""
+    num_added: int = 0
+    """Characters of the tags that columns put in front of the source."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,14 @@ class Layout:
         """Return the header of the output, "" if it has none."""
         if self.write_as != "tsv" or (self.header is None and self.read_as == "tsv"):
             return ""
-        names = [*(self.header or ("source",)), "output", *(["score"] if with_score or n_best else [])]
+        names = [*self._kept(self.header or ("source",)), "output", *(["score"] if with_score or n_best else [])]
         return "\t".join(names) + "\n"
+
+    def _kept(self, columns: Sequence[str]) -> list[str]:
+        """Return what is copied of a line: all but the output of a former command, in whose place the new one comes."""
+        if self.header is None or not {"output", "score"} & set(self.header):
+            return list(columns)
+        return [text for name, text in zip(self.header, columns, strict=True) if name not in ("output", "score")]
 
     def parse(self, line: str, number: int) -> Row:
         """Return what stands on a line.
@@ -89,14 +97,21 @@ class Layout:
         """
         if self.read_as == "tsv":
             columns = line.split("\t")
+            if self.header is not None and len(columns) != len(self.header):
+                raise RowError(
+                    f"{self.name}: line {number} has {len(columns)} columns and the first line {len(self.header)}; "
+                    f"mend it."
+                )
             prefix = self._column(columns, self.prefix, number) if self.prefix else ""
             source = self._column(columns, self.source or "1", number)
-            return Row(number, self._tagged(source, number, columns, self._column), prefix, columns)
+            tagged = self._tagged(source, number, columns, self._column)
+            return Row(number, tagged, prefix, columns, len(tagged) - len(source))
         if self.read_as == "jsonl":
             record = self._object(line, number)
             prefix = self._value(record, self.prefix, number) if self.prefix else ""
             source = self._value(record, self.source or "source", number)
-            return Row(number, self._tagged(source, number, record, self._value), prefix, record)
+            tagged = self._tagged(source, number, record, self._value)
+            return Row(number, tagged, prefix, record, len(tagged) - len(source))
         return Row(number, line)
 
     def _tagged(self, source: str, number: int, record: Any, read: Callable[[Any, str, int], str]) -> str:
@@ -132,7 +147,7 @@ class Layout:
         chosen = outputs if n_best else outputs[:1]
         if self.write_as == "text":
             return "".join(f"{text}\n" if score is None else f"{score:.4f}\t{text}\n" for text, score in chosen)
-        columns = row.record if self.read_as == "tsv" else [one_line(row.source).replace("\t", " ")]
+        columns = self._kept(row.record) if self.read_as == "tsv" else [one_line(row.source).replace("\t", " ")]
         lines = ([*columns, text.replace("\t", " "), *_column_of(score)] for text, score in chosen)
         return "".join("\t".join(line) + "\n" for line in lines)
 

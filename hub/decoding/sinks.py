@@ -104,7 +104,7 @@ class FileSink(Sink):
         """Go on with a journal; where it is empty, the output begins with a header."""
         self.journal, self.done = journal, journal.lines
         self.tally = Tally(**journal.notes)
-        self._header = "" if journal.lines else header
+        self._header = "" if journal.lines or journal.is_finished else header
 
     def behind(self, lines: Iterator[bytes]) -> Iterator[bytes]:
         """Return the lines that have no answer yet."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -377,9 +378,20 @@ def test_several_processes_keep_the_order(able: Path, tmp_path: Path) -> None:
     assert len(two.splitlines()) == 20
 
 
-def test_a_pipe_is_answered_as_it_speaks(able: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_pipe_that_is_named_loses_no_line(able: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in")
+    writer = threading.Thread(target=(tmp_path / "in").write_text, args=("abc\nmn\n",))
+    writer.start()
+    assert main(["generate", str(able), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--beams", "1"]) == 0
+    writer.join()
+    assert (tmp_path / "out").read_text() == "ABC\nMN\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_pipe_is_answered_as_it_speaks(able: Path, processes: int) -> None:
     """Whoever writes a line gets its answer before the next one."""
-    command = [sys.executable, "-m", "seqloom", "generate", str(able), "--beams", "1"]
+    command = [sys.executable, "-m", "seqloom", "generate", str(able), "--beams", "1", "--processes", str(processes)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8") as process:
         assert process.stdin

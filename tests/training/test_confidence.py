@@ -8,7 +8,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from seqloom.training.confidence import confidence_intervals, interval, paired_difference
+from seqloom.training.confidence import confidence_intervals, interval, paired_difference, paired_test
 from seqloom.training.metrics import METRICS, score
 
 NAMES = ["bleu", "tokenized_bleu", "chrf", "exact_match", "cer", "per", "wer"]
@@ -133,7 +133,8 @@ def test_the_interval_of_a_difference_agrees_with_the_normal_approximation():
 def test_systems_that_write_the_same_do_not_differ(texts, name):
     sums = METRICS[name](*texts)
     found = paired_difference(sums, sums, num_resamples=20)
-    assert (found.value, found.interval, found.p_value) == (0, (0, 0), 1)
+    assert (found.value, found.interval, found.p_value, found.p_bootstrap) == (0, (0, 0), 1, 1)
+    assert paired_test(sums, sums, (texts[0], texts[0], [[text] for text in texts[1]])) == found
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -39,6 +39,9 @@ from seqloom.training.scoring.nearness import Nearness, near_training
 from seqloom.training.scoring.system_answers import Answers, answer
 from seqloom.training.settings import metrics_for, seed_of
 
+OF_CHARACTERS = frozenset({"bits_per_character"})
+"""Scores of forced passes that do not depend on how a text is cut into tokens."""
+
 SENTENCE_METRICS = ("per", "cer", "chrf", "chrf++", "ter")
 """Those that say something of one sentence; the first that is asked for sorts the examples, or what suits the kind."""
 
@@ -140,6 +143,11 @@ def evaluate_folder(
     answers = answer(folder, text, is_continuation=is_continuation, **decoding)
     other = other_outputs
     if options.compare and other is None:
+        if Tags.of(options.compare) != Tags.of(folder):
+            raise EvaluationError(
+                f"{options.compare} knows other tags than {folder}, and one text would be read with those of one; "
+                f"evaluate {options.compare} by itself, and compare with the outputs.jsonl that this writes."
+            )
         other = answer(options.compare, text, is_continuation=is_continuation, **decoding)
     names = options.metrics or _usual_metrics(recipe, task, text)
     references = [[one_line(each) for each in several] for several in text.references]
@@ -276,10 +284,10 @@ def _rows(
         theirs = None
         if other and name in sums:
             theirs = METRICS[name](other.outputs, references)
-        elif other and other.forced:
+        elif other and other.forced and (name in OF_CHARACTERS or other.vocabulary == answers.vocabulary):
             theirs = other.forced.get(name)
-        difference = None
-        if other and theirs is not None and len(references) > 1:
+        difference = None  # also where the bits of the one are exact, and those of the other a bound
+        if other and theirs is not None and len(references) > 1 and theirs.signature == each.signature:
             outputs = (answers.outputs, other.outputs, references) if name in sums else None
             difference = paired_test(each, theirs, outputs)
         bounds = interval(each) if len(references) > 1 else None

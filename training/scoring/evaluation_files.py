@@ -47,7 +47,7 @@ def write_evaluation(evaluation: Evaluation, output: str | PathLike[str]) -> dic
 
 
 def _reference_streams(text: EvaluationText) -> list[list[str]]:
-    """Return all first references, all second ones, ...; "" where an example has fewer, which sacreBLEU leaves out."""
+    """Return all first references, all second ones, ...; "" where an example has fewer."""
     most = max(map(len, text.references))
     return [[(several[n] if n < len(several) else "") for several in text.references] for n in range(most)]
 
@@ -119,12 +119,12 @@ def describe_difference(row: Row) -> str:
 
 
 def sacrebleu_command(evaluation: Evaluation, output: Path) -> str:
-    """Return the line that scores the written files with sacreBLEU; empty where it has none of the metrics."""
+    """Return the line that scores the written files with sacreBLEU; empty where it would not say the same."""
     flags = {"bleu": "bleu", "chrf": "chrf", "chrf++": "chrf --chrf-word-order 2", "ter": "ter"}
     asked = [row for row in evaluation.rows if row.metric in flags]
     if {"chrf", "chrf++"} <= {row.metric for row in asked}:
         asked = [row for row in asked if row.metric != "chrf++"]
-    if not asked:
+    if not asked or len(set(map(len, evaluation.text.references))) > 1:  # in files a missing reference is an empty one
         return ""
     streams = len(_reference_streams(evaluation.text))
     names = [output / f"reference{'' if n == 1 else f'.{n}'}.txt" for n in range(1, streams + 1)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from os import PathLike
 from time import perf_counter
 
@@ -47,6 +48,8 @@ class Answers:
     """Of decoding."""
     forced: dict[str, SentenceSums] | None = None
     """Scores of forced passes over the first reference, by name."""
+    vocabulary: str = ""
+    """Digest of the target's: scores of a token compare within one alone."""
 
 
 def answer(
@@ -76,6 +79,7 @@ def answer(
         num_too_long=sum(each.fault is not None for each in found),
         seconds=perf_counter() - started,
         forced=forced_scores(engine, text, is_continuation=is_continuation),
+        vocabulary=sha256(engine.target_tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     )
 
 

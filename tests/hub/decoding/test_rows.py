@@ -31,6 +31,7 @@ def test_formats_go_by_the_name() -> None:
         (Layout("f", "tsv", "tsv", "2"), ["a\tb"], ["a\tb\tA"]),
         (Layout("f", "tsv", "tsv"), ["id\tsource", "1\ta"], ["id\tsource\toutput", "1\ta\tA"]),
         (Layout("f", "tsv", "tsv", "de"), ["id\tde", "1\ta"], ["id\tde\toutput", "1\ta\tA"]),
+        (Layout("f", "tsv", "tsv", "de"), ["de\toutput\tn", "a\tB\t1"], ["de\tn\toutput", "a\t1\tA"]),
         (Layout("f", "tsv", "text", "de"), ["id\tde", "1\ta"], ["A"]),
         (Layout("f", "tsv", "jsonl", "de"), ["id\tde", "1\ta"], ['{"id": "1", "de": "a", "output": "A"}']),
         (Layout("f", "text", "tsv"), ["a\tb"], ["source\toutput", "a b\tA"]),
@@ -64,7 +65,7 @@ def test_the_right_column_is_read() -> None:
     [
         (Layout("f.tsv", "tsv", source="end"), ["de\ten", "a\tb"], "line 1 has no column 'end'; did you mean en"),
         (Layout("f.tsv", "tsv", source="3"), ["a\tb"], "line 1 has 2 columns, and '3' is number 3"),
-        (Layout("f.tsv", "tsv", source="de"), ["en\tde", "a"], "line 2 has 1 columns, and 'de' is number 2"),
+        (Layout("f.tsv", "tsv", source="de"), ["en\tde", "a"], "line 2 has 1 columns and the first line 2; mend it"),
         (Layout("f.jsonl", "jsonl"), ["[1]"], "line 1 is no JSON object"),
         (Layout("f.jsonl", "jsonl"), ["{"], "line 1 is no JSON"),
         (Layout("f.jsonl", "jsonl"), ["[" * 100_000], "line 1 is no JSON"),

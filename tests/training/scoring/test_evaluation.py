@@ -20,7 +20,7 @@ from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.loading import load_folder
 from seqloom.training.scoring import evaluation as module
 from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
-from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
+from seqloom.training.scoring.evaluation_files import describe_evaluation, sacrebleu_command, write_evaluation
 from seqloom.training.scoring.evaluation_text import ReadingOptions, read_evaluation_text
 from seqloom.training.scoring.score_page import render_page
 from seqloom.training.scoring.system_answers import Answers, answer
@@ -140,6 +140,25 @@ def test_outputs_of_another_system_are_read_by_the_name_of_their_file(sentences,
         options = EvaluationOptions(metrics=("exact_match",), compare=str(tmp_path / name))
         found = evaluate_folder(sentences / "one", [str(sentences / "s"), str(sentences / "a")], options)
         assert found.other.outputs == outputs, name
+
+
+def test_what_is_read_or_counted_otherwise_is_not_compared(sentences, tmp_path):
+    files = [str(sentences / "s"), str(sentences / "a")]
+    tagged = tmp_path / "tagged"
+    tagged.mkdir()
+    settings = {"seqloom_tokenizer": {"tag_columns": ["language"], "tags": ["<language=hun>"]}}
+    (tagged / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"tagged knows other tags than .* compare with the outputs\.jsonl"):
+        evaluate_folder(sentences / "one", files, EvaluationOptions(compare=str(tagged)))
+
+
+def test_no_command_of_sacrebleu_where_references_are_not_as_many(sentences, tmp_path):
+    pairs = zip(*((sentences / name).read_text().splitlines() for name in ("s", "a")))
+    rows = [f"{source}\t{target}\t{'x y' * (n % 2)}" for n, (source, target) in enumerate(pairs)]
+    (tmp_path / "t.tsv").write_text("\n".join(["source\ttarget\tmore", *rows]) + "\n")
+    options = EvaluationOptions(metrics=("bleu",), references=("more",))
+    found = evaluate_folder(sentences / "one", [str(tmp_path / "t.tsv")], options)
+    assert sacrebleu_command(found, tmp_path) == ""
 
 
 def test_a_column_that_is_called_as_something_of_ours_keeps_both(sentences, tmp_path):
