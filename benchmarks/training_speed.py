@@ -161,11 +161,22 @@ def record(recorder: Recorder) -> None:
     def collect_and_count(self: Any, *args: Any) -> Any:
         batches, num_items = collect(self, *args)
         for batch in batches:
-            recorder.count(batch["attention_mask"], batch["labels"])
+            recorder.count(*_padded(batch))
         return batches, num_items
 
     Trainer.get_batch_samples = collect_and_count
     register_optimizer_step_post_hook(recorder.step)
+
+
+def _padded(batch: Any) -> tuple[Any, Any]:
+    """Return mask and labels, a sentence a row, also of a batch whose sentences stand in one."""
+    import torch
+
+    if "attention_mask" in batch:
+        return batch["attention_mask"], batch["labels"]
+    sources, targets = batch["cu_seq_lens_k"].diff(), batch["cu_seq_lens_q"].diff()
+    mask = torch.arange(int(sources.max()))[None] < sources.cpu()[:, None]
+    return mask.long(), torch.where(torch.arange(int(targets.max()))[None] < targets.cpu()[:, None], 0, -100)
 
 
 def run_seqloom(options: argparse.Namespace, recorder: Recorder, *, precision: str = "fp32", **switches: bool) -> None:
@@ -269,6 +280,11 @@ def run_hand_loop(options: argparse.Namespace, recorder: Recorder) -> None:
     network = nn.Transformer(
         width, shape["heads"], **layers, dim_feedforward=shape["ffn"], dropout=DROPOUT, batch_first=True
     )
+    for part in network.modules():  # as in the other systems, neither attention nor the inner layer drops anything
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+        elif isinstance(part, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            part.dropout.p = 0.0
     table, network = table.to(device()), network.to(device())
     dropout = nn.Dropout(DROPOUT)
     weights = [*table.parameters(), *network.parameters()]
