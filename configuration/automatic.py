@@ -25,6 +25,12 @@ MOST_TOKENS_AN_UPDATE = 16_384
 EPOCHS_WITHOUT_MUON = 1.5
 """How many times the epochs of a row that has Muon a run without it takes (LOG: strings by `auto`)."""
 
+SHARES = {"keep": (0.2, 0.25), "new": (0.5, 0.5)}
+"""By `init_vocabulary`: the share of the parent's learning rate, and of the epochs that a new model would be trained.
+
+The rate of the usual schedule has come down to about a fifth when a training ends; with embeddings that are new it
+takes more (LOG: parent and child)."""
+
 AVERAGED, LATE = 5, 0.25
 """Checkpoints that are averaged (Vaswani et al. 2017, section 6.1), and the share of a run whose checkpoints are late
 enough for it: earlier ones spoil the mean."""
@@ -109,6 +115,8 @@ def _num_averaged(recipe: Recipe, settings: Mapping[str, Any], tokens_an_epoch: 
     updates = flat.get("max_steps", -1)
     if updates <= 0:
         updates = flat["num_train_epochs"] * tokens_an_epoch / flat["tokens_per_update"]
+        if recipe.init_from is not None and "num_train_epochs" not in recipe.named:
+            updates *= SHARES[recipe.init_vocabulary][1]
     every = recipe.training_arguments.get("save_steps", 500)
     late = int(LATE * updates / (every if every >= 1 else every * updates))
     return min(AVERAGED, late) if late > 1 else 0
@@ -169,4 +177,4 @@ def _shown(choice: Choice, fitted: Recipe) -> list[str]:
     return [texts[key].format(values[key]) for key in shown]
 
 
-__all__ = ["Choice", "choice_of_old", "choose", "explain"]
+__all__ = ["SHARES", "Choice", "choice_of_old", "choose", "explain"]

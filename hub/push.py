@@ -102,13 +102,17 @@ def plan_push(folder: str | PathLike[str], repo: str | None, *, with_run: bool =
         name: Path(folder) / name for name in names_below(folder) if belongs(name, with_run=with_run)
     }
     card = contents[CARD_NAME] = card_bytes(folder, repo)
-    if repo is not None and "\ufffd" in card.decode("utf-8", "replace"):
-        raise HubError(f"{shown(Path(folder) / CARD_NAME)} is no UTF-8, and the Hub takes no other card; save it so.")
+    try:
+        card.decode()
+    except UnicodeDecodeError as error:
+        if repo is not None:
+            card_file = shown(Path(folder) / CARD_NAME)
+            raise HubError(f"{card_file} is no UTF-8, and the Hub takes no other card; save it so.") from error
     return [PushFile(name, content) for name, content in sorted(contents.items())]
 
 
 def copy_folder(folder: str | PathLike[str], output: str | PathLike[str], *, with_run: bool = False) -> list[PushFile]:
-    """Copy what a push would send, whole or not at all.
+    """Copy what a push would send, whole or not at all; into an empty folder that is there, file by file.
 
     Args:
         folder: a model.

@@ -122,14 +122,15 @@ def paired_difference(
             "on the same test set."
         )
 
+    if np.array_equal(one.values, other.values):  # nothing is rarer than itself, though sacreBLEU counts so
+        return Difference(0.0, (0.0, 0.0), p_value=1.0, p_bootstrap=1.0, is_none=True)
+
     def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
         return one.score(ours) - other.score(theirs)
 
     size, rng = len(one.values), np.random.default_rng(seed)
     resampled = [apart(drawn @ one.values, drawn @ other.values) for drawn in _draws(size, num_resamples, seed)]
     ours, theirs = one.values.sum(axis=0), other.values.sum(axis=0)
-    if np.array_equal(one.values, other.values):  # nothing is rarer than itself, though sacreBLEU counts so
-        return Difference(0.0, (0.0, 0.0), p_value=1.0, p_bootstrap=1.0, is_none=True)
     as_far = 0
     for _ in range(num_resamples):
         swapped = rng.integers(2, size=size) @ (other.values - one.values)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from seqloom.configuration.automatic import Choice
+from seqloom.configuration.automatic import SHARES, Choice
 from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.presets import get_preset
 from seqloom.configuration.recipe import SIDES, Recipe, RecipeError
@@ -38,12 +38,6 @@ VOCABULARY = ("normalization", "joint_vocabulary")
 
 LEARNING_VOCABULARY = ("character_coverage", "min_frequency", "split_digits")
 """Those that say how a vocabulary is learned, and nothing of one that is there."""
-
-SHARES = {"keep": (0.2, 0.25), "new": (0.5, 0.5)}
-"""By `init_vocabulary`: the share of the parent's learning rate, and of the epochs that a new model would be trained.
-
-The rate of the usual schedule has come down to about a fifth when a training ends; with embeddings that are new it
-takes more (LOG: parent and child)."""
 
 WARM_UP = 0.1
 """Share of the run: it may have fewer updates than a new model's warm-up."""
@@ -197,8 +191,6 @@ def fit_to_parent(recipe: Recipe, choice: Choice, parent: Parent | None) -> tupl
         "warmup_steps": WARM_UP,
         "num_train_epochs": max(1, round(fitted.training_arguments["num_train_epochs"] * length)),
     }
-    averaged = int(fitted.average_checkpoints * length)  # of a shorter run fewer checkpoints are late enough
-    suggested["average_checkpoints"] = averaged if averaged > 1 else 0
     fitted = with_values(fitted, suggested)
     return fitted, _describe(fitted, parent)
 

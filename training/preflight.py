@@ -374,6 +374,8 @@ class TimeEstimate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count, and speak when the sample is complete."""
+        if len(self.ends) == self.last:
+            return
         self.ends.append(time.perf_counter())
         left = state.max_steps - state.global_step
         if len(self.ends) == self.last and left > 0 and state.is_world_process_zero:

@@ -85,7 +85,7 @@ class Layout:
 
     def _kept(self, columns: Sequence[str]) -> list[str]:
         """Return what is copied of a line: all but the output of a former command, in whose place the new one comes."""
-        if self.header is None or not {"output", "score"} & set(self.header):
+        if self.header is None or "output" not in self.header:
             return list(columns)
         return [text for name, text in zip(self.header, columns, strict=True) if name not in ("output", "score")]
 
@@ -96,7 +96,7 @@ class Layout:
             RowError: naming the line and what it lacks.
         """
         if self.read_as == "tsv":
-            columns = line.split("\t")
+            columns = line.split("\t") if line or self.header is None else [""] * len(self.header)
             if self.header is not None and len(columns) != len(self.header):
                 raise RowError(
                     f"{self.name}: line {number} has {len(columns)} columns and the first line {len(self.header)}; "

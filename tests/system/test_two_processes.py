@@ -65,6 +65,18 @@ def test_two_processes_end_with_the_weights_and_scores_of_one(run):
     assert outputs_of_two == outputs
 
 
+@pytest.mark.slow
+def test_two_processes_load_the_same_best_model(run):
+    """The first that was saved: the highest loss is asked for."""
+    keys = "--max_steps 20 --eval_steps 5 --save_steps 5 --load_best_model_at_end true --metric_for_best_model loss"
+    keys += " --greater_is_better true --tokens_per_device 1024"
+    weights, results, outputs = run("one", ONE, keys)
+    weights_of_two, results_of_two, outputs_of_two = run("two", TWO, keys)
+    assert_same_weights(weights, weights_of_two)
+    assert results_of_two["test_loss"] == pytest.approx(results["test_loss"], rel=1e-5)
+    assert outputs_of_two == outputs
+
+
 FAILING = """
 import sys
 from seqloom.training.train import main

@@ -281,24 +281,23 @@ def find_leaks(small: RowStore, train: RowStore) -> dict[str, tuple[np.ndarray, 
     Only the small split's hashes are held in memory; the training text's stream past them.
     """
     leaks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    told = np.zeros(0, np.int64)
+    told, told_places = np.zeros(0, np.int64), np.zeros(0, np.int64)
     keys: dict[str, Key] = {"leak": "near"}
     if small.is_pairs:
         keys |= {"leak-source": "source", "leak-target": "target"}
     for rule, key in keys.items():
-        rest = [_filled(records) for records in small.chunks()]
-        rest = [records[~is_among(records["number"], told)] for records in rest]
-        wanted = np.unique(np.concatenate([told[:0].astype("u8"), *(key_of(records, key) for records in rest)]))
+        rows = [_filled(records) for records in small.chunks()]
+        wanted = np.unique(np.concatenate([told[:0].astype("u8"), *(key_of(records, key) for records in rows)]))
         hits, train_lines = [wanted[:0]], [told[:0]]
         for records in map(_filled, train.chunks()):
             is_hit = is_among(key_of(records, key), wanted)
             hits.append(key_of(records, key)[is_hit])
             train_lines.append(records["number"][is_hit])
         hit = np.unique(np.concatenate(hits))
-        found = (records["number"][is_among(key_of(records, key), hit)] for records in rest)
-        lines = np.unique(np.concatenate([told[:0], *found]))
-        leaks[rule] = lines, np.concatenate(train_lines)
-        told = np.union1d(told, lines)
+        found = (records["number"][is_among(key_of(records, key), hit)] for records in rows)
+        lines, places = (np.concatenate([told[:0], *each]) for each in (found, train_lines))
+        leaks[rule] = np.setdiff1d(lines, told), np.setdiff1d(places, told_places)
+        told, told_places = np.union1d(told, lines), np.union1d(told_places, places)
     return leaks
 
 

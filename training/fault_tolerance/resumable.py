@@ -63,6 +63,7 @@ from seqloom.training.fault_tolerance.run_health import (
 )
 from seqloom.training.monitoring.progress import mean_loss
 from seqloom.training.quality.selection import scores_by_update
+from seqloom.training.together import from_main_process
 from seqloom_cli.command import EXIT_FAILED
 
 
@@ -204,11 +205,11 @@ class ResumableTrainer(Trainer):
             self._end_epoch_without_updates()
         if self.stopper.hear_last():
             self.stopper.is_extra = True
-            if not is_ours(self._final_folder()):
+            if not from_main_process(lambda: is_ours(self._final_folder())):
                 self._save_checkpoint(self.model, trial=None)
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise self.stopper.error(str(self._final_folder()), self.state)
-        if self.args.save_strategy != SaveStrategy.NO and not self._final_folder().is_dir():
+        if self.args.save_strategy != SaveStrategy.NO and not from_main_process(self._final_folder().is_dir):
             self.stopper.is_extra = True  # an early stop between two saves: whoever comes back finds the end
             self._save_checkpoint(self.model, trial=None)
         limit = self.args.save_total_limit
@@ -371,15 +372,22 @@ class ResumableTrainer(Trainer):
         """
         if self.args.metric_for_best_model is None:
             return
+        if found := from_main_process(self._best_saved):  # which alone knows what it has saved and removed
+            best, self.state.best_metric = found
+            self.state.best_global_step = best
+            self.state.best_model_checkpoint = str(checkpoint_path(Path(self.args.output_dir), best))
+
+    def _best_saved(self) -> tuple[int, float] | None:
+        """Return the best update that was saved, and its score; None: none has one."""
         output, now = Path(self.args.output_dir), self.state.global_step
         named = {now, self.state.best_global_step}
         saved = {u for u in {*self.saved_updates, now} if u in named or checkpoint_path(output, u).is_dir()}
-        history = scores_by_update(self.state.log_history, self.args.metric_for_best_model.removeprefix("eval_"))
+        history = scores_by_update(self.state.log_history, str(self.args.metric_for_best_model).removeprefix("eval_"))
         scores = {update: score for update, score in history.items() if update in saved}
-        if scores:
-            best = (max if self.args.greater_is_better else min)(scores, key=lambda update: scores[update])
-            self.state.best_global_step, self.state.best_metric = best, scores[best]
-            self.state.best_model_checkpoint = str(checkpoint_path(output, best))
+        if not scores:
+            return None
+        best = (max if self.args.greater_is_better else min)(scores, key=lambda update: scores[update])
+        return best, scores[best]
 
     # Failures ----------------------------------------------------------------------------------------------------
 

@@ -24,16 +24,18 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Seq2SeqTrainingArguments
 
 from seqloom.configuration.automatic import Choice, choice_of_old
+from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.configuration.recipe import NARROW_FORMATS, Recipe, RecipeError
-from seqloom.configuration.recipe_keys import known_keys, shown
+from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.files import SEAL_NAME as MANIFEST
@@ -372,7 +374,7 @@ class RunFolder:
         """
         before, now = resolve_recipe(self.recipe_file).flat(), recipe.flat()
         keys = sorted((before | now).keys() - NARROW_FORMATS)  # precision says it
-        usual = {key: each.default for key, each in known_keys().items()}
+        usual = {each.name: each.default for kind in (Seq2SeqTrainingArguments, SeqloomConfig) for each in fields(kind)}
         values = {key: (before.get(key, usual.get(key)), now.get(key, usual.get(key))) for key in keys}
         return {key: (then, today) for key, (then, today) in values.items() if then != today}
 

@@ -320,11 +320,12 @@ class TextFile:
     def _check_line_ends(self) -> None:
         """Refuse a file in which most lines end otherwise: all of them together would be one example.
 
-        Not one whose texts are quoted, and may hold such characters.
+        Texts that are quoted may hold such characters: in CSV all, in JSON those that it takes as they are.
         """
-        if format_of(self.path) in ("jsonl", "csv"):
-            return
-        for end, count in self._foreign_ends.most_common(1):
+        kind = format_of(self.path)
+        quoted = {"csv": FOREIGN_LINE_ENDS, "jsonl": "\x85\u2028\u2029"}.get(kind, "")
+        counts = Counter({end: count for end, count in self._foreign_ends.items() if end not in quoted})
+        for end, count in counts.most_common(1):
             if count > max(1, self.num_lines):
                 name, command = FOREIGN_LINE_ENDS[end]
                 unpacked = self.path.removesuffix(".gz")

@@ -143,7 +143,8 @@ def evaluate_folder(
     answers = answer(folder, text, is_continuation=is_continuation, **decoding)
     other = other_outputs
     if options.compare and other is None:
-        if Tags.of(options.compare) != Tags.of(folder):
+        tags, theirs = Tags.of(folder), Tags.of(options.compare)
+        if tags.columns != theirs.columns or (tags.columns and tags.known != theirs.known):  # others stand in the text
             raise EvaluationError(
                 f"{options.compare} knows other tags than {folder}, and one text would be read with those of one; "
                 f"evaluate {options.compare} by itself, and compare with the outputs.jsonl that this writes."

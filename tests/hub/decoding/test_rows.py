@@ -32,6 +32,7 @@ def test_formats_go_by_the_name() -> None:
         (Layout("f", "tsv", "tsv"), ["id\tsource", "1\ta"], ["id\tsource\toutput", "1\ta\tA"]),
         (Layout("f", "tsv", "tsv", "de"), ["id\tde", "1\ta"], ["id\tde\toutput", "1\ta\tA"]),
         (Layout("f", "tsv", "tsv", "de"), ["de\toutput\tn", "a\tB\t1"], ["de\tn\toutput", "a\t1\tA"]),
+        (Layout("f", "tsv", "tsv", "de"), ["de\tscore", "a\t7", ""], ["de\tscore\toutput", "a\t7\tA", "\t\tA"]),
         (Layout("f", "tsv", "text", "de"), ["id\tde", "1\ta"], ["A"]),
         (Layout("f", "tsv", "jsonl", "de"), ["id\tde", "1\ta"], ['{"id": "1", "de": "a", "output": "A"}']),
         (Layout("f", "text", "tsv"), ["a\tb"], ["source\toutput", "a b\tA"]),

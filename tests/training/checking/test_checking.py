@@ -350,6 +350,15 @@ class TestCleaning:
         monkeypatch.setattr("seqloom.training.checking.cleaning._find", None)  # nothing is looked for again
         assert clean_corpus(corpora, "default").facts.fingerprint == prints["default"]
 
+    def test_a_source_of_the_judges_goes_with_every_target(self, clean, tmp_path):
+        (source, target), rest = clean[0], clean[1:400]
+        corpora = {
+            "train": load_corpus(write(tmp_path, "train", [(source, target), (source, f"{target} 2"), *rest])),
+            "valid": load_corpus(write(tmp_path, "valid", [(source, target), *clean[500:520]])),
+        }
+        assert len(clean_corpus(corpora, "default")) == 400
+        assert len(clean_corpus(corpora, "strict")) == 399
+
     def test_nothing_left_is_an_error_that_counts(self, tmp_path):
         corpora = {
             "train": load_corpus(write(tmp_path, "train", [("a b", "c d")])),

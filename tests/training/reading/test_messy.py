@@ -472,3 +472,6 @@ class TestNames:
     def test_json_and_csv_may_hold_line_ends_of_others(self, load):
         Path("a.jsonl").write_text('{"source": "a\u2028b\u2028c", "target": "x"}\n', encoding="utf-8")
         assert load("a.jsonl").dataset["source"][:] == ["a\u2028b\u2028c"]
+        Path("b.jsonl").write_bytes(b'{"source": "a", "target": "x"}\r' * 9 + b"\n")
+        with pytest.raises(CorpusError, match=r"has 1 lines that end in \\n and 8 that end in"):
+            load("b.jsonl")
