@@ -22,13 +22,13 @@ from seqloom.training.fault_tolerance.checkpoints import (
 )
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing
+from seqloom.training.fault_tolerance.together import refused_together
 from seqloom.training.held_out import found_in
 from seqloom.training.metrics import score
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
 from seqloom.training.quality.averaging import average_weights, load_weights, refuse_damaged, updates_to_average
-from seqloom.training.together import refused_together
 from seqloom.training.trainer import SeqloomTrainer
 from seqloom_cli.command import explain_error
 

@@ -38,6 +38,7 @@ from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finish
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import explained_disks, explained_writing
+from seqloom.training.fault_tolerance.together import from_main_process, refused_together
 from seqloom.training.finish import (
     average_run,
     final_scores,
@@ -78,7 +79,6 @@ from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.reading.asking import settle_columns
 from seqloom.training.reading.unread import find_unread
 from seqloom.training.settings import generation_config, metrics_of, refuse_missing_trackers, training_arguments
-from seqloom.training.together import from_main_process, refused_together
 from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
 from seqloom_cli.command import CommandParser, StoppedError, print_what_goes, run_command

@@ -61,9 +61,9 @@ from seqloom.training.fault_tolerance.run_health import (
     not_finite,
     out_of_memory,
 )
+from seqloom.training.fault_tolerance.together import from_main_process
 from seqloom.training.monitoring.progress import mean_loss
 from seqloom.training.quality.selection import scores_by_update
-from seqloom.training.together import from_main_process
 from seqloom_cli.command import EXIT_FAILED
 
 
