@@ -134,10 +134,11 @@ def copy_folder(folder: str | PathLike[str], output: str | PathLike[str], *, wit
     staged = output / name if is_there else output.with_name(name)
     try:
         write_files(files, staged)
-        if not is_there:
+        if is_there:
+            for entry in sorted(staged.iterdir()):
+                entry.rename(output / entry.name)
+        else:
             staged.rename(output)
-        for entry in sorted(staged.iterdir()) if is_there else ():
-            entry.rename(output / entry.name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return files

@@ -89,15 +89,12 @@ def answer(
     """
     copies = engine.search.n_best or 1
     pieces, faults = _pieces_of(engine, rows, long_lines, most_tokens)
-    flat = [(place, piece) for place, texts in enumerate(pieces) for piece in texts]
-    firsts = {place: number for number, (place, _) in reversed([*enumerate(flat)])}
+    flat = [(place, number, piece) for place, texts in enumerate(pieces) for number, piece in enumerate(texts)]
     written: list[list[Written]] = []
     ids: list[list[int]] = []
     if flat:
-        prefixes = [
-            (rows[place].prefix or prefix) * (firsts[place] == number) for number, (place, _) in enumerate(flat)
-        ]
-        ids = engine.tokenizer([piece for _, piece in flat]).input_ids
+        prefixes = ["" if number else rows[place].prefix or prefix for place, number, _ in flat]
+        ids = engine.tokenizer([piece for *_, piece in flat]).input_ids
         written = engine.write(
             ids,
             _ids_of(engine, prefixes) if any(prefixes) else None,
@@ -105,9 +102,9 @@ def answer(
             in_detail=units is not None,
         )
     groups: list[list[list[Answer]]] = [[] for _ in rows]
-    for number, ((place, piece), tokens, outputs) in enumerate(zip(flat, ids, written, strict=True)):
-        again = len(_tags_before(engine, piece)) if number != firsts[place] else rows[place].num_added
-        groups[place].append([_answer_of(engine, piece, tokens, output, units, again) for output in outputs])
+    for (place, number, piece), tokens, outputs in zip(flat, ids, written, strict=True):
+        added = len(_tags_before(engine, piece)) if number else rows[place].num_added
+        groups[place].append([_answer_of(engine, piece, tokens, output, units, added) for output in outputs])
     return [
         [_joined([piece[number] for piece in group]) for number in range(copies)]
         if group

@@ -67,10 +67,11 @@ class Tally:
     def fault_sentence(self, folder: str) -> str:
         """Return what to say of lines without an answer."""
         some = ", ".join(f"{number:,}" for number in self.first) + (", ..." if self.faulty > len(self.first) else "")
-        remedy = "With --long_lines split they are cut at the ends of sentences"
-        if self.endless:
-            remedy += f", up to {MOST_CHARACTERS:,} characters" if self.endless < self.faulty else ""
-            remedy = remedy if self.endless < self.faulty else f"Cut them to {MOST_CHARACTERS:,} characters or less"
+        if self.endless == self.faulty:
+            remedy = f"Cut them to {MOST_CHARACTERS:,} characters or less"
+        else:
+            end = f", up to {MOST_CHARACTERS:,} characters" if self.endless else ""
+            remedy = f"With --long_lines split they are cut at the ends of sentences{end}"
         return (
             f"{self.faulty:,} of {self.total:,} lines are too long for {shown(folder)} and have an empty output: "
             f"{some}. {remedy}; all others are written."

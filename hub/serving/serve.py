@@ -131,10 +131,11 @@ def limits_of(config: SeqloomConfig, folder: str | PathLike[str], max_tokens: in
         raise ValueError(
             f"--max_tokens {max_tokens} is more than the {known} positions that {folder} has learned; use {known}."
         )
+    own = own_generation_config(folder)
     if max_tokens is None:
-        max_tokens = known if is_learned else max(known, answer_length(own_generation_config(folder)))
+        max_tokens = known if is_learned else max(known, answer_length(own))
     remedy = "shorten it" if is_learned else "shorten it, or start the server with a larger --max_tokens"
-    return Limits(max_tokens, config.vocab_size, remedy, is_sampler=bool(own_generation_config(folder).do_sample))
+    return Limits(max_tokens, config.vocab_size, remedy, is_sampler=bool(own.do_sample))
 
 
 def own_generation_config(folder: str | PathLike[str]) -> GenerationConfig:

@@ -278,20 +278,21 @@ def _shift_finding(split: str, store: RowStore, shift: Shift) -> Finding:
 def find_leaks(small: RowStore, train: RowStore) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return rule -> lines of a small split that are in the training text, and where they are there.
 
-    Only the small split's hashes are held in memory; the training text's stream past them.
+    Only the small split's records are held in memory; the training text's stream past them.
     """
     leaks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     told, told_places = np.zeros(0, np.int64), np.zeros(0, np.int64)
     keys: dict[str, Key] = {"leak": "near"}
     if small.is_pairs:
         keys |= {"leak-source": "source", "leak-target": "target"}
+    rows = [_filled(records) for records in small.chunks()]
     for rule, key in keys.items():
-        rows = [_filled(records) for records in small.chunks()]
         wanted = np.unique(np.concatenate([told[:0].astype("u8"), *(key_of(records, key) for records in rows)]))
         hits, train_lines = [wanted[:0]], [told[:0]]
         for records in map(_filled, train.chunks()):
-            is_hit = is_among(key_of(records, key), wanted)
-            hits.append(key_of(records, key)[is_hit])
+            values = key_of(records, key)
+            is_hit = is_among(values, wanted)
+            hits.append(values[is_hit])
             train_lines.append(records["number"][is_hit])
         hit = np.unique(np.concatenate(hits))
         found = (records["number"][is_among(key_of(records, key), hit)] for records in rows)

@@ -92,10 +92,6 @@ class RowStore:
             while raw := file.read(size * RECORD.itemsize):
                 yield np.frombuffer(raw, RECORD)
 
-    def keys(self, key: Key) -> np.ndarray:
-        """Return all different hashes, sorted; for the small splits."""
-        return np.unique(np.concatenate([key_of(records, key) for records in self.chunks()] or [np.zeros(0, "u8")]))
-
     def repeated(self, key: Key) -> np.ndarray:
         """Return the places (from 0) of rows of which an earlier row has the same hash, in order."""
         num_parts = np.uint64(-(-self.num_rows // AT_ONCE) or 1)

@@ -140,7 +140,6 @@ def evaluate_folder(
     other_outputs = _other_outputs(options.compare, text)
     is_continuation = task == "continuation"
     decoding: dict[str, Any] = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
-    answers = answer(folder, text, is_continuation=is_continuation, **decoding)
     other = other_outputs
     if options.compare and other is None:
         tags, theirs = Tags.of(folder), Tags.of(options.compare)
@@ -149,6 +148,8 @@ def evaluate_folder(
                 f"{options.compare} knows other tags than {folder}, and one text would be read with those of one; "
                 f"evaluate {options.compare} by itself, and compare with the outputs.jsonl that this writes."
             )
+    answers = answer(folder, text, is_continuation=is_continuation, **decoding)
+    if options.compare and other is None:
         other = answer(options.compare, text, is_continuation=is_continuation, **decoding)
     names = options.metrics or _usual_metrics(recipe, task, text)
     references = [[one_line(each) for each in several] for several in text.references]
