@@ -8,6 +8,7 @@ asks for, so the recipe file and the command line are read by the same rules.
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import Enum
 from os import PathLike, fspath
@@ -34,8 +35,19 @@ class PlainText(str):
     __slots__ = ()
 
 
-class _TextLoader(yaml.SafeLoader):
-    """SafeLoader that leaves every unquoted scalar but null as `PlainText` and refuses a key written twice."""
+class PlainLoader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases: a few lines of them make billions of entries."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose what comes next."""
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"write *{alias.anchor} out", alias.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _TextLoader(PlainLoader):
+    """PlainLoader that leaves every unquoted scalar but null as `PlainText` and refuses a key written twice."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the class attribute PyYAML looks up
 
@@ -43,8 +55,7 @@ class _TextLoader(yaml.SafeLoader):
         """Build a mapping as YAML 1.2 wants it: each key once."""
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            keys = [key_node.value for key_node, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            ((twice, _),) = Counter(key_node.value for key_node, _ in node.value).most_common(1)
             raise yaml.constructor.ConstructorError(None, None, f"{twice} stands there twice", node.start_mark)
         return mapping
 

@@ -44,7 +44,8 @@ MOST_BYTES = {
 MOST = {
     **LARGEST,
     "*layers": LARGEST["encoder_layers"],
-    **dict.fromkeys(("*max_new_tokens", "*min_new_tokens", "*max_length", "*min_length"), MOST_TOKENS),
+    **dict.fromkeys(("*max_new_tokens", "*min_new_tokens", "*max_length", "*min_length", "*ngram_*"), MOST_TOKENS),
+    **dict.fromkeys(("context_*", "sampling_table_size"), 1 << 20),  # of watermarks
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), MOST_BEAMS),
     **dict.fromkeys(("num_assistant_tokens", "prompt_lookup_num_tokens"), 1_000),
 }
@@ -62,8 +63,10 @@ def size_fault(name: str, num_bytes: int) -> str | None:
 
 
 def number_faults(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the numbers of config.json or generation_config.json."""
+    """Yield what is wrong with the numbers of config.json or generation_config.json, down to the last object."""
     for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from number_faults(value)
         most = next((most for pattern, most in MOST.items() if fnmatch(key, pattern)), None)
         if most is not None and isinstance(value, int | float) and not value <= most:
             yield f"{key} is {_number(value)}, and a folder may ask for {most:,} at most; {_REMEDY}"
@@ -151,17 +154,25 @@ OUR_TEMPLATES = frozenset({"ea2ba42ff5a13ee50590215ca74686187d80aa25699265963393
 CPU_SECONDS, MOST_CHARACTERS = 2, 1 << 20
 """What a template of others may take for a short conversation."""
 
+MOST_TEMPLATES = 16
+"""In one file."""
+
 CONVERSATION = [{"role": role, "content": "a b"} for role in ("system", "user", "assistant", "user")]
 
 
 def template_faults(folder: Path, name: str) -> Iterator[str]:
-    """Yield which of the chat templates in a file are too costly."""
-    for template in _templates_in(folder / name):
+    """Yield that there are too many chat templates in a file, or which is the first that is too costly."""
+    templates = _templates_in(folder / name)
+    if len(templates) > MOST_TEMPLATES:
+        yield f"{len(templates):,} chat templates, and a file may have {MOST_TEMPLATES}; delete all but those in use."
+        return
+    for template in templates:
         if why := None if is_ours(template) else _cost_of(template):
             yield (
                 f"a chat template that is not done with a conversation of four messages: {why}; delete the template, "
                 f"or get the folder anew."
             )
+            return
 
 
 def is_ours(template: str) -> bool:

@@ -31,6 +31,7 @@ from seqloom.hub.decoding.sinks import open_sink, texts_of
 from seqloom.hub.decoding.windows import Window, layout_of, parsed, windows_of
 from seqloom.hub.lines import count_lines, open_bytes, stream_lines
 from seqloom.hub.progress_bar import progress_bar
+from seqloom_cli.command import visible
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ def converse(job: Job) -> None:
         if line.strip():
             row = Row(number, line)
             (group,) = answer_rows(job, engine, [row])
-            print(group[0].fault or texts_of(job, layout, [row], [group])[0], end="\n" if group[0].fault else "")
+            output = group[0].fault or texts_of(job, layout, [row], [group])[0].removesuffix("\n")
+            print(visible(output))
 
 
 # Answers -------------------------------------------------------------------------------------------------------------

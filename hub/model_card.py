@@ -28,6 +28,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from yaml import YAMLError
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
+from seqloom.configuration.recipe_values import PlainLoader
 from seqloom.hub.costs import MOST_RECIPE, read_header
 from seqloom.hub.files import CURVE_NAME, read_text, sha256_of
 from seqloom.hub.quoting import Quoted, code, fenced, markdown, python_string, shown
@@ -65,9 +66,6 @@ WER_COUNTS = {
 """What a word error rate counts, by its signature: the references decide."""
 HUB_METRICS = frozenset(name for name in SCORES if not name.startswith(("token_a", "token_t", "next_")))
 """Those that are metrics on the Hub, and so go into the `model-index`."""
-
-MOST_ENTRIES = 100_000
-"""Of the largest record that is read."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _LAST_LINE = re.compile(
@@ -310,7 +308,7 @@ def card_bytes(folder: str | PathLike[str], model_id: str | None = None) -> byte
 
 def is_generated(text: str) -> bool:
     """Return whether a card is as Seqloom wrote it."""
-    match = _LAST_LINE.search(text)
+    match = _last_line(text)
     return match is not None and _digest(text[: match.start()]) == match[2]
 
 
@@ -464,9 +462,14 @@ def _scores(results: Mapping[str, Any], splits: set[str]) -> list[Score]:
 
 def _knows_more(card: str, folder: Path) -> bool:
     """Whether this generated card says of the same weights what no record in the folder says any more."""
-    match = _LAST_LINE.search(card)
+    match = _last_line(card)
     has_records = (folder / "run" / "recipe.yaml").is_file() or _CHECKPOINT.fullmatch(folder.name) is not None
     return match is not None and not has_records and match[1] == weights_sha256(folder)
+
+
+def _last_line(card: str) -> re.Match[str] | None:
+    """Return what `_signed` wrote; a search from every place where it could begin may take an hour."""
+    return _LAST_LINE.match(card, max(0, card.rfind("<!-- Written by Seqloom ")))
 
 
 def _signed(text: str, weights: str) -> str:
@@ -505,7 +508,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     """Every key of a recipe.yaml, out of its chapters."""
-    chapters = _visible(yaml.safe_load(read_text(path, MOST_RECIPE)) or {})
+    chapters = _visible(yaml.load(read_text(path, MOST_RECIPE), Loader=PlainLoader) or {})
     return {key: value for values in chapters.values() for key, value in (values or {}).items()}
 
 
@@ -514,25 +517,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _visible(record: Any) -> Any:
-    """Return a record with every text in it on one line; YAML can make billions of entries of a few lines.
-
-    Raises:
-        ValueError: if it has more than a run can write.
-    """
-    left = MOST_ENTRIES
-
-    def clean(value: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError(f"it has more than {MOST_ENTRIES:,} entries")
-        if isinstance(value, dict):
-            return {shown(key): clean(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [clean(entry) for entry in value]
-        return value if isinstance(value, int | float | None) else shown(value)
-
-    return clean(record)
+    """Return a record with every text in it on one line."""
+    if isinstance(record, dict):
+        return {shown(key): _visible(entry) for key, entry in record.items()}
+    if isinstance(record, list):
+        return [_visible(entry) for entry in record]
+    return record if isinstance(record, int | float | None) else shown(record)
 
 
 def _read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from seqloom.hub.decoding.journal import Journal, journal_of
 from seqloom.hub.decoding.rows import Layout, Row
 from seqloom.hub.files import naming
 from seqloom.hub.quoting import shown
+from seqloom_cli.command import visible
 
 MOST_NAMED = 10
 """Lines without an answer that are named at the end."""
@@ -140,7 +141,7 @@ class StreamSink(Sink):
         """Write what answers some lines, at once."""
         for file, text in zip(self._files, texts, strict=True):
             with naming("standard output" if file is sys.stdout.buffer else file.name):
-                file.write(text.encode())
+                file.write((visible(text) if file.isatty() else text).encode())
                 file.flush()
 
     def finish(self) -> None:

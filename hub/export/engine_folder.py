@@ -1,6 +1,7 @@
-"""The export of a folder that a command makes for itself, once: beside the folder, or in the cache where it may not.
+"""The export of a folder that a command makes for itself, once, in the cache.
 
-It is made again when the folder's files or the engine are no longer those it was made of.
+It is made again when the folder's files or the engine are no longer those it was made of. One that lies beside the
+folder is nobody's proof: whoever wrote the folder may have written it, with other weights.
 """
 
 import errno
@@ -34,30 +35,20 @@ def engine_folder(folder: str | PathLike[str], quantization: str = "float32") ->
     refuse_missing_engine()
     folder = Path(folder).resolve()
     made_from = files_made_from(folder)
-    for place in places_for(folder, quantization):
-        manifest = read_object(place / EXPORT_NAME) or {}
-        if manifest.get("made_from") == made_from and manifest["ctranslate2_version"] == version("ctranslate2"):
-            refuse_foreign(place)  # every file is as it was written
-            return place
-    for place in places_for(folder, quantization):
-        try:
-            logger.warning("Exporting %s to %s, once; a minute or so.", folder.name, place)
-            export_ctranslate2(folder, place, quantization=quantization)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-        else:
-            return place
-    raise ExportError(
-        f"neither {place.parent} nor the folder of {folder.name} can be written; name another cache with HF_HOME."
-    )
-
-
-def places_for(folder: Path, quantization: str) -> list[Path]:
-    """Return where an export may lie, the first choice first."""
-    name = f"{folder.name}-ctranslate2-{quantization}"
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return [folder.with_name(name), Path(constants.HF_HOME) / "seqloom" / f"{name}-{digest}"]
+    place = Path(constants.HF_HOME) / "seqloom" / f"{folder.name}-ctranslate2-{quantization}-{digest}"
+    manifest = read_object(place / EXPORT_NAME) or {}
+    if manifest.get("made_from") == made_from and manifest["ctranslate2_version"] == version("ctranslate2"):
+        refuse_foreign(place)  # every file is as it was written
+        return place
+    logger.warning("Exporting %s to %s, once; a minute or so.", folder.name, place)
+    try:
+        export_ctranslate2(folder, place, quantization=quantization)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ExportError(f"{place.parent} cannot be written; name another cache with HF_HOME.") from error
+    return place
 
 
 __all__ = ["engine_folder"]

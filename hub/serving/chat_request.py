@@ -8,6 +8,7 @@ Everything is looked at before a model sees it; what changes the answer is obeye
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,8 +132,7 @@ def _no_constant(name: str) -> Any:
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        met: set[str] = set()  # a count for each name would take hours for a body of a few megabytes
-        twice = next(name for name, _ in pairs if name in met or met.add(name))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise _NotJSONError(f"{_show(twice)} stands in it twice")
     return fields
 

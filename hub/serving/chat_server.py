@@ -12,9 +12,11 @@ everybody else. Importing this file needs the extra `serving`.
 import asyncio
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -212,7 +214,7 @@ def build_app(service: Service | None = None) -> Starlette:
             *(Route(path, answer, methods=["GET"]) for path, answer in gets.items()),
             *(Route(path, answer, methods=["POST"]) for path, answer in posts.items()),
         ],
-        middleware=[Middleware(_Counted)],
+        middleware=[Middleware(_Counted), Middleware(_ForThisMachine)],
         exception_handlers=_error_handlers(),
     )
     app.state.service = service
@@ -390,6 +392,39 @@ def _error_handlers() -> dict[Any, Callable[[Request, Any], Awaitable[Response]]
             lambda error: (500, f"{type(error).__name__} while answering; the server's own output says more.")
         ),
     }
+
+
+class _ForThisMachine:
+    """Middleware that answers a loopback address by its own names alone.
+
+    A page of another site may have its own name lead to this machine; for the browser it is then of one origin with the
+    server, and may read what it answers. Such a name has a dot, and is no address.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sent = Request(scope).headers.get("host", "") if scope["type"] == "http" else ""
+        name = re.sub(r":\d*$", "", sent).strip("[]").rstrip(".")
+        is_of_others = "." in name and not name.endswith(".localhost") and _address(name) is None
+        reached = _address((scope.get("server") or [""])[0])
+        if is_of_others and reached is not None and reached.is_loopback:
+            error = RequestError(
+                f"The request came over {reached}, where this machine alone asks, and its Host is "
+                f"{json.dumps(sent[:MAX_DETAIL])}; ask {reached} or localhost, and let a proxy send that as Host.",
+                status=421,
+            )
+            await JSONResponse(error.body, status_code=error.status)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 class _Counted:

@@ -246,9 +246,11 @@ def listening(listener: socket.socket, app: Any) -> Iterator[None]:
     """Let an application answer on a thread of its own, where uvicorn leaves signals alone."""
     import uvicorn
 
+    from seqloom.hub.serving.connection import Connection
+
     config = uvicorn.Config(
         app,
-        http="h11",  # comes with uvicorn, and refuses bytes in a path that are no ASCII
+        http=Connection,  # of h11, which comes with uvicorn, and refuses bytes in a path that are no ASCII
         ws="none",
         log_config=None,
         timeout_graceful_shutdown=SECONDS_TO_SEND,

@@ -179,3 +179,11 @@ def test_text_comes_back_from_yaml(text: str) -> None:
 @pytest.mark.parametrize("text", ["None", "null", "~", "", "true", "1e-3", "010"])
 def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
     assert convert(read_yaml(write_yaml({"key": text}))["key"], str | None) == text
+
+
+def test_an_alias_is_refused_before_it_multiplies() -> None:
+    with pytest.raises(ValueError, match=r"not valid YAML, line 2, column 8: write \*all out"):
+        read_yaml("data: &all [a, b]\nmodel: *all\n")
+    doubling = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 99))
+    with pytest.raises(ValueError, match="line 2, column "):
+        read_yaml(doubling)

@@ -14,6 +14,7 @@ from seqloom.hub.model_card import (
     ANY_EXAMPLE,
     DEMO_EXAMPLE,
     SCORES,
+    CardError,
     CardFacts,
     Score,
     count_parameters,
@@ -270,6 +271,19 @@ class TestKeeping:
         assert not is_generated(edited)
         assert not write_model_card(finished)
         assert card.read_text() == edited == current_card(finished)
+
+    def test_the_last_line_is_found_at_once(self, bare):
+        """A search from each of these places would take an hour."""
+        (bare / "README.md").write_text(
+            f"<!-- Written by Seqloom x for the weights {'a' * 64}. Edit freely: " * 100_000
+        )
+        assert not write_model_card(bare)
+
+    def test_records_of_many_aliases_are_refused(self, finished):
+        merges = "- {<<: *a}\n" * 10_000
+        (finished / "run" / "recipe.yaml").write_text(f"- &a {{{', '.join(map(str, range(10_000)))}}}\n{merges}")
+        with pytest.raises(CardError, match=r"is not as Seqloom writes it \(ComposerError: write \*a out"):
+            write_model_card(finished)
 
     def test_a_card_written_by_hand_is_kept(self, bare):
         (bare / "README.md").write_text("# Mine\n")

@@ -673,6 +673,8 @@ def test_weights_that_a_terminal_would_obey(folder: Path) -> None:
         ("generation_config.json", {"num_beams": 10**6}, "num_beams is 1,000,000, and a folder may"),
         ("generation_config.json", {"num_return_sequences": 10**400}, "num_return_sequences is a number of 401 digits"),
         ("generation_config.json", {"min_length": float("nan")}, "min_length is nan"),
+        ("generation_config.json", {"encoder_no_repeat_ngram_size": 2 * 10**9}, "size is 2,000,000,000, and a folder"),
+        ("generation_config.json", {"watermarking_config": {"context_history_size": 10**9}}, "history_size is 1,000"),
         ("config.json", {"max_length": 1e300}, "max_length is 1"),
         ("config.json", {"encoder_layers": 10**7}, "encoder_layers is 10,000,000, and a folder may ask for 1,000"),
         ("config.json", {"num_hidden_layers": 900}, "a network of at least "),
@@ -767,6 +769,15 @@ def test_a_chat_template_without_end(folder: Path, file: str, template: str) -> 
         (folder / file).write_text(template)
     assert problems(folder) == [(Kind.COST, file)]
     assert "a chat template that is not done with a conversation of four messages: it " in refusal(folder)
+
+
+def test_chat_templates_without_end(folder: Path) -> None:
+    """Each of them may take its two seconds."""
+    named = [{"name": str(n), "template": f"{{{{ {n} }}}}{LOOPS[0]}"} for n in range(5_000)]
+    edit(folder / "tokenizer_config.json", chat_template=named)
+    assert "5,000 chat templates, and a file may have 16; delete all but those in use" in refusal(folder)
+    edit(folder / "tokenizer_config.json", chat_template=named[:16])
+    assert problems(folder) == [(Kind.COST, "tokenizer_config.json")]  # the first is enough
 
 
 @pytest.mark.parametrize("template", ["", "{{ messages[0].content }}", "{% generation %}x{% endgeneration %}", "{{ x("])

@@ -61,7 +61,7 @@ class Rule:
 TAG = r"</?[A-Za-z][A-Za-z0-9:-]*(?:\s+[^<>\n]{0,200})?/?>|<!--|<!\w"
 ENTITY = r"&(?:[A-Za-z][A-Za-z0-9]{1,9}|#\d{1,6}|#x[0-9A-Fa-f]{1,5});"
 ADDRESS = r"\b(?:https?|ftp)://\S|\bwww\.\w+\.\w"
-WIKI = r"\[\[[^\[\]\n]+\]\]|\{\{[^{}\n]+\}\}|\[/?(?:b|i|u|url|img|quote)(?:=[^\]\n]*)?\]"
+WIKI = r"\[\[[^\[\]\n]+\]\]|\{\{[^{}\n]+\}\}|\[/?(?:b|i|u|url|img|quote)(?:=[^\[\]\n]{0,200})?\]"
 LATEX = r"\\(?:begin|end|textbf|emph|cite)\{"
 MARKUP = regex.compile(f"{TAG}|{ENTITY}|{ADDRESS}|{WIKI}|{LATEX}")
 

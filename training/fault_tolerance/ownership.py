@@ -9,7 +9,7 @@ touched, whatever the command line says.
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from transformers.tokenization_utils_base import (
     ADDED_TOKENS_FILE,
@@ -59,6 +59,9 @@ RECORDS = (
 )
 """What a run writes into `run/` beside its recipe and its vocabulary."""
 
+FOLDERS = ("run", "run/tokenizer", "run/tokenizer/target", "target", STAGING, f"{STAGING}/{PREPARED}")
+"""Folders that a run writes into and clears; none may be a link, for what it leads to is somebody else's."""
+
 _UNFINISHED = ".*.tmp"  # what `write_text` was killed at
 
 
@@ -81,6 +84,12 @@ def refuse_foreign(output: Path) -> None:
         if parent.exists() and not parent.is_dir():
             raise RecipeError(f"output={output} lies below {parent}, which is a file; name another --output.")
     is_ours = _is_ours(output)
+    links = [name for name in FOLDERS if (output / name).is_symlink()] if is_ours else []
+    if links:
+        raise RecipeError(
+            f"{output / links[0]} is a link, and a run would write and delete where it leads. Nothing was touched. Put "
+            "a folder in its place, or take another --output."
+        )
     found = [path.name for path in foreign_checkpoints_in(output)] if is_ours else sorted(_in_the_way(output))
     if not found:
         return
@@ -124,7 +133,8 @@ def _is_begun(folder: Path) -> bool:
 def forget_records(records: Path) -> None:
     """Remove what an earlier run wrote into `run/`, but for its recipe; what else lies there is its owner's."""
     home = records / "tokenizer"
-    for name in {*TOKENIZER, *facts_of(home).get("files", {}), MANIFEST} - {"target"}:
+    recorded = filter(_is_below, facts_of(home).get("files", {}))
+    for name in {*TOKENIZER, *recorded, MANIFEST} - {"target"}:
         remove(home / name)
     for name in TOKENIZER:
         remove(home / "target" / name)
@@ -133,3 +143,9 @@ def forget_records(records: Path) -> None:
             folder.rmdir()
     for path in (*(records / name for name in RECORDS), *records.glob(_UNFINISHED)):
         remove(path)
+
+
+def _is_below(name: str) -> bool:
+    """Return whether a name out of a record is that of something inside its folder, on Windows and elsewhere."""
+    pure = PureWindowsPath(name)
+    return bool(pure.parts) and not (pure.drive or pure.root or ".." in pure.parts)

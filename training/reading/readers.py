@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -320,8 +321,8 @@ def _parse_object(line: str) -> dict[str, Any]:
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RecordError(f"names {next(name for name in names if names.count(name) > 1)!r} twice")
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise _RecordError(f"names {twice!r} twice")
     return record
 
 

@@ -282,10 +282,10 @@ def _explained_errors(name: str) -> Iterator[None]:
 def _find_builder(name: str) -> datasets.DatasetBuilder:
     """Find what `datasets` would read, and how; without a connection, among the files that were downloaded earlier."""
     if os.path.isdir(name):
-        return datasets.load_dataset_builder(name)
+        return _load_builder(name)
     repository, _, configuration = name.partition(":")
     try:
-        builder = datasets.load_dataset_builder(repository, configuration or None)
+        builder = _load_builder(repository, configuration)
         if builder.info.builder_name not in TEXT_BUILDERS or builder.config.data_files:
             return builder
         unread: Exception = FileNotFoundError("only what datasets made of its text is here, not the text")
@@ -295,7 +295,18 @@ def _find_builder(name: str) -> datasets.DatasetBuilder:
         folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
     except (OSError, ValueError):
         raise unread from None
-    return datasets.load_dataset_builder(folder, configuration or None)
+    return _load_builder(folder, configuration)
+
+
+def _load_builder(place: str, configuration: str = "") -> datasets.DatasetBuilder:
+    """Load what reads a folder or a repository, whose card may name files: its own, or what anybody can download."""
+    builder = datasets.load_dataset_builder(place, configuration or None)
+    own = Path(place).resolve().as_posix() if os.path.isdir(place) else builder.base_path
+    for file in chain.from_iterable((builder.config.data_files or {}).values()):
+        path = file.rpartition("::")[2]  # zip://INSIDE::ARCHIVE
+        if ".." in path.split("/") or not path.startswith((f"{own}/", "https://", "http://")):
+            raise CorpusError(f"{place} names {file} as its text, which lies elsewhere; give that file by its name.")
+    return builder
 
 
 def _download(name: str, file: str) -> str:

@@ -1,5 +1,6 @@
 """`seqloom serve` before it serves: every way not to start says so in a sentence, and nothing is loaded for it."""
 
+import asyncio
 import json
 import logging
 import re
@@ -8,9 +9,12 @@ import signal
 import socket
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Mount
 from transformers import GenerationConfig
 
-from seqloom.hub.serving import serve
+from seqloom.hub.serving import connection, serve
 from seqloom.hub.serving.serve import (
     answer_length,
     limits_of,
@@ -263,3 +267,20 @@ def test_nothing_in_the_log_moves_a_cursor_or_begins_a_line(capsys):
     assert second == r"ERROR: It failed: \x9b2J"
     assert traceback[0] == "Traceback (most recent call last):"
     assert traceback[-1] == r"ValueError: \x1b[2J"
+
+
+def test_half_a_head_ends_and_a_long_answer_does_not(monkeypatch):
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+
+    async def slow(scope, receive, send):
+        await asyncio.sleep(1)
+        await Response("done")(scope, receive, send)
+
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n"
+    with open_socket(serve.HOST, 0) as listener, serve.listening(listener, Starlette(routes=[Mount("/", slow)])):
+        sockets = [socket.create_connection(listener.getsockname(), timeout=30) for _ in range(4)]
+        for client, sent in zip(sockets, (b"", request, request + b"\r\n", request + b"\r\n" + request), strict=True):
+            client.sendall(sent)
+        answers = [client.makefile("rb").read() for client in sockets]  # to its end
+    assert answers[:2] == [b"", b""]
+    assert [answer.count(b"200 OK") for answer in answers[2:]] == [1, 1]

@@ -14,7 +14,7 @@ from seqloom.training.checking import check, check_report
 from seqloom.training.checking.check import check_corpora, sample_evenly
 from seqloom.training.checking.cleaning import clean_corpus
 from seqloom.training.checking.column_facts import ColumnFacts
-from seqloom.training.checking.fault_rules import RULES, Harm, find_faults
+from seqloom.training.checking.fault_rules import MARKUP, RULES, Harm, find_faults
 from seqloom.training.checking.glance import glance
 from seqloom.training.checking.row_store import Stores, records_of
 from seqloom.training.checking.shifted_lines import find_shifts
@@ -378,3 +378,9 @@ def test_a_glance_sees_leaks_of_the_whole_text_and_faults_of_some(clean, tmp_pat
     assert swapped.harm == Harm.harmful
     assert swapped.amount.startswith(f"75 of {num_seen:,}")
     assert list(found["leak-source", "validation"].lines) == [1, 2]
+
+
+def test_markup_is_looked_for_once_in_each_place():
+    """With an end looked for from each beginning it took hours."""
+    assert MARKUP.search("[b=" * 1_000_000) is None
+    assert MARKUP.search("[url=https:]x[/url]")

@@ -1,5 +1,6 @@
 """A run deletes, renames and replaces only what Seqloom wrote; what else is in the way is named and not touched."""
 
+import json
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
-from seqloom.training.fault_tolerance.ownership import RECORDS, names_of_ours, refuse_foreign
+from seqloom.training.fault_tolerance.ownership import FOLDERS, RECORDS, forget_records, names_of_ours, refuse_foreign
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.train import train
 from tests.tiny_trainer import tiny_trainer
@@ -107,6 +108,42 @@ def test_a_link_to_a_folder_is_that_folder(tmp_path):
     (tmp_path / "disk" / "run").symlink_to(tmp_path)
     with pytest.raises(RecipeError, match="run is in the way"):
         refuse_foreign(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_in_a_folder_of_ours_no_link_is_written_through(tmp_path, name):
+    """Somebody's folder may bring a recipe, and a link to yours."""
+    output, victim = tmp_path / "theirs", tmp_path / "mine"
+    folder = RunFolder(output)
+    folder.open(resolve_recipe(None, {"output": str(output)}))
+    folder.begin()
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    if (output / name).exists():
+        (output / name).rename(victim)
+    else:
+        victim.mkdir()
+        (victim / "letter.txt").write_text("mine")
+    before = files_of(victim)
+    (output / name).symlink_to(victim)
+    with pytest.raises(RecipeError, match=f"{name} is a link, and a run would write and delete where it leads"):
+        train(resolve_recipe(None, {"output": str(output)}))
+    assert files_of(victim) == before
+    (output / name).unlink()
+    victim.rename(output / name)  # a folder in its place
+    refuse_foreign(output)
+
+
+@pytest.mark.parametrize("name", ["../../../mine", "/{mine}", "..", ".", "target/../../../../mine"])
+def test_a_manifest_forgets_nothing_outside_its_folder(tmp_path, name):
+    mine, records = tmp_path / "mine", tmp_path / "theirs" / "run"
+    mine.mkdir()
+    (records / "tokenizer" / "target").mkdir(parents=True)
+    for path in (mine / "letter.txt", records / "mine.txt", records / "tokenizer" / "merges.txt"):
+        path.write_text("mine")
+    files = {name.replace("/{mine}", str(mine)): {}, "merges.txt": {}}
+    (records / "tokenizer" / "checkpoint_manifest.json").write_text(json.dumps({"files": files}))
+    forget_records(records)
+    assert files_of(tmp_path) == {"mine/letter.txt": b"mine", "theirs/run/mine.txt": b"mine"}
 
 
 def test_the_list_knows_every_name_that_a_run_writes(tmp_path):

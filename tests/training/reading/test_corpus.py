@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -251,6 +252,8 @@ class TestDataSets:
                 raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{args[0]}' doesn't exist on the Hub.\nMore.")
             return SimpleNamespace(
                 info=datasets.DatasetInfo(builder_name="parquet"),
+                config=SimpleNamespace(data_files=None),
+                base_path=None,
                 download_and_prepare=lambda num_proc: None,
                 as_dataset=lambda: saved,
             )
@@ -355,6 +358,26 @@ class TestOneMeaning:
         assert [rows(corpus) for corpus in doors] == [list(self.HARD)] * 4
         assert len({corpus.facts.fingerprint for corpus in doors}) == 1
         assert (doors[2].facts.name, doors[2].facts.files[0].num_lines) == ("two", doors[0].facts.files[0].num_lines)
+
+    @pytest.mark.parametrize(
+        "path", ["{home}/*.tsv", "../../home/*.tsv", "a/../../../home/notes.tsv", "zip://*.tsv::{home}/notes.zip"]
+    )
+    def test_a_card_names_no_file_elsewhere(self, load, path):
+        home = Path("../home").resolve()
+        home.mkdir()
+        write("../home/notes.tsv", self.content("tsv"))
+        with zipfile.ZipFile(home / "notes.zip", "w") as archive:
+            archive.write(home / "notes.tsv", "notes.tsv")
+        Path("folder/a").mkdir(parents=True)
+        write("folder/mine.tsv", self.content("tsv"))
+        card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n---\n"
+        write("folder/README.md", card.format(json.dumps(path.format(home=home))))
+        with pytest.raises(
+            CorpusError, match=r"folder names .*notes.* as its text, which lies elsewhere; give that file"
+        ):
+            load("folder")
+        write("folder/README.md", card.format("mine.tsv"))
+        assert rows(load("folder")) == list(self.HARD)
 
     def test_several_files_of_a_split(self, load):
         Path("folder/train").mkdir(parents=True)

@@ -261,6 +261,7 @@ class TestJsonl:
             ('{"source": NaN, "target": "b"}', "'source' is NaN, not text"),
             ('{"source": {"de": "a"}, "target": "b"}', """'source' is {"de": "a"}, not text"""),
             ('{"source": "a", "source": "c", "target": "b"}', "names 'source' twice"),
+            (json.dumps({str(n): n for n in range(300_000)})[:-1] + ', "x": 1, "x": 2}', "names 'x' twice"),
             ("[1, 2]", "not an object but '[1, 2]'"),
             ('"just a string"', """not an object but '"just a string"'"""),
             ('{"source": "\\ud800", "target": "b"}', "'source' holds half a surrogate pair, \\ud800"),
