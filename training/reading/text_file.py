@@ -162,6 +162,11 @@ def reported_to(report: Report) -> Iterator[None]:
         _REPORT.reset(token)
 
 
+def is_reported() -> bool:
+    """Return whether somebody is told what is wrong and reads on; see `reported_to`."""
+    return _REPORT.get() is not None
+
+
 def is_blank(text: str | None) -> bool:
     """True when `text` holds nothing a reader can see: None, empty, or `BLANK_CHARACTERS` only."""
     return not text or not text.strip(BLANK_CHARACTERS)

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.training.checking.check import check_corpora
+from seqloom.training.checking.check_report import Finding
 from seqloom.training.reading import text_file
 from seqloom.training.reading.corpus import CorpusError, load_corpus
 from seqloom.training.reading.text_file import TextFile
@@ -47,43 +49,25 @@ def refused(load):
     return call
 
 
-def named_line(message: str) -> int:
-    return int(re.search(r"suspicious line: ([\d,]+)", message)[1].replace(",", ""))
+def checked(*files: str) -> dict[str, Finding]:
+    """Return rule -> the first finding of `seqloom check`."""
+    findings = check_corpora(resolve_recipe(None, {"train": list(files)})).findings
+    return {found.rule: found for found in reversed(findings)}
 
 
 class TestLineCounts:
-    @staticmethod
-    def make_pairs(num: int) -> tuple[list[str], list[str]]:
-        """Sides whose lengths go together, as a translation's do."""
-        lengths = random.Random(0).choices(range(5, 80), k=num)
-        return [f"{'x' * length} {n}" for n, length in enumerate(lengths)], [
-            f"{'y' * round(1.2 * length)} {n}" for n, length in enumerate(lengths)
-        ]
-
-    @staticmethod
-    def encode(lines: list[str]) -> bytes:
-        return "".join(f"{line}\n" for line in lines).encode()
-
-    @pytest.mark.parametrize("missing", [[812], [812, 813, 814], list(range(500, 560)), [30, 700, 990]])
-    @pytest.mark.parametrize("swapped", [False, True])
-    def test_both_counts_and_the_first_suspicious_line(self, refused, missing, swapped):
-        source, target = self.make_pairs(2000)
-        target = [line for number, line in enumerate(target) if number not in missing]
-        sides = [("train.de", self.encode(source)), ("train.en", self.encode(target))]
-        message = refused(*(reversed(sides) if swapped else sides))
-        counts = f"train.de has 2,000 lines and train.en {len(target):,}"
-        if swapped:
-            counts = f"train.en has {len(target):,} lines and train.de 2,000"
-        assert message.startswith(f"{counts}; they must be line-aligned. First suspicious line: ")
-        assert abs(named_line(message) - 1 - missing[0]) <= 3
-
-    def test_a_file_that_was_cut_off(self, refused):
-        source, target = self.make_pairs(500)
-        message = refused(("a.de", self.encode(source)), ("a.en", self.encode(target[:400])))
+    def test_both_counts_and_where_to_look_for_the_missing_line(self, refused):
+        rows = [(f"{'x' * (n * 7 % 75)} {n}", f"{'y' * (n * 7 % 75)} {n}") for n in range(2000)]
+        files = [("my train.de", 0), ("train.en", 1)]
+        kept = {"my train.de": rows, "train.en": rows[:811] + rows[812:]}
+        message = refused(*((name, "".join(f"{row[side]}\n" for row in kept[name]).encode()) for name, side in files))
         assert message == (
-            "a.de has 500 lines and a.en 400; they must be line-aligned. "
-            "Up to the end of the shorter file the lengths fit: is it cut off, or does a.de go on too far?"
+            "my train.de has 2,000 lines and train.en 1,999; they must be line-aligned. "
+            "`seqloom check 'my train.de' train.en` looks for the line where one is missing."
         )
+        found = checked(*kept)
+        assert found["line-counts"].message == message.partition(" `")[0]  # the command does not name itself
+        assert abs(found["shifted"].lines[0] - 812) <= 3
 
     def test_blank_lines_at_the_end_of_one_side(self, refused):
         message = refused(("a", b"eins\nzwei\n"), ("b", b"one\ntwo\n\n \n"))
@@ -397,11 +381,10 @@ class TestRealFiles:
         assert not any("\r" in text or "\ufeff" in text for text in corpus.dataset["text"])
 
     def test_misaligned(self, load, manifest):
-        with pytest.raises(
-            CorpusError, match=r"misaligned\.de has [\d,]+ lines and \S*misaligned\.en [\d,]+;"
-        ) as caught:
+        with pytest.raises(CorpusError, match=r"misaligned\.de has [\d,]+ lines and \S*misaligned\.en [\d,]+;"):
             load("misaligned.de", "misaligned.en")
-        assert abs(named_line(str(caught.value)) - 1 - manifest["misaligned.en"]["missing_0based"][0]) <= 10
+        found = checked(*(str(MESSY / name) for name in ("misaligned.de", "misaligned.en")))["shifted"].lines[0]
+        assert abs(found - 1 - manifest["misaligned.en"]["missing_0based"][0]) <= 10
 
     def test_undecodable_lines_are_counted_and_the_first_is_named(self, load, manifest):
         bad = manifest["bad_utf8.de"]["bad_0based"]
