@@ -22,7 +22,6 @@ import pyarrow.compute
 import regex
 from datasets import Dataset, Features, Value
 
-from seqloom.configuration.suggestion import SENTENCE, did_you_mean
 from seqloom.training.reading.sources import Extra
 from seqloom.training.reading.text_file import BLANK_CHARACTERS
 
@@ -47,9 +46,6 @@ _UNSPACED = regex.compile(
 class Task(ABC):
     """A way to make training pairs from the columns of a corpus."""
 
-    name: ClassVar[str]
-    """What the recipe calls it."""
-
     columns: ClassVar[tuple[str, ...]]
     """The columns it needs, all text."""
 
@@ -63,33 +59,22 @@ class Task(ABC):
             num_proc: Processes for `Dataset.map`.
 
         Raises:
-            ValueError: If a column is missing, or no example is left.
+            ValueError: If no example is left.
         """
 
     def extras(self, dataset: Dataset) -> list[str]:
         """Return the columns of a data set that its pairs keep, besides the task's own."""
         return [column for column in dataset.column_names if column in set(Extra)]
 
-    def check_columns(self, dataset: Dataset) -> None:
-        """Raise a ValueError when `dataset` lacks one of `columns`."""
-        missing = [column for column in self.columns if column not in dataset.column_names]
-        if missing:
-            raise ValueError(
-                f"task {self.name!r} needs the columns {', '.join(self.columns)}; the data set has "
-                f"{', '.join(dataset.column_names)}. Rename or add {' and '.join(missing)}."
-            )
-
 
 @dataclass(frozen=True)
 class PairsTask(Task):
     """Source and target are given."""
 
-    name: ClassVar[str] = "pairs"
     columns: ClassVar[tuple[str, ...]] = ("source", "target")
 
     def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Return the two columns of `dataset` unchanged; see `Task.to_pairs`."""
-        self.check_columns(dataset)
         return dataset.select_columns([*self.columns, *self.extras(dataset)])
 
 
@@ -97,19 +82,13 @@ class PairsTask(Task):
 class ContinuationTask(Task):
     """Each document is cut into a prompt (source) and its continuation (target)."""
 
-    name: ClassVar[str] = "continuation"
     columns: ClassVar[tuple[str, ...]] = ("text",)
 
     num_splits: int = 1
     """Different cuts taken from each document, as far as it has so many."""
 
-    def __post_init__(self) -> None:
-        if self.num_splits < 1:
-            raise ValueError(f"num_splits={self.num_splits} gives no pairs; use 1 or more.")
-
     def to_pairs(self, dataset: Dataset, *, seed: int = 0, num_proc: int | None = None) -> Dataset:
         """Cut the documents of `dataset`; see `Task.to_pairs`. What cannot be cut is dropped and counted in the log."""
-        self.check_columns(dataset)
         extras = {name: Value("string") for name in self.extras(dataset)}
         dataset = dataset.select_columns([*self.columns, *extras])
         pairs = dataset.map(
@@ -140,26 +119,9 @@ class ContinuationTask(Task):
             )
 
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (PairsTask, ContinuationTask)}
-
-
 def get_task(name: str, *, num_splits: int = 1) -> Task:
-    """Return the task called `name`.
-
-    Args:
-        name: "pairs" or "continuation".
-        num_splits: Cuts per document, for "continuation" only.
-
-    Raises:
-        ValueError: For an unknown name.
-    """
-    if name == ContinuationTask.name:
-        return ContinuationTask(num_splits=num_splits)
-    if name not in TASKS:
-        raise ValueError(f"task={name!r} is unknown; use {' or '.join(TASKS)}.{did_you_mean(name, TASKS, SENTENCE)}")
-    if num_splits != 1:
-        logger.warning("num_splits=%s is ignored: task %r does not cut documents.", num_splits, name)
-    return TASKS[name]()
+    """Return the task called `name`, "pairs" or "continuation"; of the latter with so many cuts per document."""
+    return ContinuationTask(num_splits=num_splits) if name == "continuation" else PairsTask()
 
 
 def split_document(text: str, *, seed: int, index: int, num_splits: int = 1) -> list[tuple[str, str]]:

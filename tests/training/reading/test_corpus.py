@@ -511,12 +511,6 @@ class TestArguments:
     def test_numbers_may_be_given_as_numbers(self, load):
         assert rows(load(write("a.tsv", "eins\tone\n"), columns=[2, 1])) == [("one", "eins")]
 
-    def test_unknown_task(self, load):
-        with pytest.raises(
-            ValueError, match=r"task='pair' is unknown; use pairs or continuation\. Did you mean 'pairs'\?"
-        ):
-            load("a.tsv", task="pair")
-
     def test_two_files_are_pairs(self, load):
         with pytest.raises(CorpusError, match=r"Two files \(a, b\) are the source and target of pairs"):
             load("a", "b", task="continuation")
