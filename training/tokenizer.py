@@ -37,7 +37,6 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from seqloom.configuration.recipe import CUT_ANEW
 from seqloom.hub.tags import SETTINGS_KEY
 from seqloom.training.vocabulary import (
     BYTE_TOKENS,
@@ -192,20 +191,17 @@ def train_tokenizer(
         The tokenizers of the two sides; the same object twice when the vocabulary is joint.
 
     Raises:
-        TokenizerError: On an unknown kind or normalization, two kinds in one vocabulary, an option out of range, an
-            empty text, something that is not text, or a vocab_size that the characters of the text do not fit into.
+        TokenizerError: On an unknown kind or normalization, an option out of range, an empty text,
+            something that is not text, or a vocab_size that the characters of the text do not fit into.
     """
     options = Options(kind, vocab_size, normalization, min_frequency, character_coverage, split_digits, show_progress)
-    other = replace(options, kind=target_kind or kind, normalization=target_normalization or normalization)
     if targets is None or joint:
-        if other != options:
-            two = f"{options.kind}, {options.normalization} and {other.kind}, {other.normalization}"
-            raise TokenizerError(f"One vocabulary cannot be both {two}; use joint=False.")
         if not joint:
             logger.warning("Separate vocabularies were asked for, but the task has one text only: it gets one.")
         learned = learn("training", [sources] if targets is None else [sources, targets], options)
         tokenizer = _build_tokenizer(_build_backend(learned, None, options), options, joint=True)
         return SeqloomTokenizers(tokenizer, tokenizer)
+    other = replace(options, kind=target_kind or kind, normalization=target_normalization or normalization)
     source, target = learn("source", [sources], options), learn("target", [targets], other)
     return SeqloomTokenizers(
         _build_tokenizer(_build_backend(source, _Other(target, TARGET_MARKER, first=False), options), options, False),
@@ -233,21 +229,6 @@ def tokenizing_in_threads(*, is_on: bool) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-
-def check_bpe_dropout(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
-    """Refuse a tokenizer without merges or words to skip, and what is no probability.
-
-    Raises:
-        TokenizerError: If the tokenizer is of the kind char or unigram, or the probability is not in [0, 1).
-    """
-    if not 0 <= dropout < 1:
-        raise TokenizerError(f"bpe_dropout={dropout} is not a probability; use 0 (off) up to, but not including, 1.")
-    kind = tokenizer.init_kwargs.get(SETTINGS_KEY, {}).get("kind", "bpe")
-    if not isinstance(tokenizer.backend_tokenizer.model, models.BPE) or kind not in CUT_ANEW:
-        raise TokenizerError(
-            f"bpe_dropout={dropout} skips merges or words; a tokenizer of the kind {kind!r} has neither."
-        )
 
 
 @dataclass(frozen=True)

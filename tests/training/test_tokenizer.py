@@ -12,7 +12,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
-from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout, train_tokenizer
+from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 from seqloom.training.vocabulary import BYTE_TOKENS, KINDS, SPECIAL_TOKENS, TokenizerError, normalize_text
 
 ENGLISH = ["the weather is fine today", "the weather was fine", "it was 1984 today, wasn't it?"] * 3
@@ -187,11 +187,6 @@ def test_a_side_may_be_read_in_letters_and_the_other_in_syllables():
     assert both.target.decode(both.target("한국어 cafe\u0301").input_ids, skip_special_tokens=True) == "한국어 café"
 
 
-def test_one_vocabulary_has_one_normalization():
-    with pytest.raises(TokenizerError, match=r"both char, nfd and char, nfc; use joint=False"):
-        train_tokenizer(["가"], ["나"], kind="char", vocab_size=300, normalization="nfd", target_normalization="nfc")
-
-
 # ------------------------------------------------------------------------------------------------ separate vocabularies
 
 
@@ -249,8 +244,6 @@ def test_each_side_is_cut_its_own_way():
     tokenizers = train(["ablak"] * 2, ["ɒ t͡ʃ ˦ˀ˥ AH0 I_TURN_LEFT"] * 2, kind="char", target_kind="word", joint=False)
     assert words(tokenizers.source, "ablak") == list("ablak")
     assert words(tokenizers.target, "ɒ t͡ʃ ˦ˀ˥ AH0 I_TURN_LEFT") == ["ɒ", " t͡ʃ", " ˦ˀ˥", " AH0", " I_TURN_LEFT"]
-    with pytest.raises(TokenizerError, match="One vocabulary cannot be both char, nfc and word, nfc; use joint=False"):
-        train(ENGLISH, CHINESE, kind="char", target_kind="word")
 
 
 def test_one_text_cannot_have_two_vocabularies(caplog):
@@ -404,16 +397,6 @@ def test_bytes_that_are_no_utf8_become_replacement_characters():
     tokenizer = train().source
     ids = tokenizer.convert_tokens_to_ids(["<0xE4>", "<0xBB>", "the", "<0xFF>", "</s>", "t", "<0x41>"])
     assert tokenizer.decode(ids, skip_special_tokens=True) == "\ufffd\ufffdthe\ufffdtA"
-
-
-# --------------------------------------------------------------------------------------------------------- bpe dropout
-
-
-def test_bpe_dropout_needs_merges_or_words_and_a_probability():
-    with pytest.raises(TokenizerError, match=r"bpe_dropout=1\.5 is not a probability; use 0 \(off\) up to"):
-        check_bpe_dropout(train().source, 1.5)
-    with pytest.raises(TokenizerError, match=r"a tokenizer of the kind 'char' has neither"):
-        check_bpe_dropout(train(kind="char").source, 0.1)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerFast
 from seqloom.configuration.data_names import TAG
 from seqloom.training.batching import BatchSettings, UpdateSampler, longest_epoch, plan_size
 from seqloom.training.examples import lengths_of, weights_of
-from seqloom.training.tokenizer import SeqloomTokenizers, check_bpe_dropout
+from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.vocabulary import BYTE_TOKENS
 
 STEM = 3
@@ -61,11 +61,7 @@ class PieceDropout:
         Args:
             tokenizer: of the kind bpe or word.
             dropout: chance that a merge is skipped, or a word is spelled, in [0, 1).
-
-        Raises:
-            TokenizerError: for another kind, or another chance.
         """
-        check_bpe_dropout(tokenizer, dropout)
         backend = tokenizer.backend_tokenizer
         model = json.loads(backend.to_str())["model"]
         self.dropout = dropout

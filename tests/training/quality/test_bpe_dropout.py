@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from seqloom.training.batching import BatchSettings
 from seqloom.training.quality.bpe_dropout import EpochEncodings, LengthLimits, PieceDropout
 from seqloom.training.tokenizer import train_tokenizer
-from seqloom.training.vocabulary import TokenizerError
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
 
 NO_LIMITS = LengthLimits(np.inf, np.inf, np.inf)
@@ -100,12 +99,6 @@ def test_a_word_is_spelled_on_both_sides_or_on_none(of_words):
         both.append((is_whole["cat"], is_whole["the"]))
     assert np.mean(share) == pytest.approx(0.5, abs=0.07)
     assert set(both) == {(True, True), (True, False), (False, True), (False, False)}
-
-
-def test_only_merges_and_words_can_be_skipped():
-    characters = train_tokenizer(TEXTS, TEXTS, kind="char", vocab_size=340, show_progress=False)
-    with pytest.raises(TokenizerError, match=r"bpe_dropout=0.1 skips merges or words; a tokenizer of the kind 'char'"):
-        PieceDropout(characters.source, 0.1)
 
 
 @pytest.fixture
