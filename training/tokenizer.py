@@ -244,9 +244,7 @@ class _Other:
 def _build_backend(own: Learned, other: _Other | None, options: Options) -> Tokenizer:
     """Build the tokenizer that reads text with the pieces of one side and decodes the ids of both."""
     tokenizer = Tokenizer(_model(own, _spelled(own, other), options.kind))
-    normalizer = build_normalizer(options.normalization)
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    tokenizer.normalizer = build_normalizer(options.normalization)
     if options.kind != "char":  # without merges every character is a token, wherever it stands
         tokenizer.pre_tokenizer = build_pre_tokenizer(options)
     tokenizer.post_processor = processors.TemplateProcessing(

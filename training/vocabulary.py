@@ -348,9 +348,7 @@ def _train(
 ) -> dict[str, Any]:
     """Run a trainer of the library and return its model as JSON. Characters outside `keep` end a piece."""
     tokenizer = Tokenizer(model)
-    normalizer = build_normalizer(options.normalization)
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    tokenizer.normalizer = build_normalizer(options.normalization)
     dropped = sorted(text.characters.keys() - set(keep)) if keep is not None else []
     tokenizer.pre_tokenizer = build_pre_tokenizer(options, dropped)
     tokenizer.train_from_iterator(text.batches(), trainer=trainer, length=text.num_texts)
