@@ -2,8 +2,6 @@ import re
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from seqloom.training.demo import (
     DEMO_EXAMPLES,
@@ -43,9 +41,8 @@ def test_demo_has_three_splits_of_the_sizes_asked_for(demo):
     assert all(split.column_names == ["source", "target"] for split in demo.values())
 
 
-def test_same_seed_gives_same_data_and_another_seed_other_data(demo):
+def test_the_data_is_always_the_same(demo):
     assert build_demo(**SMALL)["train"].to_dict() == demo["train"].to_dict()
-    assert build_demo(seed=1, **SMALL)["train"].to_dict() != demo["train"].to_dict()
 
 
 def test_a_smaller_train_split_is_the_start_of_a_larger_one(demo):
@@ -62,11 +59,8 @@ def test_default_sizes():
     }
 
 
-@settings(max_examples=5, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_each_day_is_used_once_so_no_day_is_in_two_splits(seed):
-    splits = build_demo(seed, **SMALL).values()
-    days = [target for split in splits for target in split["target"]]
+def test_each_day_is_used_once_so_no_day_is_in_two_splits(demo):
+    days = [target for split in demo.values() for target in split["target"]]
     assert len(days) == len(set(days)) == 700
     assert DEMO_TARGET not in days
 
@@ -141,15 +135,3 @@ def test_texts_hold_only_what_a_keyboard_types(language):
 def test_years_have_four_digits():
     assert FIRST_DAY.year >= 1000
     assert LAST_DAY.year <= 9999
-
-
-def test_too_many_examples_are_refused_with_the_largest_size_that_fits():
-    sentence = "73,048 days .* and 80,000 were asked for; lower num_train to 70,048 or less"
-    with pytest.raises(ValueError, match=sentence):
-        build_demo(num_train=77_000)
-
-
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_an_empty_split_is_refused(split):
-    with pytest.raises(ValueError, match=f"num_{split}=0 leaves the demo without a {split} split; use 1 or more"):
-        build_demo(**{**SMALL, f"num_{split}": 0})
