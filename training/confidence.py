@@ -45,17 +45,11 @@ def confidence_intervals(
     return {f"{name}_ci{LEVEL}": list(interval(METRICS[name](predictions, references))) for name in known}
 
 
-def interval(sums: SentenceSums, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> tuple[float, float]:
-    """Return the bounds between which 95 % of the resampled scores lie; of a share Wilson's bounds.
-
-    Args:
-        sums: of the sentences of a test set.
-        num_resamples: how often a set is drawn.
-        seed: of the draws.
-    """
+def interval(sums: SentenceSums) -> tuple[float, float]:
+    """Return the bounds between which 95 % of the scores of resampled sentences lie; of a share Wilson's bounds."""
     if _is_share(sums):
         return _wilson(int(sums.values[:, 0].sum()), len(sums.values))
-    return _middle([sums.score(drawn @ sums.values) for drawn in _draws(len(sums.values), num_resamples, seed)])
+    return _middle([sums.score(drawn @ sums.values) for drawn in _draws(len(sums.values))])
 
 
 @dataclass(frozen=True)
@@ -99,16 +93,12 @@ def paired_test(
     return replace(found, p_value=p_values["ar"], p_bootstrap=p_values["bs"])
 
 
-def paired_difference(
-    one: SentenceSums, other: SentenceSums, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
-) -> Difference:
+def paired_difference(one: SentenceSums, other: SentenceSums) -> Difference:
     """Compare two systems by one metric, sentence by sentence.
 
     Args:
         one: a metric's sums for one system.
         other: the same metric's, for another system's outputs for the same sentences.
-        num_resamples: how often sentences are drawn, and how often outputs are swapped.
-        seed: of both.
 
     Raises:
         ValueError: when the two are not of the same test set and metric.
@@ -126,16 +116,16 @@ def paired_difference(
     def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
         return one.score(ours) - other.score(theirs)
 
-    size, rng = len(one.values), np.random.default_rng(seed)
-    resampled = [apart(drawn @ one.values, drawn @ other.values) for drawn in _draws(size, num_resamples, seed)]
+    size, rng = len(one.values), np.random.default_rng(SEED)
+    resampled = [apart(drawn @ one.values, drawn @ other.values) for drawn in _draws(size)]
     ours, theirs = one.values.sum(axis=0), other.values.sum(axis=0)
     as_far = 0
-    for _ in range(num_resamples):
+    for _ in range(NUM_RESAMPLES):
         swapped = rng.integers(2, size=size) @ (other.values - one.values)
         as_far += abs(apart(ours + swapped, theirs - swapped)) >= abs(apart(ours, theirs))
     sizes = np.abs(resampled)
     as_far_drawn = int((sizes - sizes.mean() > abs(apart(ours, theirs))).sum())
-    p_value, p_bootstrap = ((count + 1) / (num_resamples + 1) for count in (as_far, as_far_drawn))
+    p_value, p_bootstrap = ((count + 1) / (NUM_RESAMPLES + 1) for count in (as_far, as_far_drawn))
     return Difference(apart(ours, theirs), _middle(resampled), p_value, p_bootstrap)
 
 
@@ -174,10 +164,10 @@ def _wilson(part: int, whole: int) -> tuple[float, float]:
     return round(low if part else 0.0, 4), round(high if part < whole else 100.0, 4)
 
 
-def _draws(size: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draws(size: int) -> Iterator[np.ndarray]:
     """Yield test sets drawn from one of `size` sentences, each as how often every sentence is in it."""
-    rng = np.random.default_rng(seed)
-    for _ in range(num_resamples):
+    rng = np.random.default_rng(SEED)
+    for _ in range(NUM_RESAMPLES):
         yield np.bincount(rng.integers(size, size=size), minlength=size)
 
 
