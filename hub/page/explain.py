@@ -55,10 +55,6 @@ class Explanation:
     cross_attention: list[list[list[list[float]]]]
     """(L, N, T, S): how much each output token took from each source token; each row of S sums to 1."""
 
-    def mean_attention(self) -> list[list[float]]:
-        """Return (T, S), the mean over layers and heads."""
-        return torch.tensor(self.cross_attention).mean(dim=(0, 1)).tolist()
-
     def alignment(self, *, layer: int | None = None, shift: bool = True) -> list[int | None]:
         """Return for each of the T tokens which source token it belongs to, by index; None where nobody can say.
 
