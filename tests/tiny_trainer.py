@@ -14,7 +14,7 @@ from seqloom.training.tokenizer import SeqloomTokenizers, train_tokenizer
 from seqloom.training.trainer import SeqloomTrainer
 from tests.toy import TINY
 
-OWN = ("evaluation", "callbacks", "encodings", "rdrop_alpha", "ema_decay", "has_muon")
+OWN = ("evaluation", "encodings", "rdrop_alpha", "ema_decay", "has_muon")
 
 
 def tiny_tokenizers(kind: str = "char") -> SeqloomTokenizers:

@@ -97,7 +97,6 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         rdrop_alpha: float = 0.0,
         ema_decay: float = 0.0,
         has_muon: bool = False,
-        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Set up a run.
 
@@ -115,7 +114,6 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             rdrop_alpha: weight of R-Drop's disagreement term; 0: one pass, no such term.
             ema_decay: decay of the moving average that is evaluated in the weights' place; 0: none.
             has_muon: whether Muon learns the layers' matrices, see `muon`.
-            callbacks: Trainer's.
         """
         freeze_inert_parameters(model)
         if batching.packed:
@@ -131,7 +129,6 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             compute_metrics=self.score,
-            callbacks=list(callbacks),
         )
         self._refuse_sharded_state()
         self.label_smoother = None  # Trainer's divides by the micro-batch's tokens; the model smooths, see compute_loss

@@ -27,7 +27,8 @@ def averages(trainer):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_average_follows_the_formula_once_an_update(tmp_path, accumulation):
     weights = Weights()
-    trainer = tiny_trainer(tmp_path, callbacks=[weights], gradient_accumulation_steps=accumulation, **RUN)
+    trainer = tiny_trainer(tmp_path, gradient_accumulation_steps=accumulation, **RUN)
+    trainer.add_callback(weights)
     trainer.train()
     expected = weights.seen[0]
     for n, current in enumerate(weights.seen[1:], start=1):
