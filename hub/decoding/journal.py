@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,16 +210,6 @@ class _Written:
         return not left and self.digest.hexdigest() == self.expected
 
 
-@contextmanager
-def journal_of(files: list[Path], work: Mapping[str, Any], *, overwrite: bool) -> Iterator[Journal]:
-    """Open a `Journal`, and close it when the block ends, however it ends."""
-    journal = Journal(files, work, overwrite=overwrite)
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
 def _part(file: Path) -> Path:
     return file.with_name(file.name + PART)
 
@@ -236,4 +225,4 @@ def _lock(handle: int, file: Path) -> None:
             raise JournalError(f"{file} is being written by another command; wait, or name another file.") from None
 
 
-__all__ = ["Journal", "JournalError", "journal_of"]
+__all__ = ["Journal", "JournalError"]

@@ -4,14 +4,14 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from seqloom.hub.decoding.answers import MOST_CHARACTERS, Answer
 from seqloom.hub.decoding.job import Job, work_of
-from seqloom.hub.decoding.journal import Journal, journal_of
+from seqloom.hub.decoding.journal import Journal
 from seqloom.hub.decoding.rows import Layout, Row
 from seqloom.hub.files import naming
 from seqloom.hub.quoting import shown
@@ -163,7 +163,7 @@ def open_sink(job: Job, layout: Layout) -> Iterator[Sink]:
         return
     begins_anew = job.overwrite or job.input_file is None  # who knows whether stdin says the same twice
     files = [Path(file).resolve() for file in (job.output_file, *job.files)]  # a link stays, and leads to the output
-    with journal_of(files, work_of(job, layout), overwrite=begins_anew) as journal:
+    with closing(Journal(files, work_of(job, layout), overwrite=begins_anew)) as journal:
         if journal.lines and not journal.is_finished:
             print(f"{files[0]}: going on behind line {journal.lines:,}.", file=sys.stderr)
         elif not journal.lines and files[0].is_file() and files[0].stat().st_size:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from seqloom.hub.decoding import journal as module
-from seqloom.hub.decoding.journal import Journal, JournalError, journal_of
+from seqloom.hub.decoding.journal import Journal, JournalError
 from seqloom.hub.decoding.sinks import StreamSink
 
 LINES = [f"{number}\n".encode() for number in range(20)]
@@ -22,7 +22,7 @@ LINES = [f"{number}\n".encode() for number in range(20)]
 
 def write(files: list[Path], lines: list[bytes], work: dict[str, object] | None = None, window: int = 3) -> None:
     """Answer lines with themselves, as a command does that is started again and again."""
-    with journal_of(files, work or {"beams": 1}, overwrite=False) as journal:
+    with contextlib.closing(Journal(files, work or {"beams": 1})) as journal:
         if not journal.is_finished:
             rest = iter(lines)
             journal.skip(rest)
@@ -122,7 +122,7 @@ def test_what_is_not_this_commands_is_refused(tmp_path: Path, break_it, message:
         break_it(files)
     assert "--overwrite" in str(error.value)
     assert part_of(files).read_bytes(), "nothing is lost by trying"
-    with journal_of(files, {"beams": 4}, overwrite=True) as journal:  # the remedy
+    with contextlib.closing(Journal(files, {"beams": 4}, overwrite=True)) as journal:  # the remedy
         journal.commit(LINES[:1], ["new\n"], {})
         journal.finish()
     assert files[0].read_text() == "new\n"
@@ -130,7 +130,7 @@ def test_what_is_not_this_commands_is_refused(tmp_path: Path, break_it, message:
 
 
 def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
-    with journal_of([tmp_path / "out"], {}, overwrite=False) as journal:
+    with contextlib.closing(Journal([tmp_path / "out"], {})) as journal:
         with pytest.raises(JournalError, match="is being written by another command; wait"):
             Journal([tmp_path / "out"], {}, overwrite=True)
         journal.commit(LINES[:1], ["0\n"], {})
@@ -140,16 +140,16 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
 
 def test_what_was_noted_is_known_again(tmp_path: Path) -> None:
     files = half(tmp_path)
-    with journal_of(files, {"beams": 1}, overwrite=False) as journal:
+    with contextlib.closing(Journal(files, {"beams": 1})) as journal:
         journal.skip(iter(LINES))
         journal.commit(LINES[6:7], ["6\n"], {"cut": 3})
     assert json.loads((tmp_path / "out.part.json").read_text())["lines"] == 7
-    with journal_of(files, {"beams": 1}, overwrite=False) as journal:
+    with contextlib.closing(Journal(files, {"beams": 1})) as journal:
         assert journal.notes == {"cut": 3}
 
 
 def test_a_command_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), journal_of([tmp_path / "out"], {}, overwrite=False):
+    with pytest.raises(RuntimeError), contextlib.closing(Journal([tmp_path / "out"], {})):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
