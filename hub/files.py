@@ -1,5 +1,6 @@
 """Files of a model's folder: what they are called, and how they are read. Standard library only."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,11 @@ from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is kept out
+    fcntl = None  # type: ignore[assignment]
 
 RUN_FOLDERS = ("checkpoint-*", "_saving", "_broken-*")
 """What a run keeps beside its model: checkpoints, each a folder of its own, and what a killed run leaves."""
@@ -69,6 +75,16 @@ def naming(file: object) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file or folder unless somebody else has; where there are no locks, nobody is kept out."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 def sha256_of(path: Path) -> str:
@@ -143,4 +159,5 @@ __all__ = [
     "read_text",
     "recorded_outputs",
     "sha256_of",
+    "try_lock",
 ]

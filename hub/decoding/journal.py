@@ -8,7 +8,6 @@ v
 OUT                 the parts, renamed when all is written; then the journal goes
 """
 
-import errno
 import gzip
 import hashlib
 import json
@@ -18,13 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqloom.hub.files import naming, read_object
+from seqloom.hub.files import naming, read_object, try_lock
 from seqloom.modeling.canary import write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 PART = ".part"
 
@@ -62,7 +56,8 @@ class Journal:
         self._handles = [os.open(_part(file), os.O_RDWR | os.O_CREAT, 0o666) for file in files]
         self._is_ours = False
         try:
-            _lock(self._handles[0], files[0])
+            if not try_lock(self._handles[0]):
+                raise JournalError(f"{files[0]} is being written by another command; wait, or name another file.")
             self._is_ours = True
             if not overwrite:
                 self._adopt(read_object(self.path))
@@ -212,17 +207,6 @@ class _Written:
 
 def _part(file: Path) -> Path:
     return file.with_name(file.name + PART)
-
-
-def _lock(handle: int, file: Path) -> None:
-    """Keep a second command off the same output; where the file system has no locks, nothing does."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise JournalError(f"{file} is being written by another command; wait, or name another file.") from None
 
 
 __all__ = ["Journal", "JournalError"]

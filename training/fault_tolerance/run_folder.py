@@ -16,7 +16,6 @@ So a start that is refused before its first update changes nothing, and a run wi
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -39,7 +38,7 @@ from seqloom.configuration.recipe_keys import shown
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.bundle import MANIFEST_NAME
 from seqloom.hub.files import SEAL_NAME as MANIFEST
-from seqloom.hub.files import read_object, sha256_of
+from seqloom.hub.files import read_object, sha256_of, try_lock
 from seqloom.training.fault_tolerance.checkpoints import (
     PREPARED,
     RECIPE,
@@ -59,11 +58,6 @@ from seqloom.training.fault_tolerance.checkpoints import (
 )
 from seqloom.training.fault_tolerance.ownership import forget_records, refuse_foreign
 from seqloom.training.parent import RECORD as PARENT_RECORD
-
-try:
-    import fcntl
-except ImportError:  # Windows: a second run is not kept out
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +141,7 @@ class RunFolder:
         refuse_foreign(self.path)
         created = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        held = [os.open(self.path, os.O_RDONLY)] if fcntl else []
+        held = [os.open(self.path, os.O_RDONLY)] if os.name == "posix" else []
         if held:
             os.register_at_fork(after_in_child=lambda: _let_go(held))  # data workers may outlive a killed run
         try:
@@ -186,7 +180,7 @@ class RunFolder:
 
     def _wait_for(self, handle: int) -> None:
         started = time.monotonic()
-        while not _locks(handle):
+        while not try_lock(handle):
             if time.monotonic() - started > PATIENCE:
                 raise RecipeError(
                     f"another run is still writing to {self.path}; wait for its end, stop it, or take another --output."
@@ -423,12 +417,3 @@ def describe_environment() -> dict[str, Any]:
 def _let_go(held: list[int]) -> None:
     while held:
         os.close(held.pop())
-
-
-def _locks(handle: int) -> bool:
-    """Try to lock an open folder; where the file system has no locks, the run goes on without one."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    return True
