@@ -49,9 +49,9 @@ def refuse_no_place(path: Path) -> None:
         ValueError: for a name in a folder that does not exist, and for that of a folder or a device.
     """
     parent = path.absolute().parent
-    if not parent.is_dir():
+    if not parent.exists():
         raise ValueError(f"{path}: the folder {parent} does not exist; create it.")
-    if path.exists() and not path.is_file():
+    if not path.resolve().parent.is_dir() or (path.exists() and not path.is_file()):  # a link leads to its file
         raise ValueError(f"{path} is no place for a file; name another.")
 
 

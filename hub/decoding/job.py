@@ -7,7 +7,7 @@ from typing import Any, Literal
 from seqloom.hub.decoding.answers import LongLines
 from seqloom.hub.decoding.engines import Search
 from seqloom.hub.decoding.rows import FORMATS, Layout
-from seqloom.hub.files import files_made_from, sha256_of
+from seqloom.hub.files import files_made_from, refuse_no_place, sha256_of
 from seqloom.hub.verify import check_folder
 from seqloom.hub.word_alignment import Units
 
@@ -63,7 +63,7 @@ def refuse_what_cannot_be(job: Job) -> None:
     """Refuse files and settings that do not fit, before anything is loaded.
 
     Raises:
-        GenerateError: with the remedy.
+        GenerateError, ValueError: with the remedy.
         FileNotFoundError: for an input that is not there.
         FolderError: for a folder that is none, or dangerous to open.
     """
@@ -73,11 +73,7 @@ def refuse_what_cannot_be(job: Job) -> None:
     refuse_other_vocabularies(job)
     written = [file for file in (job.output_file, *job.files) if file is not None]
     for file in written:
-        target, parent = Path(file).resolve(), Path(file).absolute().parent
-        if not parent.exists():
-            raise GenerateError(f"{file}: the folder {parent} does not exist; create it.")
-        if not target.parent.is_dir() or (target.exists() and not target.is_file()):
-            raise GenerateError(f"{file} is no place for a file; name another, or leave it away for standard output.")
+        refuse_no_place(Path(file))
         if job.input_file is not None and Path(file).resolve() == Path(job.input_file).resolve():
             raise GenerateError(f"{file} is read and written; give the output another name.")
     if len({Path(file).resolve() for file in written}) < len(written):
