@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from seqloom.hub.files import SEAL_NAME
-from seqloom.hub.loading import no_loading_bar
+from seqloom.hub.loading import answer_length, no_loading_bar
 from seqloom.hub.pipeline_seqloom import PIPELINES
 from seqloom.hub.quoting import shell, shown
 from seqloom.hub.serving import serve
@@ -177,7 +177,7 @@ def take_measure(folder: str) -> Measure:
     if tokenizer is not None and (texts := _texts_of(sources, tokenizer)):
         sources = [list(ids) for ids in tokenizer(texts).input_ids]
     own = model.generation_config
-    most = max(canary.steps_of(model.config), min(serve.answer_length(own), MOST_TOKENS))
+    most = max(canary.steps_of(model.config), min(answer_length(own), MOST_TOKENS))
     options = {"num_beams": own.num_beams or 1, "do_sample": False, "max_new_tokens": most}
     return Measure(folder, model, tokenizer, sources, texts, options)
 

@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from seqloom.hub.pipeline_seqloom import TranslationPipeline
 from seqloom.hub.quoting import shown
 from seqloom.hub.verify import FolderError, check_folder
+from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 FALLBACK_MAX_NEW_TOKENS = int(TranslationPipeline._default_generation_config.max_new_tokens)
 """For folders that say nothing about length, as in the pipelines: transformers' own default cuts at 20 tokens."""
+
+
+def answer_length(settings: GenerationConfig) -> int:
+    """Return the longest answer of a folder in new tokens, whichever way it says so."""
+    if settings.max_new_tokens is not None:
+        return int(settings.max_new_tokens)
+    if settings.max_length in (None, DEFAULT_MAX_LENGTH):
+        return FALLBACK_MAX_NEW_TOKENS
+    return int(settings.max_length) - 1  # without the decoder's start token
 
 
 @contextmanager
@@ -86,4 +96,11 @@ def no_loading_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-__all__ = ["FALLBACK_MAX_NEW_TOKENS", "explained_loading", "load_folder", "no_loading_bar", "target_tokenizer"]
+__all__ = [
+    "FALLBACK_MAX_NEW_TOKENS",
+    "answer_length",
+    "explained_loading",
+    "load_folder",
+    "no_loading_bar",
+    "target_tokenizer",
+]

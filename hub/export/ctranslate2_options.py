@@ -11,8 +11,7 @@ from transformers import GenerationConfig
 
 from seqloom.hub.export.ctranslate2_loader import positions_in_table
 from seqloom.hub.export.output_folder import ExportError
-from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS
-from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
+from seqloom.hub.loading import answer_length
 
 DIRECT = {
     "length_penalty": "length_penalty",
@@ -120,12 +119,7 @@ def refuse_unknown_settings(given: dict[str, Any], known: Collection[str], engin
 
 def longest_answer(model: Any) -> int:
     """Return the most tokens of an answer, its end included: the folder's number, if the position table is as long."""
-    config = model.generation_config
-    longest = config.max_new_tokens
-    if longest is None:
-        longest = (
-            config.max_length - 1 if config.max_length not in (None, DEFAULT_MAX_LENGTH) else FALLBACK_MAX_NEW_TOKENS
-        )
+    longest = answer_length(model.generation_config)
     return min(longest, positions_in_table(model.config) or longest)
 
 

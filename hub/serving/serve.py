@@ -26,11 +26,10 @@ from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.hub.export.ctranslate2_loader import vocabulary_of
 from seqloom.hub.export.engine_folder import engine_folder
 from seqloom.hub.files import read_object
-from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder
+from seqloom.hub.loading import answer_length, explained_loading, load_folder
 from seqloom.hub.serving.chat_request import Limits
 from seqloom.hub.serving.job_queue import MAX_WAITING
 from seqloom.hub.verify import check_folder
-from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 from seqloom_cli.command import visible
 
 logger = logging.getLogger(__name__)
@@ -144,15 +143,6 @@ def own_generation_config(folder: str | PathLike[str]) -> GenerationConfig:
         return GenerationConfig()
     with explained_loading(folder, "generation_config.json"):
         return GenerationConfig.from_pretrained(folder)
-
-
-def answer_length(generation_config: GenerationConfig) -> int:
-    """Return the longest answer of a folder in new tokens, whichever way it says so."""
-    if generation_config.max_new_tokens is not None:
-        return int(generation_config.max_new_tokens)
-    if generation_config.max_length in (None, DEFAULT_MAX_LENGTH):
-        return FALLBACK_MAX_NEW_TOKENS
-    return int(generation_config.max_length) - 1  # without the decoder's start token
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -307,7 +297,6 @@ class LineFormatter(logging.Formatter):
 
 
 __all__ = [
-    "answer_length",
     "limits_of",
     "listening",
     "load_service",

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from transformers import GenerationConfig
 
+from seqloom.hub.loading import answer_length
 from seqloom.hub.serving import connection, serve
 from seqloom.hub.serving.serve import (
-    answer_length,
     limits_of,
     load_service,
     names_of,
