@@ -27,6 +27,7 @@ from seqloom.hub.files import read_object, recorded_outputs
 from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, explained_loading, load_folder, target_tokenizer
 from seqloom.hub.verify import check_folder
 from seqloom.hub.word_alignment import Place, eager_attention, find_place
+from seqloom.modeling.canary import ends_of
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH
 
 TOKENS_PER_BATCH = 4096
@@ -127,9 +128,7 @@ class Engine(ABC):
     @property
     def ends(self) -> list[int]:
         """The ids that end a sequence."""
-        ends = self.settings.eos_token_id
-        ends = self.config.eos_token_id if ends is None else ends
-        return ends if isinstance(ends, list) else [ends]
+        return ends_of(self.config if self.settings.eos_token_id is None else self.settings)
 
     @property
     def longest_source(self) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from seqloom.hub.batches import before_end, padded, plan_batches
 from seqloom.hub.export.ctranslate2_loader import suppressing_bias
 from seqloom.hub.export.ctranslate2_options import greedy
 from seqloom.hub.export.exported import TOKENS_PER_PASS, Exported
+from seqloom.modeling import canary
 
 TOLERANCE = 1e-4
 """By how much a forced log-probability may differ in float32; 1e-6 to 2e-5 was seen."""
@@ -227,9 +228,8 @@ def parts_at_tie(model: Any, source: Sequence[int], ours: Sequence[int], theirs:
 
 def ends_of(model: Any) -> list[int]:
     """Return the ids that end an answer."""
-    ends = model.generation_config.eos_token_id
-    ends = model.config.eos_token_id if ends is None else ends
-    return ends if isinstance(ends, list) else [ends]
+    settings = model.generation_config
+    return canary.ends_of(model.config if settings.eos_token_id is None else settings)
 
 
 def decode(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
