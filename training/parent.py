@@ -10,7 +10,9 @@ any new model. What was taken over is kept in `run/parent.json`, so a run that g
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +130,9 @@ def read_parent(name: str) -> Parent:
             f"init_from={name} holds a model of type {config.get('model_type')!r}, and weights of another network do "
             f"not fit this one; name a folder that seqloom train wrote."
         )
-    recipe = _recipe_of(folder)
+    recipe = None
+    with suppress(ValueError):  # of another release: what it says is a help, no need
+        recipe = recipe_of(folder)
     on_hub = recipe.training_arguments.get("hub_model_id") if recipe else None
     known = recipe.training_arguments.get("learning_rate") if recipe else None
     width = config["d_model"]
@@ -147,13 +151,16 @@ def read_parent(name: str) -> Parent:
     )
 
 
-def _recipe_of(folder: Path) -> Recipe | None:
-    top = folder.resolve().parent if folder.name.startswith("checkpoint-") else folder
-    file = top / "run" / "recipe.yaml"
-    try:
-        return resolve_recipe(file) if file.is_file() else None
-    except ValueError:  # of another release: what it says is a help, no need
-        return None
+def recipe_of(folder: str | PathLike[str]) -> Recipe | None:
+    """Return the recipe of the run that made a folder, or in which a checkpoint lies; None: it is not known."""
+    file = records_of(folder) / "recipe.yaml"
+    return resolve_recipe(file) if file.is_file() else None
+
+
+def records_of(folder: str | PathLike[str]) -> Path:
+    """Return where the records of a folder's run lie, if it has one."""
+    path = Path(folder)
+    return (path.resolve().parent if path.name.startswith("checkpoint-") else path) / "run"
 
 
 def _vocabulary_of(tokenizers: SeqloomTokenizers) -> dict[str, Any]:
@@ -312,7 +319,9 @@ __all__ = [
     "fit_to_parent",
     "is_changed",
     "read_parent",
+    "recipe_of",
     "recorded_parent",
+    "records_of",
     "refuse_misfit",
     "take_over",
 ]

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from seqloom.configuration.recipe import Recipe, selection_of
-from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.configuration.task_kind import Looks, kind_of
 from seqloom.hub.decoding.rows import format_of
 from seqloom.hub.files import read_object
@@ -31,6 +30,7 @@ from seqloom.hub.model_card import Score
 from seqloom.hub.tags import Tags
 from seqloom.training.confidence import Difference, interval, paired_test
 from seqloom.training.metrics import LOWER_IS_BETTER, METRICS, SentenceSums, bleu_tokenizer_for, get_metrics
+from seqloom.training.parent import recipe_of, records_of
 from seqloom.training.preparation import read_training
 from seqloom.training.reading.corpus import CorpusError
 from seqloom.training.scoring.evaluation_text import EvaluationText, ReadingOptions, read_evaluation_text
@@ -178,18 +178,6 @@ def evaluate_folder(
         other_scores=_other_sentence_scores(sentence_metric, other, references),
         notes=tuple(filter(None, (*_notes(text, answers, near, sums), training_note))),
     )
-
-
-def recipe_of(folder: str | PathLike[str]) -> Recipe | None:
-    """Return the recipe of the run that made a folder, or in which a checkpoint lies; None: it is not known."""
-    file = records_of(folder) / "recipe.yaml"
-    return resolve_recipe(file) if file.is_file() else None
-
-
-def records_of(folder: str | PathLike[str]) -> Path:
-    """Return where the records of a folder's run lie, if it has one."""
-    path = Path(folder)
-    return (path.resolve().parent if path.name.startswith("checkpoint-") else path) / "run"
 
 
 def _reading(
