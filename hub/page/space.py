@@ -93,7 +93,7 @@ def space_files(facts: CardFacts, repo: str | None = None, examples: Sequence[st
     )
     templates = {"app.py": "space_app.py.jinja", "README.md": "space_readme.md.jinja"}
     files = {name: environment.get_template(template).render(known) for name, template in templates.items()}
-    files |= {f"{_stem(module.__name__)}.py": _copy_of(module.__name__, module.__file__) for module in _COPIED}
+    files |= {Path(str(module.__file__)).name: _copy_of(module.__name__, module.__file__) for module in _COPIED}
     files["walk.html"] = TEMPLATE.read_text(encoding="utf-8")
     if examples:
         files["examples.json"] = json.dumps(list(examples), ensure_ascii=False, indent=1)
@@ -122,10 +122,6 @@ def _copy_of(module: str, path: str | None) -> str:
     place = "/".join(module.split(".")[1:])
     header = f"# Seqloom {version('seqloom')}, {place}.py: a copy.\n# SPDX-License-Identifier: Apache-2.0\n"
     return header + re.sub(r"from seqloom\.hub\.(page\.)?", "from ", Path(str(path)).read_text(encoding="utf-8"))
-
-
-def _stem(module: str) -> str:
-    return module.rpartition(".")[2]
 
 
 __all__ = ["describe_space", "space_files", "write_space"]
