@@ -138,7 +138,7 @@ _TRAIN_USAGE = """seqloom train [--recipe FILE] [--train A [B]] [--valid A [B]] 
                      [--preset NAME] [--task pairs|continuation] [--any_recipe_key value ...]"""
 
 
-def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
+def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> None:
     from seqloom.configuration.recipe_flags import recipe_from_arguments
 
     print_what_goes()
@@ -147,8 +147,7 @@ def _run_train(namespace: argparse.Namespace, unknown: list[str]) -> int:
     from seqloom.training.reading.asking import settle_columns
     from seqloom.training.train import train
 
-    result = train(settle_languages(settle_columns(recipe)), dry_run=namespace.dry_run)
-    return result if isinstance(result, int) else 0
+    train(settle_languages(settle_columns(recipe)), dry_run=namespace.dry_run)
 
 
 def _add_distill(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -356,8 +355,6 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def _run_evaluate(namespace: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
     from seqloom.training.scoring.evaluation_files import describe_evaluation, write_evaluation
     from seqloom.training.scoring.score_page import write_page

@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from seqloom.hub.export.onnx_engine import GreedySettings
 from seqloom.hub.export.onnx_graphs import DECODER, ENCODER, QUANTIZED
@@ -103,7 +102,7 @@ def write_page(staged: Path, name: str, facts: CardFacts, settings: GreedySettin
         file.writelines(
             part_lines(
                 {
-                    "settings": as_json(shown),
+                    "settings": json.dumps(shown, ensure_ascii=False).encode(),
                     **{key: (staged / f"{key}.json").read_bytes() for key in ("tokenizer", "tokenizer_config")},
                     **{part: path.read_bytes() for part, path in {**parts.files, **graphs}.items()},
                 }.items()
@@ -113,11 +112,6 @@ def write_page(staged: Path, name: str, facts: CardFacts, settings: GreedySettin
 
 
 GRAPHS = {"encoder": ENCODER, "decoder": DECODER}
-
-
-def as_json(content: Any) -> bytes:
-    """Return JSON in UTF-8."""
-    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def part_lines(parts: Iterable[tuple[str, bytes]]) -> Iterable[str]:

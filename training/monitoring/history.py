@@ -88,17 +88,16 @@ def _is_no_number(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def histogram(lengths: np.ndarray, num_bins: int = 40) -> dict[str, list[int]]:
+def histogram(lengths: np.ndarray) -> dict[str, list[int]]:
     """Count how many examples have how many tokens on either side.
 
     Args:
         lengths: source and target tokens, (N, 2).
-        num_bins: at most; all of one width, a whole number.
 
     Returns:
-        `edges`, one more than there are bins, and the counts of `source` and `target`.
+        `edges`, one more than there are bins (some 40, of one whole width), and the counts of `source` and `target`.
     """
-    width = max(1, math.ceil(int(lengths.max(initial=1)) / num_bins))
+    width = max(1, math.ceil(int(lengths.max(initial=1)) / 40))
     edges = np.arange(0, int(lengths.max(initial=1)) + width + 1, width)
     counts = {side: np.histogram(lengths[:, at], edges)[0].tolist() for at, side in enumerate(("source", "target"))}
     return {"edges": edges.tolist(), **counts}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 from seqloom.configuration.recipe import Recipe
 from seqloom.training.reading.corpus import open_corpus
 from seqloom.training.reading.readers import UnclearColumnsError
 from seqloom.training.reading.text_file import CorpusError
-from seqloom_cli.command import ask as ask_person
-from seqloom_cli.command import visible
+from seqloom_cli.command import ask, visible
 
 
-def settle_columns(recipe: Recipe, ask: Callable[[str], str | None] = ask_person) -> Recipe:
+def settle_columns(recipe: Recipe) -> Recipe:
     """Return the recipe with the columns of its training text, which are asked about at a terminal where need be."""
     if recipe.is_demo or recipe.columns is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return recipe

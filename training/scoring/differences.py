@@ -52,16 +52,13 @@ def _cut(text: str, by_words: bool) -> list[str]:
     return [f"{word} " for word in text.split()]
 
 
-def confusions(
-    outputs: Iterable[str], references: Iterable[str], *, by_words: bool, most: int = 12
-) -> list[tuple[str, str, int]]:
-    """Return what was written for what, most often first: (right, written, times); "" where nothing was.
+def confusions(outputs: Iterable[str], references: Iterable[str], *, by_words: bool) -> list[tuple[str, str, int]]:
+    """Return the dozen that was written for something else most often: (right, written, times); "": nothing.
 
     Args:
         outputs: one text a sentence.
         references: the same.
         by_words: count words, or phones, else characters.
-        most: how many are returned.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for output, reference in zip(outputs, references, strict=True):
@@ -71,7 +68,7 @@ def confusions(
                 right[edit.src_pos] if edit.tag != "insert" else "",
                 written[edit.dest_pos] if edit.tag != "delete" else "",
             ] += 1
-    return [(*pair, count) for pair, count in counts.most_common(most) if count > 1]
+    return [(*pair, count) for pair, count in counts.most_common(12) if count > 1]
 
 
 __all__ = ["Piece", "confusions", "differences"]

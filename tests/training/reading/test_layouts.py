@@ -82,13 +82,14 @@ class TestPlainText:
             stream = io.StringIO()
             stream.isatty = lambda: True
             monkeypatch.setattr(f"sys.{name}", stream)
-        settled = asking.settle_columns(recipe, ask=lambda _: answer)
+        monkeypatch.setattr(asking, "ask", lambda _: answer)
+        settled = asking.settle_columns(recipe)
         assert settled.columns == columns
         assert columns is None or "columns" in settled.named
 
     def test_nowhere_else(self, tmp_path):
         recipe = resolve_recipe(None, {"train": [str(tmp_path / "missing.txt")]})
-        assert asking.settle_columns(recipe, ask=None) is recipe
+        assert asking.settle_columns(recipe) is recipe
 
 
 class TestLexicons:
