@@ -4,44 +4,35 @@ PYTHON ?= python3
 .PHONY: help check lint test compat slow own_tests figures demo format clean
 
 help:
-	@echo "make check   linters, type check and tests: what a change has to pass"
-	@echo "make lint    ruff, ruff format --check, mypy"
-	@echo "make test    the tests, some minutes on two cores"
-	@echo "make compat  a selection of them with older releases (VERSIONS=\"5.22.2 lowest\": only these)"
-	@echo "make slow    whole journeys and real corpora (SEQLOOM_DATA names their folder)"
-	@echo "make own_tests  transformers' own common tests against our classes (SEQLOOM_TRANSFORMERS_SOURCE names a checkout)"
-	@echo "make figures  what the house measures: lines, functions, branches, seams"
-	@echo "make demo    train the built-in demo"
-	@echo "make format  let ruff rewrite what it can"
-	@echo "make clean   remove caches and build results"
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-check: lint test
+check: lint test  ## linters, type check and tests: what a change has to pass
 
-lint:
+lint:  ## ruff, ruff format --check, mypy
 	PYTHON=$(PYTHON) .ci/lint
 
-test:
+test:  ## the tests, some minutes on two cores
 	$(PYTHON) -m pytest
 
-compat:
+compat:  ## a selection of them with older releases (VERSIONS="5.22.2 lowest": only these)
 	$(PYTHON) .ci/compat.py $(VERSIONS)
 
-slow:
+slow:  ## whole journeys and real corpora (SEQLOOM_DATA names their folder)
 	$(PYTHON) -m pytest -m slow
 
-own_tests:
+own_tests:  ## transformers' own common tests against our classes (SEQLOOM_TRANSFORMERS_SOURCE names a checkout)
 	$(PYTHON) -m pytest -m slow tests/system/test_transformers_own.py
 
-figures:
+figures:  ## what the house measures: lines, functions, branches, seams
 	$(PYTHON) .ci/figures.py
 
-demo:
+demo:  ## train the built-in demo
 	$(PYTHON) -m accelerate.commands.launch training/train.py
 
-format:
+format:  ## let ruff rewrite what it can
 	$(PYTHON) -m ruff check --fix
 	$(PYTHON) -m ruff format
 
-clean:
+clean:  ## remove caches and build results
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
