@@ -1,14 +1,24 @@
 """What every test shares: no network, one torch thread, and models so small that a forward takes milliseconds."""
 
+import atexit
 import copy
 import functools
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# What an earlier run has kept would answer in place of the code under test. All caches follow HF_HOME.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="seqloom-tests-")
+os.environ.pop("HF_DATASETS_CACHE", None)
+os.environ.pop("HF_HUB_CACHE", None)
+os.environ.pop("HUGGINGFACE_HUB_CACHE", None)
+os.environ.pop("HF_METRICS_CACHE", None)
+os.environ.pop("HF_MODULES_CACHE", None)
 
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +33,15 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tests.toy import TINY, toy_pairs
+
+
+def remove_home(home: str, owner: int) -> None:
+    """Remove the caches at the end of the process that made them; a fork leaves them alone."""
+    if os.getpid() == owner:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+atexit.register(remove_home, os.environ["HF_HOME"], os.getpid())
 
 
 @pytest.fixture(autouse=True, scope="session")
