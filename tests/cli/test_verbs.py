@@ -2,14 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
 from seqloom.configuration.recipe import Recipe
-from seqloom.hub import generate
+from seqloom.hub import generate, push
+from seqloom.hub.page import walk_file
+from seqloom.training import distillation
+from seqloom.training.scoring import evaluation, evaluation_files, score_page
 from seqloom_cli import verbs
 
 
@@ -57,6 +62,89 @@ def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
     assert generated[2] == generate.Job(
         "dir", engine="ctranslate2", quantization="int8", search=search, long_lines="split"
     )
+    line = "generate dir --prefix p --prefix_column c --ensemble one two --report r --alignments a --length_penalty 0.6"
+    assert verbs.main([*line.split(), *"--sample --temperature 0.7 --top_p 0.9".split()]) == 0
+    search = generate.Search(sample=True, temperature=0.7, top_p=0.9, length_penalty=0.6)
+    files = {"report_file": "r", "alignments_file": "a"}
+    assert generated[3] == generate.Job(
+        "dir", prefix="p", prefix_column="c", ensemble=("one", "two"), search=search, **files
+    )
+
+
+def test_distill_hands_over_its_teachers_and_trains_on_what_they_wrote(
+    trained: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def write(recipe: Recipe, *rest: Any) -> Recipe:
+        asked.append((recipe.train, *rest))
+        return replace(recipe, train=["written"])
+
+    monkeypatch.setattr(distillation, "write_corpus", write)
+    line = "distill one two --train a b --unlabelled c d --teacher_beams 3 --processes 2 --output out"
+    assert verbs.main(line.split()) == 0
+    assert asked == [(["a", "b"], distillation.Teachers(("one", "two"), 3, 2), ["c", "d"])]
+    assert [(recipe.train, recipe.output) for recipe in trained] == [(["written"], "out")]
+
+
+def test_evaluate_hands_over_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, write, write_page = Mock(), Mock(), Mock()
+    monkeypatch.setattr(evaluation, "evaluate_folder", evaluate)
+    monkeypatch.setattr(evaluation_files, "write_evaluation", write)
+    monkeypatch.setattr(score_page, "write_page", write_page)
+    monkeypatch.setattr(evaluation_files, "describe_evaluation", Mock(return_value=""))
+    line = "evaluate dir --test t --columns c1 c2 --references r1 r2 --by b1 b2 --where w=1 v=2 --task continuation"
+    more = "--any_reference --train n1 n2 --metrics bleu chrf --beams 3 --max_new_tokens 7 --compare other -o out"
+    assert verbs.main([*line.split(), *more.split()]) == 0
+    options = evaluation.EvaluationOptions(
+        columns=("c1", "c2"),
+        references=("r1", "r2"),
+        by=("b1", "b2"),
+        where=("w=1", "v=2"),
+        merge=True,
+        task="continuation",
+        metrics=("bleu", "chrf"),
+        training=("n1", "n2"),
+        num_beams=3,
+        max_new_tokens=7,
+        compare="other",
+    )
+    assert evaluate.call_args == call("dir", ["t"], options)
+    assert write.call_args == write_page.call_args == call(evaluate(), "out")
+    assert verbs.main("evaluate at/dir --test t u --where none".split()) == 0
+    assert evaluate.call_args == call("at/dir", ["t", "u"], evaluation.EvaluationOptions(where=()))
+    assert write.call_args == write_page.call_args == call(evaluate(), "dir-evaluation")
+    assert verbs.main("evaluate dir --test t".split()) == 0
+    assert evaluate.call_args == call("dir", ["t"], evaluation.EvaluationOptions())
+
+
+def test_push_and_copy_hand_over_their_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, send, copy, describe = Mock(return_value=[]), Mock(), Mock(return_value=[]), Mock(return_value="")
+    for name, caught in {
+        "plan_push": plan,
+        "push_folder": send,
+        "copy_folder": copy,
+        "describe_push": describe,
+    }.items():
+        monkeypatch.setattr(push, name, caught)
+    for more, with_run in (([], False), (["--with_run"], True)):
+        assert verbs.main(["push", "dir", "a/b", *more]) == verbs.main(["copy", "dir", "to", *more]) == 0
+        assert plan.call_args == call("dir", "a/b", with_run=with_run)
+        assert send.call_args == call("dir", "a/b", private=True, with_run=with_run, message="Upload a Seqloom model")
+        assert copy.call_args == call("dir", "to", with_run=with_run)
+    assert verbs.main("push dir a/b --public --message m".split()) == 0
+    assert send.call_args == call("dir", "a/b", private=False, with_run=False, message="m")
+    assert verbs.main("push dir a/b --dry_run".split()) == 0
+    assert send.call_count == 3
+
+
+def test_walk_hands_over_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Mock(return_value="")
+    monkeypatch.setattr(walk_file, "write_walk", walk)
+    assert verbs.main("walk dir text".split()) == 0
+    assert walk.call_args == call("dir", "text", "walk.html", target=None, num_beams=None, every_layer=False)
+    assert verbs.main("walk dir text -o page --target t --beams 3 --every_layer".split()) == 0
+    assert walk.call_args == call("dir", "text", "page", target="t", num_beams=3, every_layer=True)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +153,7 @@ def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
         ("train --train a --learing_rate 1", 1, "learing_rate=1 is not a recipe key; did you mean learning_rate?\n"),
         ("train a.tsv", 1, "a.tsv stands alone; write --key value, for example --train a.tsv.\n"),
         ("train --recipe nowhere.yaml", 1, "recipe=nowhere.yaml is neither a file nor a shipped recipe; "),
+        ("distill test_verbs.py --train a", 2, "test_verbs.py is a file and stands among the teachers; folders "),
         ("generate dir --bems 3", 2, "--bems is not an argument of seqloom generate; did you mean --beams?\n"),
         ("generate dir --beam 3", 2, "--beam is not an argument of seqloom generate; did you mean --beams?\n"),
         (
@@ -81,8 +170,14 @@ def test_generate_hands_over_its_flags(generated: list[Any]) -> None:
     ],
 )
 def test_a_mistake_is_one_line_on_stderr(
-    line: str, code: int, text: str, capsys: pytest.CaptureFixture[str], trained: list[Recipe]
+    line: str,
+    code: int,
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    trained: list[Recipe],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
     assert verbs.main(line.split()) == code
     captured = capsys.readouterr()
     assert captured.err.startswith(text)

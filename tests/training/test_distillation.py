@@ -60,6 +60,16 @@ def test_the_student_reads_what_was_written_and_is_judged_by_what_is_true(home):
     assert (fitted.train, fitted.valid) == (student.train, student.valid)
 
 
+def test_several_teachers_write_together_as_was_asked(home):
+    home, asked = home
+    (home / "other").mkdir()
+    (home / "other" / "model.safetensors").write_text("2")
+    folders = str(home / "teacher"), str(home / "other")
+    write_corpus(recipe(home), Teachers(folders, num_beams=3, processes=2))
+    (job,) = asked
+    assert (job.folder, job.ensemble, job.search.num_beams, job.processes) == (folders[0], folders[1:], 3, 2)
+
+
 def test_weights_and_tags_of_corpora_are_kept(home):
     home, _ = home
     given = recipe(home, "a.tsv:2,tag=bt", "a.tsv", valid=["none"])
