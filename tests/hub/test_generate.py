@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -285,6 +286,8 @@ def test_a_killed_command_goes_on(
         input_file=str(tmp_path / "in.txt"),
         output_file=str(tmp_path / "out.txt"),
         report_file=str(tmp_path / "report.jsonl"),
+        alignments_file=str(tmp_path / "alignments.txt"),
+        alignment_units="characters",
         max_source_tokens=50,
         search=Search(num_beams=1),
     )
@@ -326,7 +329,10 @@ def test_a_killed_command_goes_on(
     assert reports[5]["fault"] == "100 tokens, more than max_source_tokens=50"
     assert reports[0]["length_ratio"] == 0.75
     assert [token for token, _ in reports[0]["confidence"]] == ["A", "B", "C"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt", "report.jsonl"]
+    pairs = [" ".join(f"{place}-{place}" for place in range(len(line))) for line in lines]
+    assert (tmp_path / "alignments.txt").read_text().split("\n") == [*pairs[:5], "", *pairs[6:], ""]
+    names = ["alignments.txt", "in.txt", "out.txt", "report.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -381,7 +387,7 @@ def test_several_processes_keep_the_order(able: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 def test_a_pipe_that_is_named_loses_no_line(able: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "in")
-    writer = threading.Thread(target=(tmp_path / "in").write_text, args=("abc\nmn\n",))
+    writer = threading.Thread(target=(tmp_path / "in").write_text, args=("abc\nmn\n",), daemon=True)
     writer.start()
     assert main(["generate", str(able), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--beams", "1"]) == 0
     writer.join()
@@ -396,12 +402,22 @@ def test_a_pipe_is_answered_as_it_speaks(able: Path, processes: int) -> None:
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8") as process:
         assert process.stdin
         assert process.stdout
+        too_long = threading.Timer(60, process.kill)
+        too_long.start()
         for source in ("abc", "mn"):
             process.stdin.write(source + "\n")
             process.stdin.flush()
             assert process.stdout.readline() == source.upper() + "\n"
         process.stdin.close()
         assert process.wait(60) == 0
+        too_long.cancel()
+
+
+def test_at_a_terminal_every_line_is_answered(able: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", Mock(side_effect=["abc", " ", "mn", EOFError]))
+    generate_file(Job(str(able)))
+    assert capsys.readouterr().out == "ABC\nMN\n"
 
 
 def test_memory_does_not_grow_with_the_file(able: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

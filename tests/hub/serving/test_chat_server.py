@@ -6,6 +6,7 @@ The real process and the real client are in tests/system/test_server.py.
 import asyncio
 import json
 import re
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import seqloom
 from seqloom.hub.generate import generate_lines
 from seqloom.hub.loading import load_folder
 from seqloom.hub.serving import chat_request, chat_server, job_queue
-from seqloom.hub.serving.serve import limits_of, load_service, read_config
+from seqloom.hub.serving.serve import _ended_by_signals, limits_of, load_service, read_config
 from seqloom.training.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 CHARACTERS = "abcdefghijklmnop今天气很ABCDEFGHIJKLMNOP"
@@ -687,9 +688,12 @@ def test_a_second_signal_refuses_what_is_not_answered(name, folders, monkeypatch
         whole = pool.submit(server.client.post, CHAT, json={"messages": messages("abc")})
         streamed = pool.submit(events, server, CHAT, {"messages": messages("abc")})
         wait_until(lambda: len(queue.waiting) + len(queue.running) == 2)
-        queue.abort()
-        gate.is_open.set()
-        server.service.close()
+        with _ended_by_signals(server.service) as is_asked:
+            signal.raise_signal(signal.SIGTERM)
+            first = is_asked.is_set(), queue.is_stopping
+            signal.raise_signal(signal.SIGTERM)
+            gate.is_open.set()
+        assert first == (True, False)
         assert whole.result().status_code == 503
         sentence = "The server is shutting down; ask again when it is back."
         assert whole.result().json()["error"]["message"] == streamed.result()[-1]["error"]["message"] == sentence
