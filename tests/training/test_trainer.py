@@ -52,19 +52,22 @@ def test_smoothing_reaches_the_loss(make_trainer, pairs):
 
 
 def test_evaluation_loss_is_token_weighted_and_unsmoothed(make_trainer, pairs):
-    trainer = make_trainer(label_smoothing_factor=0.3, per_device_eval_batch_size=5)
+    trainer = make_trainer(label_smoothing_factor=0.3, per_device_eval_batch_size=5, max_steps=10, learning_rate=0.02)
+    trainer.train()  # without it, no token is right
     scores = trainer.evaluate()
     model = trainer.model.eval()
-    nll, tokens = 0.0, 0
+    nll, tokens, right = 0.0, 0, 0
     for row in pairs:
         labels = torch.tensor([row["labels"]])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).logits
         nll += torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum").item()
         tokens += labels.numel()
+        right += (logits[0].argmax(-1) == labels[0]).sum().item()
     assert scores["eval_loss"] == pytest.approx(nll / tokens, rel=1e-5)
     assert scores["eval_perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
-    assert 0 <= scores["eval_token_accuracy"] <= 100
+    assert scores["eval_token_accuracy"] == pytest.approx(100 * right / tokens)
+    assert 0 < right < tokens
 
 
 def test_decoded_scores_and_outputs_keep_the_order_of_the_set(make_trainer, pairs):
