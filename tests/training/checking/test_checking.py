@@ -302,7 +302,8 @@ class TestCommand:
         assert "<script" not in html
         assert main(["check", "--train", *files, "--fail_on", "refused"]) == 0
         assert main(["check", *files, "--fail_on", "never", "--json", "-"]) == 0
-        assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]) or "{}") is not None
+        shown = capsys.readouterr().out
+        assert json.loads(shown[shown.index("{\n") :])["findings"] == report["findings"]
 
     def test_without_a_text_it_says_what_to_give(self, capsys, tmp_path):
         assert main(["check"]) == 2
