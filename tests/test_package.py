@@ -290,6 +290,13 @@ class TestWheel:
         assert "zh-continuation" in run.stdout, "the shipped recipes came along"
 
 
+def test_what_is_exported_is_there():
+    import seqloom
+
+    assert set(seqloom._ON_DEMAND) < set(seqloom.__all__)
+    assert all(callable(getattr(seqloom, name)) for name in seqloom.__all__)
+
+
 def code_blocks(document, language):
     """Return the fenced code blocks of a Markdown file, joined lines included."""
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -189,15 +189,11 @@ def test_continuation_learns_from_one_text(recipe, corpus, tmp_path):
     assert written[0]["generated_text"].startswith("ab")
 
 
-def test_long_examples_are_left_out_and_counted(recipe, caplog):
+def test_long_examples_are_left_out_counted_and_named_in_the_records(recipe, tmp_path, caplog):
     train(recipe(max_source_length=6, max_steps=2))
     assert "Left out" in caplog.text
     assert "of 120 training examples" in caplog.text
     assert re.search(r"The longest is row \d+ of those read, \d+ \+ \d+ tokens, '[a-e]+'", caplog.text)
-
-
-def test_long_examples_are_named_in_the_records(recipe, tmp_path):
-    train(recipe(max_source_length=6, max_steps=2))
     facts = json.loads((tmp_path / "run" / "run" / "data.json").read_text())["train"]
     assert facts["num_too_long"] > 0
     assert facts["longest"]["row"] >= 1
@@ -217,6 +213,12 @@ def test_no_example_left_is_an_error(recipe):
 
 def test_without_validation_nothing_is_evaluated(recipe):
     assert "validation_loss" not in train(recipe(valid=[], test=[], max_steps=2))
+
+
+def test_tensorboard_gets_the_numbers_where_the_readme_looks_for_them(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(recipe(valid=[], test=[], max_steps=2, logging_steps=1, report_to=["tensorboard"]))
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 def test_the_command_line_says_what_is_wrong_in_one_paragraph(tmp_path, capsys):
