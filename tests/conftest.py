@@ -21,6 +21,7 @@ os.environ.pop("HF_METRICS_CACHE", None)
 os.environ.pop("HF_MODULES_CACHE", None)
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,26 @@ def char_tokenizer() -> Callable[[str], PreTrainedTokenizerFast]:
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def shout_tokenizer(char_tokenizer: Callable[[str], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """The toy language as text: its source words are small letters, ids 4 to 19, and its target words capitals."""
+    return char_tokenizer("abcdefghijklmnop0123ABCDEFGHIJKLMNOP")
+
+
+@pytest.fixture(scope="session")
+def save_toy(taught_model: Callable[..., Any], shout_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Return a function that saves a model of the toy language; keyword arguments are generation settings.
+
+    `model` is another than the one after 100 steps.
+    """
+
+    def save(path: Path, model: Any = None, **generation: Any) -> Path:
+        model = model or taught_model()
+        model.generation_config.update(**generation)
+        model.save_pretrained(path)
+        shout_tokenizer.save_pretrained(path)
+        return path
+
+    return save

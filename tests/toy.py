@@ -1,5 +1,6 @@
 """The toy language of the tests: a model of a few thousand weights, and sentences it learns within seconds."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,8 @@ def write_reversals(folder: Path, **counts: int) -> dict[str, list[str]]:
         target.write_text("".join(word[::-1] + "\n" for word in words))
         files[split] = [str(source), str(target)]
     return files
+
+
+def edit(path: Path, **entries: Any) -> None:
+    """Replace some entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))

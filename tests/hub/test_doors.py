@@ -1,6 +1,5 @@
 """`seqloom verify --run`: every door of a good folder is ok, and one that answers wrongly is named with its answer."""
 
-import json
 import shutil
 import types
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from seqloom.modeling.canary import CANARY_NAME, read_canary
 from seqloom.modeling.library import REMEDY, describe_running, running_library
 from seqloom.training.tokenizer import CHAT_TEMPLATE
 from seqloom_cli import verbs
+from tests.toy import edit
 
 CHARACTERS = "abcdefghijklmnopqrstABCDEFGHIJKLMNOP"
 NAMES = [
@@ -62,10 +62,6 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def table(saved: Path) -> list[Door]:
     return list(try_doors(saved))
-
-
-def edit(path: Path, **entries: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def forget_libraries(folder: Path) -> None:

@@ -36,13 +36,9 @@ LINES = ["abc", "p", "", "bacd", "  ", "hgfedcba", "abc", "mn"]
 
 
 @pytest.fixture(scope="module")
-def folder(taught_model: Callable[..., Any], char_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> Path:
+def folder(save_toy: Callable[..., Path], tmp_path_factory: Any) -> Path:
     path = tmp_path_factory.mktemp("toy") / "model"
-    model = taught_model()
-    model.generation_config.update(max_new_tokens=9, num_beams=2, length_penalty=0.7)
-    model.save_pretrained(path)
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
-    return path
+    return save_toy(path, max_new_tokens=9, num_beams=2, length_penalty=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +162,12 @@ def test_scoring_leaves_no_gradients(loaded: tuple[Any, Any]) -> None:
 
 def test_a_line_that_is_too_long_loses_no_other(
     tiny_model: Callable[..., Any],
-    char_tokenizer: Callable[..., Any],
+    save_toy: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tiny_model(position_embedding_type="learned", max_position_embeddings=8).save_pretrained(tmp_path / "model")
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(tmp_path / "model")
+    save_toy(tmp_path / "model", tiny_model(position_embedding_type="learned", max_position_embeddings=8))
     (tmp_path / "in").write_text("abc\n" + "a" * 8 + "\nbacdabc\n\n" + "a" * 1_000_001 + "\n")
     arguments = ["generate", str(tmp_path / "model"), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
     assert main([*arguments, "--max_new_tokens", "30"]) == 1

@@ -29,6 +29,7 @@ from seqloom.modeling.library import describe_running, running_library
 from seqloom.training.fault_tolerance import checkpoints
 from seqloom_cli import verbs
 from tests.old_folder import unpack_old_folder
+from tests.toy import edit
 
 MODELING = "modeling_seqloom.py"
 UNTOUCHED = (
@@ -74,10 +75,6 @@ def times(folder: Path) -> dict[str, int]:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def edit(path: Path, **entries: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def refusal(folder: Path, **options: Any) -> str:

@@ -44,6 +44,7 @@ from seqloom_cli import verbs
 from tests.exploit import Exploit
 from tests.loopback_hub import Repository, logged_in
 from tests.old_folder import unpack_old_folder
+from tests.toy import edit
 
 CODE = sorted(set(bundle_files()) - {MANIFEST_NAME})
 MODELING = "modeling_seqloom.py"
@@ -78,10 +79,6 @@ def refusal(folder: Path) -> str:
     with pytest.raises(FolderError) as error:
         check_folder(folder)
     return str(error.value)
-
-
-def edit(path: Path, **entries: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def change(path: Path) -> None:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoTokenizer, GenerationMixin, pipeline
-from transformers.cache_utils import EncoderDecoderCache
 
 import seqloom
 from seqloom.modeling import canary, modeling_seqloom
@@ -31,6 +30,8 @@ from seqloom.modeling.canary import (
     write_whole,
 )
 from seqloom.modeling.library import REMEDY, describe_running, describe_tested, running_library
+from tests.bent import forget_padding, mix_up_beams
+from tests.toy import edit
 
 IDS = torch.tensor([[5, 6, 7, 2]])
 Writer = seqloom.SeqloomForConditionalGeneration
@@ -47,13 +48,8 @@ def saved(taught_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFac
 def folder(saved: Path, tmp_path: Path) -> Path:
     """Return a folder whose canary names no library."""
     copy = Path(shutil.copytree(saved, tmp_path / "model"))
-    edit(copy, tested=[])
+    edit(copy / CANARY_NAME, tested=[])
     return copy
-
-
-def edit(folder: Path, **entries: Any) -> None:
-    path = folder / CANARY_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -128,7 +124,7 @@ def test_saved_again_the_sources_stay_and_the_answers_are_the_new_weights(saved:
     before, after = read_canary(saved / CANARY_NAME), read_canary(tmp_path / CANARY_NAME)
     assert [row.source for row in after.rows] == [row.source for row in before.rows]
     assert [row.written for row in after.rows] != [row.written for row in before.rows]
-    edit(tmp_path, tested=[])
+    edit(tmp_path / CANARY_NAME, tested=[])
     write(load(tmp_path))
 
 
@@ -163,10 +159,10 @@ def test_a_damaged_file_is_named_with_the_remedy(folder: Path, content: str) -> 
 
 def test_a_file_that_would_cost_without_end_is_refused(folder: Path) -> None:
     row = json.loads((folder / CANARY_NAME).read_text())["rows"][0]
-    edit(folder, rows=[row] * 9)
+    edit(folder / CANARY_NAME, rows=[row] * 9)
     with pytest.raises(ValueError, match="more than 8 rows, or more than 64 tokens in one"):
         load(folder)
-    edit(folder, rows=[row | {"source": [5] * 65}])
+    edit(folder / CANARY_NAME, rows=[row | {"source": [5] * 65}])
     with pytest.raises(ValueError, match="more than 8 rows, or more than 64 tokens in one"):
         load(folder)
 
@@ -278,25 +274,12 @@ def lose_cache(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Writer, "prepare_inputs_for_generation", forget)
 
 
-def forget_padding(patch: pytest.MonkeyPatch) -> None:
-    make = modeling_seqloom.create_bidirectional_mask
-    patch.setattr(
-        modeling_seqloom,
-        "create_bidirectional_mask",
-        lambda config, embeddings, mask, *args, **kwargs: make(config, embeddings, None, *args, **kwargs),
-    )
-
-
 def see_the_future(patch: pytest.MonkeyPatch) -> None:
     def all_seen(config: Any, embeddings: torch.Tensor, *_: Any) -> torch.Tensor | None:
         batch, length, _ = embeddings.shape
         return torch.ones(batch, 1, length, length, dtype=torch.bool) if length > 1 else None
 
     patch.setattr(modeling_seqloom, "create_causal_mask", all_seen)
-
-
-def mix_up_beams(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(EncoderDecoderCache, "reorder_cache", lambda self, beam_idx: None)
 
 
 def take_the_worst_beam(patch: pytest.MonkeyPatch) -> None:
@@ -375,7 +358,7 @@ def test_most_are_refused_without_a_file(folder: Path, bend: Any, monkeypatch: p
 
 
 def test_the_error_says_all_that_one_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    edit(folder, tested=[{"transformers": "5.20.0", "digest": "0", "torch": "2.9.0"}])
+    edit(folder / CANARY_NAME, tested=[{"transformers": "5.20.0", "digest": "0", "torch": "2.9.0"}])
     stop_early(monkeypatch)
     head, what = refusal(load(folder)).split(" What differs: ")
     assert head == (

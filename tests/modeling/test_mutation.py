@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seqloom.modeling import modeling_seqloom
 from seqloom.modeling.modeling_seqloom import SeqloomSinusoidalPositions
+from tests.bent import forget_padding
 from tests.modeling.test_paper import assert_equals_the_paper
 from tests.reference import PaperTransformer
 
@@ -31,12 +32,7 @@ def drop_the_causal_mask(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def drop_the_source_padding_mask(model: Any, patch: pytest.MonkeyPatch) -> None:
-    bidirectional = modeling_seqloom.create_bidirectional_mask
-    patch.setattr(
-        modeling_seqloom,
-        "create_bidirectional_mask",
-        lambda config, embeds, mask, *rest: bidirectional(config, embeds, None, *rest),
-    )
+    forget_padding(patch)
 
 
 def drop_a_residual(model: Any, patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from tests.toy import MODERN
 pytestmark = pytest.mark.slow
 pytest.importorskip("onnxruntime")
 
-WORDS = "abcdefghijklmnop"
 SOURCES = ["abc", "p", "bacd", "hgfedcba", "mn", "kp", "ponm", "aa"]
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.2"
 
@@ -64,13 +63,9 @@ def install(folder, *names):
 
 
 @pytest.fixture(scope="module")
-def folder(taught_model, char_tokenizer, tmp_path_factory):
+def folder(taught_model, save_toy, tmp_path_factory):
     path = tmp_path_factory.mktemp("toy") / "model"
-    model = taught_model(**MODERN)
-    model.generation_config.update(max_new_tokens=12, num_beams=3, suppress_tokens=[0, 1, 3])
-    model.save_pretrained(path)
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
-    return path
+    return save_toy(path, taught_model(**MODERN), max_new_tokens=12, num_beams=3, suppress_tokens=[0, 1, 3])
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from seqloom.training.fault_tolerance.run_health import MouthError
 from seqloom.training.mouth import doubt_of, spoken_sums, texts_to_say
 from seqloom.training.train import train
 from seqloom_cli.command import run_command
+from tests.bent import forget_padding, mix_up_beams
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers
 from tests.toy import SMALL_RUN, write_reversals
 
@@ -73,19 +74,6 @@ def ignore_cache(monkeypatch):
     monkeypatch.setattr(modeling_seqloom.SeqloomModel, "forward", forgetful)
 
 
-def reorder_nothing(monkeypatch):
-    monkeypatch.setattr(EncoderDecoderCache, "reorder_cache", lambda self, beams: None)
-
-
-def forget_padding(monkeypatch):
-    build = modeling_seqloom.create_bidirectional_mask
-    monkeypatch.setattr(
-        modeling_seqloom,
-        "create_bidirectional_mask",
-        lambda config, states, mask=None, *rest, **keys: build(config, states, None, *rest, **keys),
-    )
-
-
 def load_other_weights(monkeypatch):
     """A library that loads the LM head, and then ties it to a table of its own."""
     load = modeling_seqloom.SeqloomForConditionalGeneration.from_pretrained.__func__
@@ -110,7 +98,7 @@ class TestBeforeTheFirstUpdate:
         ("break_library", "found"),
         [
             (ignore_cache, "beam search says "),
-            (reorder_nothing, "beam search says "),
+            (mix_up_beams, "beam search says "),
             (forget_padding, "a forced pass over a padded batch gives token "),
             (load_other_weights, "out of a saved folder, for source "),
             (crash, "Writing failed with AttributeError: 'EncoderDecoderCache' object has no attribute 'layers'"),
@@ -135,7 +123,7 @@ class TestBeforeTheFirstUpdate:
         assert mouth.remedy().endswith(", or a newer Seqloom, pip install -U seqloom.")
 
     def test_the_exit_code_is_one_and_the_message_one_paragraph(self, learn_by_heart, monkeypatch, capsys):
-        reorder_nothing(monkeypatch)
+        mix_up_beams(monkeypatch)
         assert learn_by_heart() == 1
         [paragraph] = [line for line in capsys.readouterr().err.splitlines() if "does not write what it says" in line]
         assert "What differs: " in paragraph

@@ -15,19 +15,14 @@ from seqloom.hub.decoding.engines import CTranslate2Engine, Engine, Search, Sear
 from seqloom.hub.decoding.rows import Row
 from seqloom.hub.word_alignment import Place, find_place, origins, pharaoh, target_spans
 
-WORDS = "abcdefghijklmnop"
 LINES = ["abc", "p", "", "bacd", "fedcba", "mn"]
 ENGINES = [TorchEngine, CTranslate2Engine]
 
 
 @pytest.fixture(scope="module")
-def folder(taught_model: Callable[..., Any], char_tokenizer: Callable[..., Any], tmp_path_factory: Any) -> Path:
+def folder(taught_model: Callable[..., Any], save_toy: Callable[..., Path], tmp_path_factory: Any) -> Path:
     path = tmp_path_factory.mktemp("toy") / "model"
-    model = taught_model(steps=600)
-    model.generation_config.update(max_new_tokens=12, num_beams=2, length_penalty=0.7)
-    model.save_pretrained(path)
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
-    return path
+    return save_toy(path, taught_model(steps=600), max_new_tokens=12, num_beams=2, length_penalty=0.7)
 
 
 def answers(engine: Engine, lines: Sequence[str], **options: Any) -> list[list[Answer]]:

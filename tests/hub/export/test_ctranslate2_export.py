@@ -20,22 +20,17 @@ from tests.toy import MODERN
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 
-WORDS = "abcdefghijklmnop"
 SOURCES = ["abc", "p", "bacd", "hgfedcba", "mn", "kp", "ponm", "aa"]
 
 
 @pytest.fixture(scope="module")
-def save(taught_model, char_tokenizer, tmp_path_factory):
+def save(taught_model, save_toy, tmp_path_factory):
     """Return a function that saves a taught model with these fields and generation settings."""
 
     def build(fields=(), **settings):
-        path = tmp_path_factory.mktemp("toy") / "model"
-        model = taught_model(**dict(fields))
         defaults = {"max_new_tokens": 12, "num_beams": 3, "suppress_tokens": [0, 1, 3]}
-        model.generation_config.update(**{**defaults, **settings})
-        model.save_pretrained(path)
-        char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
-        return path
+        path = tmp_path_factory.mktemp("toy") / "model"
+        return save_toy(path, taught_model(**dict(fields)), **{**defaults, **settings})
 
     return build
 
@@ -213,10 +208,8 @@ def test_learned_positions_limit_answer_and_sentences(save, tmp_path, text):
     assert export.options["max_decoding_length"] == 16
 
 
-def test_rotary_positions_have_no_limit(tiny_model, char_tokenizer, tmp_path):
-    tiny_model(**MODERN).save_pretrained(tmp_path / "model")
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(tmp_path / "model")
-    assert export_ctranslate2(tmp_path / "model", tmp_path / "ct2").longest is None
+def test_rotary_positions_have_no_limit(tiny_model, save_toy, tmp_path):
+    assert export_ctranslate2(save_toy(tmp_path / "model", tiny_model(**MODERN)), tmp_path / "ct2").longest is None
     assert "reads and writes at most" not in (tmp_path / "ct2" / "README.md").read_text()
 
 

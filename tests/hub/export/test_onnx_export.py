@@ -23,19 +23,16 @@ from tests.layout import ROOT
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-WORDS = "abcdefghijklmnop"
 SOURCES = ["abc", "p", "bacd", "hgfedcba", "mn", "kp", "ponm", "aa"]
 FIELDS = {"num_key_value_heads": 2, "use_gated_ffn": True, "tie_word_embeddings": False}
 
 
 @pytest.fixture(scope="module")
-def folder(taught_model, char_tokenizer, tmp_path_factory):
+def folder(taught_model, save_toy, tmp_path_factory):
     """A taught model, sources and references."""
-    path = tmp_path_factory.mktemp("toy") / "model"
     model = taught_model(**FIELDS, encoder_layers=1, decoder_layers=1)
-    model.generation_config.update(max_new_tokens=12, num_beams=3, suppress_tokens=[0, 1, 3])
-    model.save_pretrained(path)
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
+    path = tmp_path_factory.mktemp("toy") / "model"
+    save_toy(path, model, max_new_tokens=12, num_beams=3, suppress_tokens=[0, 1, 3])
     for name, change in (("sources", str), ("references", str.upper)):
         (path.parent / name).write_text("".join(f"{change(line)}\n" for line in [*SOURCES, ""]))
     return path

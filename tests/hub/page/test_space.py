@@ -23,17 +23,11 @@ from tests.test_package import imports_of
 SPACE_KEYS = {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "app_file", "pinned", "tags"}
 PAGE_CODE = ["app.py", "explain.py", "walk.py", "walk_numbers.py", "walk_search.py", "word_alignment.py"]
 PAGE_FILES = ["README.md", *PAGE_CODE[:2], "requirements.txt", "walk.html", *PAGE_CODE[2:]]
-WORDS = "abcdefghijklmnop"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, taught_model, char_tokenizer):
-    path = tmp_path_factory.mktemp("space") / "capitals"
-    model = taught_model()
-    model.generation_config.update(max_new_tokens=9)
-    model.save_pretrained(path)
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
-    return path
+def folder(tmp_path_factory, save_toy):
+    return save_toy(tmp_path_factory.mktemp("space") / "capitals", max_new_tokens=9)
 
 
 def head_of(readme):

@@ -18,7 +18,6 @@ from seqloom.hub.word_alignment import find_place
 from seqloom_cli import verbs
 from tests.toy import MODERN
 
-WORDS = "abcdefghijklmnop"
 VARIANTS = {
     "paper": {},
     "modern": MODERN,
@@ -37,8 +36,8 @@ def near(packed, expected, tolerance=2e-3):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(char_tokenizer):
-    return char_tokenizer(WORDS + "0123" + WORDS.upper())
+def tokenizer(shout_tokenizer):
+    return shout_tokenizer
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

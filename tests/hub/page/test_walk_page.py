@@ -16,7 +16,6 @@ from tests.toy import MODERN
 
 pytestmark = pytest.mark.slow
 
-WORDS = "abcdefghijklmnop"
 ODD = "نهر <b>&'\"\u202e"
 
 LOOK = """
@@ -38,8 +37,8 @@ return problems;
 
 
 @pytest.fixture(scope="module")
-def tokenizer(char_tokenizer):
-    return char_tokenizer(WORDS + "0123" + WORDS.upper())
+def tokenizer(shout_tokenizer):
+    return shout_tokenizer
 
 
 @pytest.fixture(scope="module")

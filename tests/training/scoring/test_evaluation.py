@@ -26,18 +26,12 @@ from seqloom.training.scoring.score_page import render_page
 from seqloom.training.scoring.system_answers import Answers, answer
 from seqloom_cli.verbs import main
 
-WORDS = "abcdefghijklmnop"  # the toy language's source words; it writes them in capitals
 SOURCES = ["abc", "p", "bacd", "hgfedcba", "mn", "ponm", "aab"]
 
 
 @pytest.fixture(scope="module")
-def folder(taught_model, char_tokenizer, tmp_path_factory):
-    path = tmp_path_factory.mktemp("toy") / "model"
-    model = taught_model()
-    model.generation_config.update(max_new_tokens=9)
-    model.save_pretrained(path)
-    char_tokenizer(WORDS + "0123" + WORDS.upper()).save_pretrained(path)
-    return path
+def folder(save_toy, tmp_path_factory):
+    return save_toy(tmp_path_factory.mktemp("toy") / "model", max_new_tokens=9)
 
 
 @pytest.fixture
