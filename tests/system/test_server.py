@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -226,9 +227,11 @@ def test_the_readmes_example_runs(server, capsys):
     assert capsys.readouterr().out == f"{expected}\n{expected}"
 
 
-def test_sigterm_ends_it_as_done(server):
-    """The last of this server's tests."""
-    code, printed = server.end(signal.SIGTERM)
+def test_sigterm_ends_it_as_done(folders):
+    with serving(folders / "模型 greedy@1", "./模型 greedy@1/", folders, "模型 greedy@1") as server:
+        sent, status = RAW["odd path"]
+        assert raw(server, sent, end=False).startswith(f"HTTP/1.1 {status}")
+        code, printed = server.end(signal.SIGTERM)
     assert code == 0, printed
     assert "Traceback" not in printed
     assert "Finished server process" in printed
@@ -270,11 +273,13 @@ def test_sigterm_loses_nothing_that_was_accepted(folders):
                     return [*outcomes, ended.is_set()]  # nobody listens any more
 
         asking = [pool.submit(ask, source) for source in SOURCES * 3]
-        while accepted < 12:
+        deadline = time.monotonic() + END_SECONDS
+        while accepted < 12 and time.monotonic() < deadline:
             accepted = waiting_or_running(server)
         ended.set()
         code, printed = server.end(signal.SIGTERM)
         outcomes = [outcome for future in asking for outcome in future.result()]
+    assert accepted >= 12, "many are asked for at once, before it is told to end"
     assert code == 0, printed
     assert set(outcomes) <= {True, 503}, "no answer is half of one, and no accepted request is cut off"
     assert printed.count('"POST /v1/chat/completions HTTP/1.1" 200') >= accepted
