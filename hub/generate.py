@@ -50,6 +50,8 @@ def generate_file(job: Job) -> None:
     """
     refuse_what_cannot_be(job)
     if job.input_file is None and job.output_file is None and sys.stdin.isatty():
+        if job.files:
+            raise GenerateError("--report and --alignments tell of a file's or a pipe's lines; add -i FILE.")
         converse(job)
         return
     with ExitStack() as stack:

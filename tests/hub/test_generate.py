@@ -25,7 +25,7 @@ from seqloom.hub.batches import plan_batches
 from seqloom.hub.decoding import windows
 from seqloom.hub.decoding.answers import Answer
 from seqloom.hub.decoding.journal import JournalError
-from seqloom.hub.generate import Job, Search, generate_file, generate_lines
+from seqloom.hub.generate import GenerateError, Job, Search, generate_file, generate_lines
 from seqloom.hub.lines import read_lines, stream_lines
 from seqloom.hub.loading import FALLBACK_MAX_NEW_TOKENS, load_folder
 from seqloom.hub.verify import FolderError
@@ -413,6 +413,34 @@ def test_at_a_terminal_every_line_is_answered(able: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("builtins.input", Mock(side_effect=["abc", " ", "mn", EOFError]))
     generate_file(Job(str(able)))
     assert capsys.readouterr().out == "ABC\nMN\n"
+    for files in ({"report_file": "r"}, {"alignments_file": "a"}):
+        with pytest.raises(GenerateError, match=r"tell of a file's or a pipe's lines; add -i FILE\."):
+            generate_file(Job(str(able), **files))
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_no_answer_moves_a_terminals_cursor(
+    able: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any
+) -> None:
+    """Whoever made the vocabulary chose what a token writes."""
+    evil = shutil.copytree(able, tmp_path / "evil")
+    vocabulary = (evil / "tokenizer.json").read_text()
+    (evil / "tokenizer.json").write_text(vocabulary.replace('"A":', '"\\u001b[2J":'))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", Mock(side_effect=["abc", EOFError]))
+    generate_file(Job(str(evil)))
+    assert capsysbinary.readouterr().out == b"\\x1b[2JBC\n"
+    (tmp_path / "in.txt").write_text("abc\n")
+    generate_file(Job(str(evil), input_file=str(tmp_path / "in.txt")))
+    assert capsysbinary.readouterr().out == b"\x1b[2JBC\n", "a file gets what the model wrote"
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal))
+    generate_file(Job(str(evil), input_file=str(tmp_path / "in.txt")))
+    assert terminal.getvalue() == b"\\x1b[2JBC\n"
 
 
 def test_memory_does_not_grow_with_the_file(able: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
