@@ -1015,6 +1015,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
                 return None
             raise ValueError("skip_logits=True leaves the loss as the only result, and without labels there is none.")
         smoothing = self.config.label_smoothing if smoothing is None else smoothing
+        if logits is None and type(self.lm_head) is not nn.Linear:  # an adapter around it is more than its weight
+            logits = self.lm_head(hidden_states)
         if logits is None:
             total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
         else:

@@ -33,6 +33,20 @@ def test_lora_knows_where_to_go(tiny_model):
     assert adapted == {"q_proj", "v_proj"}
 
 
+def test_an_adapter_of_the_head_has_its_share_in_a_loss_without_logits(tiny_model):
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    losses, gradients = [], []
+    for skip_logits in (False, True):
+        output = model(**BATCH, labels=LABELS, skip_logits=skip_logits)
+        assert (output.logits is None) == skip_logits
+        output.loss.backward()
+        losses.append(output.loss.detach())
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def write(model):
     return model.generate(**BATCH, max_new_tokens=8, num_beams=2)
 
