@@ -174,6 +174,13 @@ class SeqloomConfig(PreTrainedConfig):
                 side.rope_parameters = self.rope_parameters
         return side
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, but for `num_key_value_heads` where it is None: PEFT multiplies by what it finds."""
+        named = super().to_dict()
+        if self.num_key_value_heads is None:
+            del named["num_key_value_heads"]
+        return named
+
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Write config.json, then let the bundler make the folder self-contained (see `after_save`)."""
         super().save_pretrained(save_directory, **kwargs)

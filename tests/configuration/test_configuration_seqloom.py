@@ -234,6 +234,14 @@ def test_json_round_trip(
     assert not caplog.records, "our own file must not warn"
 
 
+def test_heads_that_are_no_number_are_left_out() -> None:
+    """PEFT multiplies by the key/value heads of a dictionary that has them."""
+    assert "num_key_value_heads" not in SeqloomConfig().to_dict()
+    assert SeqloomConfig(num_key_value_heads=2).to_dict()["num_key_value_heads"] == 2
+    older = {**SeqloomConfig().to_dict(), "num_key_value_heads": None}
+    assert SeqloomConfig.from_dict(older).num_key_value_heads is None
+
+
 def test_a_misspelt_key_in_a_file_is_refused_too(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "seqloom", "encoder_layer": 3}))
     with pytest.raises(ValueError, match="did you mean encoder_layers"):
