@@ -157,14 +157,10 @@ def warn_of_the_old_name() -> None:
 def by_one_name(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
     """Return keywords in which the cache, by whichever name it came, has this one.
 
-    PEFT hands over its prefix under the old name beside an empty cache of the library's: the empty one gives way.
-
     Raises:
-        ValueError: if two caches came, and both hold something.
+        ValueError: if two caches came.
     """
     given = [kwargs[key] for key in CACHE_NAMES if kwargs.get(key) is not None]
-    if len(given) > 1:
-        given = [cache for cache in given if cache.get_seq_length() > 0] or given[:1]
     if len(given) > 1:
         raise ValueError("cache and past_key_values are two names of one thing, and both were given; give one.")
     others = {key: value for key, value in kwargs.items() if key not in CACHE_NAMES}
@@ -286,6 +282,17 @@ class _AnswersToBothNames:
 for _name in CACHE_NAMES:
     if _name != CACHE:
         setattr(_AnswersToBothNames, _name, property(lambda self: getattr(self, CACHE)))
+
+
+class StepInputs(dict[str, Any]):
+    """What a step reads; PEFT looks for the cache there by its old name, and puts its prefix in its place."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a value, the cache by either name."""
+        return super().get(CACHE if name in CACHE_NAMES else name, default)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(CACHE if name in CACHE_NAMES else name, value)
 
 
 class BaseModelOutputWithPastAndCrossAttentions(

@@ -44,6 +44,7 @@ from seqloom.modeling.library import (
     GradientCheckpointingLayer,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
+    StepInputs,
     answer_to_both_names,
     by_one_name,
     known_keywords,
@@ -1105,7 +1106,7 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
                 kwargs["decoder_position_ids"] = count_positions(
                     decoder_attention_mask, decoder_attention_mask[..., None]
                 )
-        return super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE))
+        return StepInputs(super().prepare_inputs_for_generation(input_ids, *args, **by_one_name(kwargs, CACHE)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -146,12 +146,17 @@ def test_two_caches_at_once_are_refused(tiny_model):
     assert by_one_name({"cache": None, "past_key_values": 1, "x": 2}, "cache") == {"x": 2, "cache": 1}
 
 
-def test_an_empty_cache_gives_way(tiny_model):
-    """PEFT adds its prefix under the old name to what generate has prepared."""
-    full = tiny_model()(**BATCH).cache
-    empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    assert by_one_name({"cache": empty, "past_key_values": full}, "cache") == {"cache": full}
-    assert by_one_name({"cache": full, "past_key_values": empty}, "cache") == {"cache": full}
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_inputs_of_a_step_have_one_cache_by_either_name(tiny_model, name):
+    """PEFT looks for it, and puts another in its place."""
+    model = tiny_model()
+    cache = model(**BATCH).cache
+    inputs = model.prepare_inputs_for_generation(BATCH["decoder_input_ids"], **{name: cache})
+    assert inputs.get("cache") is inputs.get("past_key_values") is cache
+    assert inputs.get("attention_mask", 1) == 1
+    inputs[name] = None
+    assert {*inputs} == {"decoder_input_ids", CACHE}
+    assert inputs[CACHE] is None
 
 
 def test_gradient_checkpointing_leaves_the_cache_out_whatever_it_is_called(tiny_model):

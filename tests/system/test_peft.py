@@ -1,6 +1,7 @@
 """PEFT on a folder of ours: LoRA from first step to merged weights, and what prefix tuning hands to the forward."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -118,3 +119,27 @@ def test_a_prefix_is_seen_by_every_target(taught_model):
     expected = functional.cross_entropy(logits.flatten(0, 1), LABELS.flatten())
     torch.testing.assert_close(loss.detach(), expected)
     assert not torch.allclose(logits, without, atol=1e-3)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("fields", [{}, {"num_key_value_heads": 2}], ids=["all heads", "two heads"])
+def test_a_model_with_a_prefix_writes_what_it_says(taught_model, fields, beams):
+    """What generate writes, step by step behind the prefix, is scored by one pass over all of it."""
+    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_layers=2)
+    model = peft.get_peft_model(taught_model(**fields), config).eval()
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.mul_(3)
+    options = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 6, "min_new_tokens": 6}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".past_key_values. is deprecated")
+        output = model.generate(**BATCH, **options, num_beams=beams)
+    written = output.sequences
+    scores = model.get_base_model().compute_transition_scores(
+        written, output.logits, getattr(output, "beam_indices", None), normalize_logits=True
+    )
+    cache = model.get_prompt(len(SOURCE))
+    with torch.no_grad():
+        logits = model.get_base_model()(**BATCH, decoder_input_ids=written[:, :-1], cache=cache).logits
+    said = logits.log_softmax(-1).gather(-1, written[:, 1:, None])[..., 0]
+    torch.testing.assert_close(scores, said, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(written, model.get_base_model().generate(**BATCH, **options, num_beams=beams).sequences)
