@@ -54,6 +54,9 @@ from seqloom.modeling.library import (
 )
 from seqloom.modeling.limits import DEFAULT_MAX_LENGTH, check_generation, check_ids, shorten
 
+PACKED = "seqloom_packed"
+"""The attention kernel for packed sentences, as `attn_implementation` takes it; see packing.py."""
+
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
@@ -110,6 +113,22 @@ def real_tokens(input_ids: Tensor | None, config: SeqloomConfig) -> Tensor | Non
             f"padding from text; give attention_mask, as a tokenizer called with padding=True returns it."
         )
     return None
+
+
+def is_packed(kwargs: dict[str, Any], config: SeqloomConfig) -> bool:
+    """Return whether a row is several sentences end to end, without padding: `cu_seq_lens_k` says where they end.
+
+    Raises:
+        ValueError: for an attention kernel that reads them as one.
+    """
+    if kwargs.get("cu_seq_lens_k") is None:
+        return False
+    if config._attn_implementation != PACKED:
+        raise ValueError(
+            f"cu_seq_lens_k says where packed sentences end, and attn_implementation={config._attn_implementation!r} "
+            f"reads them as one; call seqloom.modeling.packing.attend_to_packed(model) first, or do not pack."
+        )
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -602,7 +621,7 @@ class SeqloomEncoder(SeqloomStack):
         Returns:
             `last_hidden_state` (B, S, D).
         """
-        if attention_mask is None and kwargs.get("cu_seq_lens_k") is None:  # packed sentences have no padding
+        if not is_packed(kwargs, self.config) and attention_mask is None:
             attention_mask = real_tokens(input_ids, self.config)
         inputs_embeds = self.look_up(input_ids, inputs_embeds)  # (B, S, D)
         if position_ids is None:
@@ -799,7 +818,7 @@ class SeqloomModel(SeqloomPreTrainedModel):
         Returns:
             `last_hidden_state` (B, T, D) of the decoder, with the encoder's outputs and the cache beside it.
         """
-        if attention_mask is None and kwargs.get("cu_seq_lens_k") is None:
+        if not is_packed(kwargs, self.config) and attention_mask is None:
             attention_mask = real_tokens(input_ids, self.config)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.default_decoder_input_ids(input_ids)

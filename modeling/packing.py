@@ -19,8 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-PACKED = "seqloom_packed"
-"""The kernel's name, as `attn_implementation` takes it."""
+from seqloom.modeling.modeling_seqloom import PACKED
 
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 """Since torch 2.10."""

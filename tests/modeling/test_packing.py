@@ -112,6 +112,19 @@ def test_padded_batches_are_read_as_before():
         assert torch.equal(written, plain.generate(ids, attention_mask=mask, max_new_tokens=9, **options))
 
 
+@pytest.mark.parametrize("part", ["model", "encoder"])
+def test_a_kernel_that_reads_sentences_as_one_refuses_packed_ones(part):
+    model, packed = make_model(), packed_batch()
+    model.set_attn_implementation("sdpa")
+    if part == "encoder":
+        model, packed = (
+            model.get_encoder(),
+            {name: value for name, value in packed.items() if "label" not in name and "decoder" not in name},
+        )
+    with pytest.raises(ValueError, match=r"reads them as one.* call seqloom\.modeling\.packing\.attend_to_packed"):
+        model(**packed)
+
+
 def test_attention_dropout_is_refused():
     model = make_model(attention_dropout=0.1).train()
     with pytest.raises(ValueError, match=r"attention_dropout=0\.1 has no kernel for packed sentences; set it to 0"):
