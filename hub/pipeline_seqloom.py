@@ -271,6 +271,7 @@ class TextGenerationPipeline(pipelines.TextGenerationPipeline):
     """
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_trained_prompts(model)
         super().__init__(model.as_causal_lm() if _is_ours(model) else model, *args, **kwargs)
 
     def check_model_type(self, supported_models: Any) -> None:
@@ -286,6 +287,19 @@ def _is_ours(model: Any) -> bool:
 def make_text_generation_safe() -> None:
     """Let `pipeline("text-generation")` build ours; a folder's name leads to the causal-LM class by itself."""
     PIPELINE_REGISTRY.supported_tasks["text-generation"]["impl"] = TextGenerationPipeline
+
+
+def refuse_trained_prompts(model: Any) -> None:
+    """Let pass only what lies inside the network; PEFT keeps prompts and prefixes around it, and they would be lost.
+
+    Raises:
+        ValueError: for a model of ours with such an adapter.
+    """
+    if _is_ours(model) and getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"text-generation would lose the trained prompt of {type(model).__name__}; load the model with "
+            f"AutoModelForSeq2SeqLM, put the adapter on it, and use the text2text-generation pipeline."
+        )
 
 
 def refuse_other_models(model: Any, task: str) -> None:

@@ -351,6 +351,24 @@ def test_text_generation_takes_either_class_and_cuts_nothing(taught_model, char_
     ), "what was given stays what it was"
 
 
+def test_text_generation_refuses_a_prompt_that_it_would_lose(taught_model, tokenizer):
+    """PEFT keeps a trained prompt outside the network, and what it adapts inside."""
+    peft = pytest.importorskip("peft")
+    prompt = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_layers=2)
+    model = peft.get_peft_model(taught_model(), prompt).eval()
+    with pytest.raises(ValueError, match=r"^text-generation would lose the trained prompt .*text2text-generation"):
+        pipeline("text-generation", model=model, tokenizer=tokenizer)
+    write = pipeline("text2text-generation", model=model, tokenizer=tokenizer, max_new_tokens=10)
+    assert write("abcd")[0]["generated_text"] == by_hand(model, tokenizer, "abcd")[0]
+
+    adapted = peft.get_peft_model(taught_model(), peft.LoraConfig(init_lora_weights=False)).eval()
+    write = pipeline("text-generation", model=adapted, tokenizer=tokenizer, do_sample=False, max_new_tokens=10)
+    assert (
+        write("abcd", return_full_text=False)[0]["generated_text"]
+        == by_hand(adapted, tokenizer, "abcd", num_beams=1)[0]
+    )
+
+
 def test_text_generation_of_other_models_is_transformers_own(tokenizer, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
