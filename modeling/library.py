@@ -193,14 +193,15 @@ def naming_unknown_keywords(kwargs: dict[str, Any], forward: Any, generate: Call
         generate: the library's.
 
     Raises:
-        UnknownKeywordError: if the library refused the call, and one keyword is known to nobody.
+        UnknownKeywordError: if the library refused the call, quoting a keyword that is known to nobody.
     """
     try:
         yield
     except (TypeError, ValueError) as error:
         known = {*vars(GenerationConfig()), *inspect.signature(generate).parameters, *forward.known}
-        if not isinstance(error, UnknownKeywordError) and "custom_generate" not in kwargs:
-            refuse_unknown(kwargs, known, "generate")
+        quoted = {name: value for name, value in kwargs.items() if repr(name) in str(error)}
+        if "custom_generate" not in kwargs:
+            refuse_unknown(quoted, known, "generate")
         raise
 
 

@@ -67,14 +67,16 @@ def test_a_keyword_without_a_value_asks_for_nothing(tiny_model):
     assert torch.equal(model(**BATCH, head_mask=None).logits, model(**BATCH).logits)
 
 
-def test_generate_names_an_unknown_keyword(tiny_model):
+@pytest.mark.parametrize("harmless", [{}, {"trust_remote_code": True}], ids=["alone", "beside a known one"])
+def test_generate_names_an_unknown_keyword(tiny_model, harmless):
     with pytest.raises(UnknownKeywordError, match=r"^generate does not know the keyword num_beam, .* num_beams\?"):
-        tiny_model().generate(BATCH["input_ids"], num_beam=3)
+        tiny_model().generate(BATCH["input_ids"], **harmless, num_beam=3)
 
 
-def test_generate_leaves_other_refusals_to_the_library(tiny_model):
+@pytest.mark.parametrize("harmless", [{}, {"trust_remote_code": True}], ids=["alone", "beside a known one"])
+def test_generate_leaves_other_refusals_to_the_library(tiny_model, harmless):
     with pytest.raises(ValueError, match="num_return_sequences"):
-        tiny_model().generate(BATCH["input_ids"], num_beams=2, num_return_sequences=3)
+        tiny_model().generate(BATCH["input_ids"], **harmless, num_beams=2, num_return_sequences=3)
 
 
 def test_what_is_handed_to_the_preparation_of_a_step_is_refused_by_the_step(tiny_model):
