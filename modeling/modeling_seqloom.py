@@ -642,6 +642,9 @@ class SeqloomEncoder(SeqloomStack):
 class SeqloomDecoderLayer(SeqloomLayer):
     """Masked self attention, cross attention, then feed-forward."""
 
+    num_hidden_layers_key = "decoder_layers"
+    """Where transformers' capture of hidden states reads how many there are, to count them from the end."""
+
     def __init__(self, config: SeqloomConfig, layer_idx: int) -> None:
         super().__init__(config, config.decoder_ffn_dim)
         norm = NORMS[config.norm_type]

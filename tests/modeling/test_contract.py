@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import OutputRecorder
 
 from seqloom.configuration.configuration_seqloom import SeqloomConfig
 from seqloom.modeling.library import CACHE
@@ -358,6 +359,18 @@ def test_hidden_states_and_attentions(
     assert all(maps.triu(1).eq(0).all() for maps in output.decoder_attentions), "nobody looks ahead"
     for maps in (*output.encoder_attentions, *output.decoder_attentions, *output.cross_attentions):
         torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:-1]))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not hasattr(OutputRecorder, "num_hidden_layers_key"), reason="this release chooses none")
+def test_chosen_hidden_states_are_counted_from_the_end_of_either_side(
+    tiny_model: Callable[..., Any], batch: dict[str, Tensor]
+) -> None:
+    model = tiny_model(encoder_layers=3, decoder_layers=2)
+    whole, chosen = (model(**batch, output_hidden_states=which) for which in (True, [-2]))
+    for side in ("encoder_hidden_states", "decoder_hidden_states"):
+        assert [states is None for states in chosen[side]] == [index != -2 for index in range(-len(whole[side]), 0)]
+        assert torch.equal(chosen[side][-2], whole[side][-2])
 
 
 @torch.no_grad()
