@@ -1016,7 +1016,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
                 target["decoder_attention_mask"] = nn.functional.pad(seen, (past_length, 0), value=1)
         elif target["decoder_attention_mask"] is None and target["cache"] is None:
             ids, pad = target["decoder_input_ids"], self.config.pad_token_id
-            if ids is not None and pad != self.config.decoder_start_token_id:  # shifted by a collator, padded anywhere
+            # shifted by a collator, padded anywhere
+            if ids is not None and pad not in (None, self.config.decoder_start_token_id):
                 target["decoder_attention_mask"] = ids.ne(pad).cumsum(-1).gt(0)
         return target
 

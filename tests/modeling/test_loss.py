@@ -91,6 +91,16 @@ def test_the_decoder_reads_the_labels_behind_the_start_token(tiny_model: Callabl
     assert torch.equal(given.logits, derived.logits)
 
 
+def test_without_a_padding_token_the_decoder_reads_what_it_is_given(tiny_model: Callable[..., Any]) -> None:
+    batch = {"input_ids": torch.tensor([[5, 6, 2]]), "labels": torch.tensor([[21, 22, 2]])}
+    without, with_one = tiny_model(pad_token_id=None), tiny_model()
+    without.load_state_dict(with_one.state_dict())
+    with pytest.raises(ValueError, match=r"pad_token_id=None .* give decoder_input_ids"):
+        without(**batch)
+    batch["decoder_input_ids"] = torch.tensor([[1, 21, 22]])
+    assert torch.equal(without(**batch).loss, with_one(**batch).loss)
+
+
 def test_ignored_labels_change_nothing(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     source, mask, labels = toy_pairs(4)
