@@ -242,6 +242,11 @@ class SeqloomConfig(PreTrainedConfig):
                 f"use an even d_model or position_embedding_type='learned'."
             )
         if self.position_embedding_type == "rotary":
+            if (part := self.rope_parameters.get("partial_rotary_factor")) not in (None, 1):
+                raise ValueError(
+                    f"partial_rotary_factor={part} turns a part of each head, and Seqloom turns whole heads; leave it "
+                    f"out of rope_parameters."
+                )
             for name in ("encoder_attention_heads", "decoder_attention_heads"):
                 heads = getattr(self, name)
                 if (self.d_model // heads) % 2:
@@ -278,13 +283,14 @@ class SeqloomConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is outside [0, 1); it is a share, e.g. 0.1.")
-        for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ValueError(
-                    f"{name}={value} is outside the vocabulary; with vocab_size={self.vocab_size} ids run from 0 to "
-                    f"{self.vocab_size - 1}."
-                )
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise ValueError(
+                        f"{name}={token} is outside the vocabulary; with vocab_size={self.vocab_size} ids run from 0 "
+                        f"to {self.vocab_size - 1}."
+                    )
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps={self.norm_eps} must be above 0; 1e-5 is usual.")
         if self.init_std is not None and self.init_std < 0:

@@ -111,6 +111,16 @@ def test_canonical_names_read_write_and_construct(canonical: str, ours: str) -> 
         ({"encoder_layers": 0}, "encoder_layers=0 must be at least 1."),
         ({"decoder_ffn_dim": -5}, "decoder_ffn_dim=-5 must be at least 1."),
         ({"max_position_embeddings": 0}, "max_position_embeddings=0 must be at least 1."),
+        ({"eos_token_id": 37000}, "eos_token_id=37000 is outside the vocabulary; with vocab_size=37000 ids run from 0"),
+        ({"eos_token_id": [2, -1]}, "eos_token_id=-1 is outside the vocabulary"),
+        (
+            {"position_embedding_type": "rotary", "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5 turns a part of each head, and Seqloom turns whole heads; leave it out of rope_",
+        ),
+        (
+            {"position_embedding_type": "rotary", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor=0.5 turns a part of each head",
+        ),
         ({"norm_eps": -1.0}, "norm_eps=-1.0"),
         ({"init_std": -1.0}, "init_std=-1.0"),
     ],
@@ -198,6 +208,7 @@ def test_rotary_has_the_usual_base_and_reads_scaling() -> None:
     }
     scaled = SeqloomConfig(position_embedding_type="rotary", rope_parameters={"rope_type": "linear", "factor": 2.0})
     assert scaled.rope_parameters == {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}
+    SeqloomConfig(position_embedding_type="rotary", rope_parameters={"partial_rotary_factor": 1.0})
 
 
 def test_a_wrong_type_is_refused_by_name() -> None:
