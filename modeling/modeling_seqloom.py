@@ -1209,17 +1209,18 @@ class SeqloomForCausalLM(SeqloomForConditionalGeneration, GenerationMixin):
         inputs_tensor: Tensor,
     ) -> GenerationConfig:
         """Turn lengths that count the prompt, as a causal LM's do, into lengths of what the decoder writes."""
-        # generate has appended one column to ids, and none to embeddings
-        prompt_length = inputs_tensor.shape[1] - (model_input_name == "input_ids")
+        is_ids = model_input_name == "input_ids"
+        # generate has appended one column to ids, and none to embeddings; beside encoder_outputs, -100 stands for ids
+        prompt_length = 0 if is_ids and bool(inputs_tensor[0, 0] == -100) else inputs_tensor.shape[1] - is_ids
         if generation_config.max_new_tokens is None and not has_default_max_length:
             if generation_config.max_length <= prompt_length:
                 raise ValueError(
                     f"max_length={generation_config.max_length} counts the prompt too and leaves no room after its "
                     f"{prompt_length} tokens; raise it, or set max_new_tokens instead."
                 )
-            generation_config.max_length += input_ids_length - prompt_length
+            generation_config.max_length += 1 - prompt_length  # the decoder's start token is no part of the text
         if generation_config.min_new_tokens is None and not has_default_min_length:
-            generation_config.min_length = max(generation_config.min_length + input_ids_length - prompt_length, 0)
+            generation_config.min_length = max(generation_config.min_length + 1 - prompt_length, 0)
         return super()._prepare_generated_length(
             generation_config,
             has_default_max_length,

@@ -116,6 +116,8 @@ def test_lengths_count_the_prompt(causal: SeqloomForCausalLM) -> None:
     assert causal.generate(ids, max_new_tokens=4, min_new_tokens=4).shape == (1, 11)
     with pytest.raises(ValueError, match="max_length=5 counts the prompt too and leaves no room after its 7 tokens"):
         causal.generate(ids, max_length=5)
+    states = causal.get_encoder()(ids)
+    assert causal.generate(encoder_outputs=states, max_length=10, min_length=10).shape == (1, 10), "without a prompt"
 
 
 def test_an_output_object_with_scores(causal: SeqloomForCausalLM, seq2seq: SeqloomForConditionalGeneration) -> None:
