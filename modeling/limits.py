@@ -53,9 +53,10 @@ def check_ids(source: Any, vocab_size: int) -> None:
     """
     if source is None:
         return
-    if not isinstance(source, Tensor):
+    if not isinstance(source, Tensor) or (source.ndim != 2 and not source.is_floating_point()):
+        kind = f"tensor of shape {tuple(source.shape)}" if isinstance(source, Tensor) else type(source).__name__
         raise TypeError(
-            f"generate got a {type(source).__name__} and reads ids, a tensor of shape (B, S); write "
+            f"generate got a {kind} and reads ids, a tensor of shape (B, S); write "
             f'generate(**tokenizer(texts, padding=True, return_tensors="pt")).'
         )
     # a look at a GPU's ids would wait for it, and there the library's own assertion comes

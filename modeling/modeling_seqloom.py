@@ -1193,7 +1193,7 @@ class SeqloomForCausalLM(SeqloomForConditionalGeneration, GenerationMixin):
         if eos is None:
             return torch.cat([prompt, blank], dim=1), torch.cat([attention_mask, blank * 0], dim=1)
         ends = torch.as_tensor(eos, device=prompt.device).reshape(-1)
-        positions = torch.arange(1, prompt.shape[1] + 1, device=prompt.device) * attention_mask  # (B, S), 0 at padding
+        positions = torch.arange(1, prompt.shape[1] + 1, device=prompt.device) * (attention_mask != 0)  # (B, S)
         last = torch.cat([blank * 0, positions], dim=1).amax(1, keepdim=True)  # (B, 1), counted from 1; 0: empty
         is_open = ~torch.isin(torch.cat([blank, prompt], dim=1).gather(1, last), ends)  # (B, 1)
         closed = torch.cat([prompt, torch.where(is_open, ends[0], blank)], dim=1)

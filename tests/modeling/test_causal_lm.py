@@ -92,6 +92,13 @@ def test_an_open_prompt_is_read_as_a_closed_one(causal: SeqloomForCausalLM, side
             assert set(new[len(words) :]) <= {0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float, torch.bool, torch.int])
+def test_a_mask_may_have_any_type(causal: SeqloomForCausalLM, dtype: torch.dtype) -> None:
+    ids, mask = padded([[5, 9, 13, 4], [7, 2]], "right")
+    expected = causal.generate(ids, attention_mask=mask, max_new_tokens=8)
+    assert torch.equal(causal.generate(ids, attention_mask=mask.to(dtype), max_new_tokens=8), expected)
+
+
 def test_the_prompt_by_position_or_by_name(causal: SeqloomForCausalLM) -> None:
     ids = torch.tensor([PROMPTS[0]])
     config = GenerationConfig(max_new_tokens=5, decoder_start_token_id=1, eos_token_id=2, pad_token_id=0)

@@ -210,6 +210,7 @@ def test_weights_are_counted_about_right(tiny_model: Callable[..., Any], fields:
         ("hallo", TypeError, r"got a str and reads ids, a tensor of shape \(B, S\); write generate\(\*\*tokenizer"),
         ({"input_ids": torch.tensor([[5, 2]])}, TypeError, "got a dict and reads ids"),
         ([[5, 2]], TypeError, "got a list and reads ids"),
+        (torch.tensor([5, 6, 2]), TypeError, r"got a tensor of shape \(3,\) and reads ids, a tensor of shape \(B, S\)"),
         (torch.tensor([[5, 40]]), ValueError, "input_ids hold 40, and the ids of this model run from 0 to 39; use the"),
         (torch.tensor([[-100, 2]]), ValueError, "input_ids hold -100, and the ids of this model run from 0"),
     ],
