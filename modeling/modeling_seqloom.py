@@ -516,12 +516,13 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         save_directory: str | PathLike[str],
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
         """Save a folder with a canary in it; all as in `PreTrainedModel.save_pretrained`."""
         if is_main_process and not Path(save_directory).is_file():
             write_canary(self, save_directory, foreign_weights=self._are_others(state_dict))
-        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         for weights in Path(save_directory).glob("*.safetensors") if is_main_process else ():
             share(weights)
 

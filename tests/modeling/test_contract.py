@@ -179,6 +179,14 @@ def test_weights_sharded_over_files(tiny_model: Callable[..., Any], batch: dict[
     assert torch.equal(type(model).from_pretrained(tmp_path)(**batch).logits, model(**batch).logits)
 
 
+def test_saving_takes_what_transformers_takes_by_position(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path, True, None, False, "10KB")
+    assert len([*tmp_path.glob("model-*.safetensors")]) > 1
+    model.config.save_pretrained(tmp_path / "config", False)
+    assert SeqloomConfig.from_pretrained(tmp_path / "config").d_model == model.config.d_model
+
+
 def test_module_names_are_barts(tiny_model: Callable[..., Any]) -> None:
     names = set(tiny_model(norm_position="pre", use_gated_ffn=True).state_dict())
     projections = [f"{name}_proj" for name in ("q", "k", "v", "out")]
