@@ -123,6 +123,8 @@ def test_lengths_count_the_prompt(causal: SeqloomForCausalLM) -> None:
     assert causal.generate(ids, max_new_tokens=4, min_new_tokens=4).shape == (1, 11)
     with pytest.raises(ValueError, match="max_length=5 counts the prompt too and leaves no room after its 7 tokens"):
         causal.generate(ids, max_length=5)
+    begun = torch.tensor([[1, 21, 22]])
+    assert causal.generate(ids, decoder_input_ids=begun, max_length=12, min_length=12).shape == (1, 12)
     states = causal.get_encoder()(ids)
     assert causal.generate(encoder_outputs=states, max_length=10, min_length=10).shape == (1, 10), "without a prompt"
 
