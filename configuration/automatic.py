@@ -4,8 +4,9 @@ A choice is made once, from the training text alone, and recorded; a run that go
 later version chooses otherwise in the middle of it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seqloom.configuration.data_size import AUTO, SIZES, STRING_SIZES, settings_of, size_for
@@ -88,6 +89,19 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     return Choice(
         task, f"preset {size.preset} for {num_examples:,} examples, {size.source}", kinds, kind.metrics, settings
     )
+
+
+def with_room(choice: Choice, num_entries: int) -> Choice:
+    """Raise a chosen size of vocabulary until half of it is left for longer pieces.
+
+    Args:
+        choice: as it was made.
+        num_entries: that come first, all characters of the training text among them.
+    """
+    size = choice.settings.get("vocab_size", Recipe.vocab_size)
+    if num_entries <= size // 2:
+        return choice
+    return replace(choice, settings={**choice.settings, "vocab_size": math.ceil((num_entries + size // 2) / 100) * 100})
 
 
 def _may_take_muon(recipe: Recipe) -> bool:
@@ -177,4 +191,4 @@ def _shown(choice: Choice, fitted: Recipe) -> list[str]:
     return [texts[key].format(values[key]) for key in shown]
 
 
-__all__ = ["SHARES", "Choice", "choice_of_old", "choose", "explain"]
+__all__ = ["SHARES", "SUBWORD_KINDS", "Choice", "choice_of_old", "choose", "explain", "with_room"]

@@ -59,6 +59,8 @@ class Side:
     """Share of the texts that are one word."""
     distinct: int
     """Different words."""
+    alphabet: int
+    """Different characters."""
     unseen: float
     """Share of the words in every second text that no other text has."""
     ideographs: float
@@ -87,6 +89,7 @@ class Side:
             words=fmean(map(len, split)),
             alone=fmean(len(each) == 1 for each in split),
             distinct=len(set(words)),
+            alphabet=len(set().union(*texts)),
             unseen=_share(word not in seen for word in others),
             ideographs=_share(_IDEOGRAPH.match(letter) is not None for letter in letters),
             unspaced=_share(_UNSPACED.match(letter) is not None for letter in letters),
@@ -99,6 +102,11 @@ class Side:
     def is_unspaced(self) -> bool:
         """Whether words are not separated: such a script, and nobody has put spaces in."""
         return self.unspaced > 0.5 and (self.alone >= 0.9 or self.characters >= 5 * self.words)
+
+    @property
+    def is_ideographic(self) -> bool:
+        """Whether texts are Chinese or Japanese, as these are written."""
+        return self.ideographs > 0.5 and self.is_unspaced
 
     @property
     def is_string(self) -> bool:
@@ -119,7 +127,7 @@ class Side:
         if self.has_phones or self.is_closed:
             return "word"
         # Characters beat words and pieces of them in Chinese, translation too (Li et al. 2019, arXiv:1905.05526).
-        return "char" if self.is_string or (self.ideographs > 0.5 and self.is_unspaced) else "bpe"
+        return "char" if self.is_string or self.is_ideographic else "bpe"
 
     def tokens(self, vocabulary: str) -> float:
         """Return about how many tokens a text has, its end too."""
@@ -175,9 +183,9 @@ class TaskKind:
     metrics: tuple[str, ...]
     """Of `seqloom.training.metrics`; the first chooses the best checkpoint."""
     source: str | None = None
-    """Kind of the source vocabulary, unless sources are phones; None: what suits the texts."""
+    """Kind of the source vocabulary, unless sources are phones or ideographs; None: what suits the texts."""
     target: str | None = None
-    """Kind of the target vocabulary; None: what suits the texts."""
+    """Kind of the target vocabulary, unless targets are ideographs; None: what suits the texts."""
     sizes: tuple[DataSize, ...] = SIZES
     """Which models suit how many examples."""
     counts_sequences: bool = False
@@ -185,8 +193,11 @@ class TaskKind:
 
     def vocabularies(self, looks: Looks) -> tuple[str, str]:
         """Return the kinds of the source's and of the target's vocabulary."""
-        source = "word" if looks.source.has_phones else self.source or looks.source.vocabulary
-        return source, self.target or looks.target.vocabulary
+        source, target = (
+            side.vocabulary if side.is_ideographic else named or side.vocabulary
+            for named, side in ((self.source, looks.source), (self.target, looks.target))
+        )
+        return "word" if looks.source.has_phones else source, target
 
     def reads_letters_of_syllables(self, looks: Looks) -> bool:
         """Whether Hangul syllables are to be read as letters, for they become sounds or letters of another script."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from seqloom.configuration.automatic import Choice, choose
+from seqloom.configuration.automatic import SUBWORD_KINDS, Choice, choose, with_room
 from seqloom.configuration.configuration_seqloom import MOST_TOKENS
 from seqloom.configuration.data_names import TAG, data_name
 from seqloom.configuration.recipe import Recipe, RecipeError
@@ -33,8 +33,12 @@ from seqloom.training.reading.sources import MOST_TAGS, Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
 from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
+from seqloom.training.vocabulary import NUM_RESERVED, alphabet_of
 
 logger = logging.getLogger(__name__)
+
+MANY_CHARACTERS = 500
+"""Characters of a sample from which on those of the whole text are counted, for a vocabulary has to hold them."""
 
 ROOM, SPARE = 1.25, 10
 """An output may be longer than the longest target by this factor and so many tokens: others are nonsense."""
@@ -142,7 +146,11 @@ def choose_for(recipe: Recipe, pairs: Dataset, folder: RunFolder) -> Choice:
         return folder.choice()
     sample = pairs[sampled(len(pairs))]
     looks = Looks.of(sample["source"], sample["target"], is_continuation=recipe.task == "continuation")
-    return choose(recipe, len(pairs), looks)
+    choice = choose(recipe, len(pairs), looks)
+    sides = zip(("source", "target"), (looks.source, looks.target), choice.tokenizers, strict=True)
+    cut = [name for name, side, kind in sides if kind in SUBWORD_KINDS and side.alphabet > MANY_CHARACTERS]
+    found = set().union(*(alphabet_of(pairs[name], recipe.normalization) for name in cut))
+    return with_room(choice, NUM_RESERVED + len(found)) if found else choice
 
 
 def settle(

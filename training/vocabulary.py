@@ -37,7 +37,8 @@ _TEXTS_AT_ONCE = 10_000
 _BETWEEN = "\n"
 """Between texts that are normalized together; no character joins it."""
 
-_NUM_RESERVED = len(SPECIAL_TOKENS) + len(BYTE_TOKENS)
+NUM_RESERVED = len(SPECIAL_TOKENS) + len(BYTE_TOKENS)
+"""Entries of every vocabulary before its first character."""
 
 # Longer pieces are boilerplate that the text repeats, not units that a new text is built from. For unigram the length
 # is also the price of training: every substring up to it is a candidate (16 is SentencePiece's default).
@@ -77,6 +78,12 @@ def normalize_text(text: str, normalization: str) -> str:
     return text if normalizer is None else normalizer.normalize_str(text)
 
 
+def alphabet_of(texts: Sequence[str], normalization: str) -> set[str]:
+    """Return the characters of some texts as a tokenizer with this normalization reads them."""
+    joined = (_BETWEEN.join(batch) for batch in _batches([texts]))
+    return set().union(*(each if each.isascii() else normalize_text(each, normalization) for each in joined))
+
+
 @dataclass(frozen=True)
 class Options:
     """The checked arguments of `train_tokenizer`."""
@@ -102,7 +109,7 @@ class Options:
         if self.num_pieces < 1:
             raise TokenizerError(
                 f"vocab_size={self.vocab_size} leaves no room: {len(SPECIAL_TOKENS)} special tokens and "
-                f"{len(BYTE_TOKENS)} bytes come first; use {_NUM_RESERVED + 1} or more."
+                f"{len(BYTE_TOKENS)} bytes come first; use {NUM_RESERVED + 1} or more."
             )
         if self.kind == "unigram" and self.min_frequency is not None and self.min_frequency > 1:
             logger.warning("min_frequency=%d is ignored: unigram training has no such limit.", self.min_frequency)
@@ -110,7 +117,7 @@ class Options:
     @property
     def num_pieces(self) -> int:
         """How many entries are left for characters, pieces and words."""
-        return self.vocab_size - _NUM_RESERVED
+        return self.vocab_size - NUM_RESERVED
 
     @property
     def min_count(self) -> int:
@@ -218,7 +225,7 @@ def learn(name: str, parts: list[Iterable[str]], options: Options) -> Learned:
     """
     text = _read_text(name, parts, options)
     learned = _LEARNERS[options.kind](text, options)
-    size = len(learned.pieces) + _NUM_RESERVED
+    size = len(learned.pieces) + NUM_RESERVED
     if size < options.vocab_size and options.kind in ("bpe", "unigram"):  # for char and word the size is only a cap
         logger.warning(
             "The %s vocabulary has %d entries, not vocab_size=%d: the %s text holds no more pieces worth an entry.",
@@ -338,7 +345,7 @@ def _fitting_characters(text: _Text, options: Options) -> list[str]:
     raise TokenizerError(
         f"vocab_size={options.vocab_size} cannot hold the {len(characters):,} characters of the {text.name} text "
         f"beside {len(SPECIAL_TOKENS)} special tokens and {len(BYTE_TOKENS)} bytes; use "
-        f"vocab_size={len(characters) + _NUM_RESERVED} or more, or character_coverage={coverage} or less (the rare "
+        f"vocab_size={len(characters) + NUM_RESERVED} or more, or character_coverage={coverage} or less (the rare "
         "characters are then written as bytes)."
     )
 

@@ -126,6 +126,8 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "formulas": (lambda r: (word(r), "CC(=O)O" + run(r, ["C1=", "N", "(O)"])), LETTERS, "char -> char"),
     "pinyin to words": (lambda r: (f"{word(r)}3 {word(r)}4", run(r, HAN, 2, 3)), LETTERS, "char -> char"),
     "texts to titles": (lambda r: (" ".join(sentence(r) for _ in range(4)), word(r)), STRINGS, "bpe -> bpe"),
+    "Chinese to titles": (lambda r: (run(r, HAN, 120, 160), run(r, HAN, 3, 5)), STRINGS, "char -> char"),
+    "Chinese questions to SQL": (lambda r: (run(r, HAN) + "？", f"SELECT {word(r)} > {word(r)}"), CODE, "char -> bpe"),
     "spelling": (misspelt, RESPELT, "char -> char"),
     "SQL": (lambda r: (sentence(r, "?"), f"SELECT {word(r)} FROM {word(r)} WHERE {word(r)} > 3"), CODE, "bpe -> bpe"),
     "JSON with names": (json_line, CODE, "bpe -> bpe"),
