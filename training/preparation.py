@@ -32,7 +32,13 @@ from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.sources import MOST_TAGS, Extra
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.settings import metrics_for, seed_of
-from seqloom.training.tokenizer import SeqloomTokenizers, ids_of, tokenizing_in_threads, train_tokenizer
+from seqloom.training.tokenizer import (
+    SeqloomTokenizers,
+    ids_of,
+    in_normal_form,
+    tokenizing_in_threads,
+    train_tokenizer,
+)
 from seqloom.training.vocabulary import NUM_RESERVED, alphabet_of
 
 logger = logging.getLogger(__name__)
@@ -439,12 +445,17 @@ def refuse_beyond(known: int, lengths: dict[str, np.ndarray], parent: str | None
 
 
 def encode_table(pairs: pa.Table, tokenizers: SeqloomTokenizers) -> pa.Table:
-    """Add token ids of both sides to some pairs, each ending in the end-of-sequence token."""
+    """Add token ids of both sides to some pairs, each ending in the end-of-sequence token.
+
+    Targets become what decoding their ids gives, for outputs are compared with them.
+    """
     sides = (("input_ids", tokenizers.source, "source"), ("labels", tokenizers.target, "target"))
     for name, tokenizer, text in sides:
         ids = ids_of(tokenizer, pairs[text].to_pylist())
         pairs = pairs.append_column(name, pa.array(ids, pa.list_(pa.int32())))
-    return pairs
+    place, normalizer = pairs.schema.get_field_index("target"), tokenizers.target.backend_tokenizer.normalizer
+    targets = in_normal_form(normalizer, pairs["target"].to_pylist())
+    return pairs.set_column(place, "target", pa.array(targets, pairs.schema.field(place).type))
 
 
 def epoch_encodings(

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
+from tokenizers.normalizers import Normalizer
 from transformers import PreTrainedTokenizerFast
 
 from seqloom.hub.tags import SETTINGS_KEY
@@ -216,6 +217,16 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
     backend.no_truncation()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+
+
+def in_normal_form(normalizer: Normalizer | None, texts: Iterable[str]) -> list[str]:
+    """Return texts as a tokenizer gives them back: what a model writes can equal nothing else.
+
+    Args:
+        normalizer: of the tokenizer; None: it leaves text as it is.
+        texts: as people wrote them.
+    """
+    return [text if normalizer is None or text.isascii() else normalizer.normalize_str(text) for text in texts]
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.preparation import choose_for, read_or_train_tokenizers
+from seqloom.training.preparation import choose_for, encode, read_or_train_tokenizers
+from seqloom.training.tokenizer import train_tokenizer
 
 HAN = [chr(0x4E00 + row) for row in range(3800)]
 
@@ -35,3 +36,17 @@ def test_a_vocabulary_that_nobody_named_holds_all_characters_and_as_many_pieces(
     folder.open(fitted)
     tokenizers = read_or_train_tokenizers(fitted, pairs, folder)
     assert characters < tokenizers.vocab_size <= choice.settings["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["\u09b8\u09ae\u09df", "\u0634\u0651\u064e", "\u05e9\u05bc\u05c1\u05b8", "Vie\u0323\u0302t", "plain"],
+    ids=["Bengali YYA", "shadda in front of a vowel", "niqqud as typed", "Vietnamese in NFD", "ASCII"],
+)
+def test_targets_are_what_a_perfect_model_writes(target):
+    pairs = Dataset.from_dict({"source": ["a", "b"], "target": [target, "other"]})
+    tokenizers = train_tokenizer(pairs["source"], pairs["target"], kind="char", vocab_size=400, show_progress=False)
+    encoded = encode(pairs, tokenizers, "test")
+    written = tokenizers.target.batch_decode(encoded["labels"][:], skip_special_tokens=True)
+    assert encoded["target"][:] == written
+    assert encoded.features["target"] == pairs.features["target"]

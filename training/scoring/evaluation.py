@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import ne
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from seqloom.training.scoring.groups import Breakdown, breakdowns
 from seqloom.training.scoring.nearness import Nearness, near_training
 from seqloom.training.scoring.system_answers import Answers, answer
 from seqloom.training.settings import metrics_for, seed_of
+from seqloom.training.tokenizer import in_normal_form
 
 OF_CHARACTERS = frozenset({"bits_per_character"})
 """Scores of forced passes that do not depend on how a text is cut into tokens."""
@@ -152,8 +154,11 @@ def evaluate_folder(
     if options.compare and other is None:
         other = answer(options.compare, text, is_continuation=is_continuation, **decoding)
     names = options.metrics or _usual_metrics(recipe, task, text)
-    references = [[one_line(each) for each in several] for several in text.references]
+    written = [[one_line(each) for each in several] for several in text.references]
+    references = [in_normal_form(answers.normalizer, several) for several in written]
+    num_rewritten = sum(map(ne, written, references))
     text = replace(text, references=references)
+    other = other and replace(other, outputs=in_normal_form(answers.normalizer, other.outputs))
     sums = {name: METRICS[name](answers.outputs, references) for name in names}
     forced = answers.forced or {}
     near, training_note = _look_at_training(recipe, folder, options, text)
@@ -161,7 +166,7 @@ def evaluate_folder(
     sentence_metric, sentence = _sentence_sums(sums, forced, answers, text)
     memory = {}
     if near and task == "pairs":
-        copied = [one_line(line.target) for line in near.nearest]
+        copied = in_normal_form(answers.normalizer, [one_line(line.target) for line in near.nearest])
         memory = {name: METRICS[name](copied, references).value for name in names}
     lead = next(iter(shown))
     return Evaluation(
@@ -176,7 +181,7 @@ def evaluate_folder(
         memory=memory,
         other=other,
         other_scores=_other_sentence_scores(sentence_metric, other, references),
-        notes=tuple(filter(None, (*_notes(text, answers, near, sums), training_note))),
+        notes=tuple(filter(None, (*_notes(text, answers, near, sums, num_rewritten), training_note))),
     )
 
 
@@ -305,10 +310,19 @@ def _sentence_sums(
 
 
 def _notes(
-    text: EvaluationText, answers: Answers, near: Nearness | None, sums: Mapping[str, SentenceSums]
+    text: EvaluationText,
+    answers: Answers,
+    near: Nearness | None,
+    sums: Mapping[str, SentenceSums],
+    num_rewritten: int,
 ) -> list[str]:
     """Say what a number in the table does not."""
     notes = []
+    if num_rewritten:
+        notes.append(
+            f"The references of {num_rewritten:,} of {len(text):,} examples are scored in the Unicode form that "
+            f"{answers.name} writes, and so is all that is compared with it."
+        )
     if text.num_rivals:
         notes.append(
             f"{text.num_rivals:,} of {len(text):,} examples have a source that others have with another reference, "

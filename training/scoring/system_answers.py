@@ -9,6 +9,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from tokenizers.normalizers import Normalizer
 
 from seqloom.hub.batches import plan_batches
 from seqloom.hub.decoding.answers import Answer
@@ -48,6 +49,8 @@ class Answers:
     """Of decoding."""
     forced: dict[str, SentenceSums] | None = None
     """Scores of forced passes over the first reference, by name."""
+    normalizer: Normalizer | None = None
+    """Of its target's tokenizer; None: another's outputs, or it has none."""
     vocabulary: str = ""
     """Digest of the target's: scores of a token compare within one alone."""
 
@@ -79,6 +82,7 @@ def answer(
         num_too_long=sum(each.fault is not None for each in found),
         seconds=perf_counter() - started,
         forced=forced_scores(engine, text, is_continuation=is_continuation),
+        normalizer=engine.target_tokenizer.backend_tokenizer.normalizer,
         vocabulary=sha256(engine.target_tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     )
 

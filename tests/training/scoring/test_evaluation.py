@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers.normalizers import NFC
 
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.loading import load_folder
@@ -120,6 +121,18 @@ def test_a_comparison_is_sacrebleus_own(sentences):
         assert [getattr(row.difference, key) for row in found.rows[:2]] == pytest.approx(theirs, abs=1e-4), kind
     assert found.rows[0].difference.interval[0] < found.rows[0].difference.value < found.rows[0].difference.interval[1]
     assert found.rows[2].difference is not None, "and where sacreBLEU has no such metric, by the same sums"
+
+
+def test_everything_is_scored_in_the_form_that_the_folder_writes(sentences, monkeypatch):
+    (sentences / "n").write_text("".join(f"{text}\n" for text in ["e\u0301t\u0065\u0301"] * 59 + ["plain"]))
+    composed = Answers("toy", ["\u00e9t\u00e9"] * 59 + ["plain"], normalizer=NFC())
+    monkeypatch.setattr(module, "answer", lambda *_, **__: composed)
+    options = EvaluationOptions(metrics=("exact_match",), compare=str(sentences / "n"))
+    found = evaluate_folder(sentences / "one", [str(sentences / name) for name in ("s", "n")], options)
+    assert (found.rows[0].value, found.rows[0].other) == (100, 100)
+    assert found.notes[0].startswith("The references of 59 of 60 examples are scored in the Unicode form that toy")
+    composed = replace(composed, normalizer=None)
+    assert evaluate_folder(sentences / "one", [str(sentences / name) for name in ("s", "n")]).rows[0].value < 100
 
 
 def test_outputs_of_another_system_are_read_by_the_name_of_their_file(sentences, tmp_path):
