@@ -172,8 +172,8 @@ def check_corpora(recipe: Recipe, *, num_proc: int | None = None) -> Report:
                 findings += [_finding(rule, split, *lines) for rule, lines in leaks.items() if len(lines[0])]
             show_rows(findings, SplitReader(recipe, split).rows())
             report.findings += findings
-    if (column := find_unread(recipe)) is not None:
-        report.findings.append(Finding("unread-column", "train", column.num_rivals, message=f"{column}."))
+    if (unread := find_unread(recipe)) is not None and unread.num_misled:
+        report.findings.append(Finding("unread-column", "train", unread.num_misled, message=f"{unread}."))
     report.finish()
     return report
 

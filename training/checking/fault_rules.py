@@ -325,8 +325,8 @@ RULES = {
         Rule(
             "unread-column",
             Harm.harmful,
-            "one source has several targets, and a column that is not read tells which is wanted",
-            "Add --tags with its name, here and in training.",
+            "a column that is not read tells which target is wanted",
+            "Add the flags that it names, here and in training.",
         ),
         Rule(
             "swapped",
