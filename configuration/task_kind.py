@@ -5,6 +5,7 @@ count examples or tokens, and the table of `data_size` that knows its models. Th
 decides only on what nobody names.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import regex
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import LCSseq, Levenshtein
 
 from seqloom.configuration.data_size import SIZES, STRING_SIZES, DataSize
 
@@ -29,6 +30,9 @@ sources 0.004, SCAN 0, captions of Multi30k 0.06, everyday sentences 0.15 and mo
 MOST_REPHRASED = 0.2
 """Share of the pairs whose source has other targets too, up to which a target is *the* answer. A dictionary of many
 pronunciations has 0.1, eight descriptions of each restaurant (E2E, github.com/tuetschek/e2e-dataset) 1.0."""
+
+MOST_GROWTH = 2.2
+"""How many times as long as its source a target is that holds all of it, and no more than spaces or vowel signs."""
 
 LEAST_TEXTS, MOST_LABELS = 200, 100
 """Texts below which nobody can say that a set of words is closed; different targets of one word that are labels."""
@@ -147,6 +151,10 @@ class Looks:
     """Whether targets have a word for each word of their source, and sources are words, not single letters."""
     rephrased: float = 0.0
     """Share of the pairs whose source has other targets, too."""
+    kept: float = 0.0
+    """How much of a source stands in its target in the same order, 0 to 1, on average; 0 for much longer targets."""
+    regular: float = 0.0
+    """Share of the words whose first letter becomes what it becomes in most others; 0 unless `is_tagged`."""
 
     @classmethod
     def of(cls, sources: Sequence[str], targets: Sequence[str], *, is_continuation: bool = False) -> "Looks":
@@ -155,10 +163,24 @@ class Looks:
             whole = Side.of([source + target for source, target in zip(sources, targets, strict=True)])
             return cls(whole, whole)
         pairs = islice(zip(sources, targets, strict=True), 500)
-        likeness = fmean([Levenshtein.normalized_similarity(*pair) for pair in pairs] or [0.0])
+        likeness, kept = map(
+            fmean, zip(*[(Levenshtein.normalized_similarity(*pair), _kept(*pair)) for pair in pairs] or [(0.0, 0.0)])
+        )
         source, target = Side.of(sources), Side.of(targets)
         is_tagged = source.characters >= 3 * source.words and _are_aligned(sources, targets)
-        return cls(source, target, likeness, is_tagged, count_rivals(sources, targets) / max(1, len(sources)))
+        regular = _regularity(sources, targets) if is_tagged else 0.0
+        rephrased = count_rivals(sources, targets) / max(1, len(sources))
+        return cls(source, target, likeness, is_tagged, rephrased, kept, regular)
+
+    @property
+    def respelling(self) -> str:
+        """In which way targets are their sources spelt otherwise; "": they are not."""
+        ways = {
+            f"{self.likeness:.0%} of a target stand in its source": self.likeness >= 0.75,
+            f"{self.kept:.0%} of a source stand in its target": self.kept >= 0.9,
+            f"{self.regular:.0%} of the words begin as their first letter says": self.regular >= 0.6,
+        }
+        return next((way for way, is_found in ways.items() if is_found), "")
 
     @property
     def has_closed_targets(self) -> bool:
@@ -241,8 +263,8 @@ STRINGS = TaskKind(
 )
 RESPELT = TaskKind(
     "texts -> the same texts, spelt otherwise",
-    "{looks.likeness:.0%} of a target stand in its source",
-    lambda looks: looks.likeness >= 0.75 and looks.target.characters <= 120,
+    "{looks.respelling}",
+    lambda looks: looks.respelling != "" and looks.target.characters <= 120,
     ("exact_match", "cer", "chrf"),
     source="char",
     target="char",
@@ -309,6 +331,26 @@ def _are_aligned(sources: Sequence[str], targets: Sequence[str]) -> bool:
     counts = [(len(source.split()), len(target.split())) for source, target in zip(sources, targets, strict=True)]
     several = [first == second for first, second in counts if max(first, second) > 1]
     return len(several) >= LEAST_TEXTS and _share(several) >= 0.95
+
+
+def _kept(source: str, target: str) -> float:
+    """Return how much of a source stands in its target in the same order: of an unsegmented text all of it."""
+    if not 0.9 * len(source) <= len(target) <= MOST_GROWTH * len(source):
+        return 0.0
+    return LCSseq.similarity(source, target) / max(1, len(source))
+
+
+def _regularity(sources: Sequence[str], targets: Sequence[str]) -> float:
+    """Return how well first letters of words foretell those of their counterparts, seen in the other words."""
+    pairs = zip(sources, targets, strict=True)
+    words = {
+        pair for source, target in pairs for pair in zip(source.lower().split(), target.lower().split(), strict=False)
+    }
+    found: dict[str, Counter[str]] = {}
+    for word, counterpart in words:
+        found.setdefault(word[0], Counter())[counterpart[0]] += 1
+    others = sum(counts.total() - 1 for counts in found.values())
+    return sum(max(counts.values()) - 1 for counts in found.values()) / max(1, others)
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -28,6 +28,7 @@ MONTHS = "January February March April May June July August September October No
 SYLLABLES = "ba ke lo mi nu pra ste gri ont ell".split()
 HAN = [chr(0x4E00 + row * 7) for row in range(900)]
 KANA = [chr(code) for code in range(0x3042, 0x3093)]
+CYRILLIC = str.maketrans("abcdefghiklmnoprstu", "абкдефгхиклмнопрсту")
 THAI = [chr(code) for code in range(0x0E01, 0x0E2F)]
 
 Pair = tuple[str, str]
@@ -90,6 +91,26 @@ def misspelt(rng: random.Random) -> Pair:
     return right[:place] + right[place + 1] + right[place] + right[place + 2 :], right
 
 
+def segmented(rng: random.Random) -> Pair:
+    words = [run(rng, HAN, 1, 3) for _ in range(rng.randint(6, 14))]
+    return "".join(words), " ".join(words)
+
+
+def voweled(rng: random.Random) -> Pair:
+    letters = [rng.choice("بتثجحخدذرز ") for _ in range(rng.randint(30, 55))]
+    return "".join(letters), "".join(letter + ("" if letter == " " else rng.choice("َُِ")) for letter in letters)
+
+
+def transliterated(rng: random.Random) -> Pair:
+    text = sentence(rng)
+    return text, text.lower().translate(CYRILLIC)
+
+
+def glossed(rng: random.Random) -> Pair:
+    words = [word(rng) for _ in range(rng.randint(5, 12))]
+    return " ".join(words), " ".join(word(random.Random(each)) for each in words)
+
+
 def told(rng: random.Random) -> Pair:
     name, food, area = (rng.choice(["Bake", "Lomi", "Nupra"]), rng.choice(["fish", "tea"]), rng.choice(["hill", "sea"]))
     parts = [f"{name} is a {rng.choice(['nice', 'cheap', 'quiet'])} place", f"it sells {food}", f"it is by the {area}"]
@@ -129,6 +150,10 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "Chinese to titles": (lambda r: (run(r, HAN, 120, 160), run(r, HAN, 3, 5)), STRINGS, "char -> char"),
     "Chinese questions to SQL": (lambda r: (run(r, HAN) + "？", f"SELECT {word(r)} > {word(r)}"), CODE, "char -> bpe"),
     "spelling": (misspelt, RESPELT, "char -> char"),
+    "Chinese to its words": (segmented, RESPELT, "char -> char"),
+    "Arabic with its vowels": (voweled, RESPELT, "char -> char"),
+    "sentences in other letters": (transliterated, RESPELT, "char -> char"),
+    "sentences word by word": (glossed, SENTENCES, "bpe -> bpe"),
     "SQL": (lambda r: (sentence(r, "?"), f"SELECT {word(r)} FROM {word(r)} WHERE {word(r)} > 3"), CODE, "bpe -> bpe"),
     "JSON with names": (json_line, CODE, "bpe -> bpe"),
     "sentences": (lambda r: (sentence(r), sentence(r)), SENTENCES, "bpe -> bpe"),
