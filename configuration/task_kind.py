@@ -37,6 +37,9 @@ MOST_GROWTH = 2.2
 LEAST_TEXTS, MOST_LABELS = 200, 100
 """Texts below which nobody can say that a set of words is closed; different targets of one word that are labels."""
 
+ROWS_A_LABEL = 10
+"""Texts that stand so often, on average, are labels; others that stand again are the same text."""
+
 _LETTER = regex.compile(r"\p{L}")
 _HAN = regex.compile(r"\p{Script=Han}")
 _IDEOGRAPH = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]")
@@ -66,7 +69,7 @@ class Side:
     alphabet: int
     """Different characters."""
     unseen: float
-    """Share of the words in every second text that no other text has."""
+    """Share of the words in every second text that no other has; equal texts are one, unless they are labels."""
     ideographs: float
     """Share of the letters that are Chinese characters or kana."""
     unspaced: float
@@ -84,8 +87,10 @@ class Side:
         texts = [text for text in texts if text.strip()] or [""]
         split = [text.split() for text in texts]
         words = [word for each in split for word in each]
-        seen = {word for each in split[::2] for word in each}
-        others = [word for each in split[1::2] for word in each]
+        distinct = list(dict.fromkeys(texts))  # else a text that stands on two lines has been seen
+        apart = split if len(texts) >= ROWS_A_LABEL * len(distinct) else [text.split() for text in distinct]
+        seen = {word for each in apart[::2] for word in each}
+        others = [word for each in apart[1::2] for word in each]
         letters = _LETTER.findall("".join(texts))
         return cls(
             num_texts=len(texts),

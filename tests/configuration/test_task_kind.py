@@ -178,6 +178,20 @@ def test_a_corpus_is_of_the_kind_that_a_person_would_say(name: str) -> None:
     assert found.why.format(looks=looks)
 
 
+@pytest.mark.parametrize("times", [2, 5])
+def test_targets_that_stand_on_neighbouring_lines_are_no_closed_set(times: int) -> None:
+    rng = random.Random(times)
+    targets = [" ".join(str(rng.randrange(10**6)) for _ in range(6)) for _ in range(600 // times)]
+    looks = Looks.of([sentence(rng) for _ in range(len(targets) * times)], [t for t in targets for _ in range(times)])
+    assert kind_of(looks).name == SENTENCES.name
+
+
+def test_labels_of_several_words_are_a_closed_set_wherever_they_stand() -> None:
+    rng = random.Random(7)
+    labels = sorted(rng.choices([f"about {word(rng)} {word(rng)} {word(rng)}" for _ in range(40)], k=800))
+    assert kind_of(Looks.of([sentence(rng) for _ in labels], labels)).name == CLOSED.name
+
+
 def test_continuation_has_one_vocabulary_for_its_one_text() -> None:
     rng = random.Random(0)
     for make, name in ((lambda: run(rng, HAN), "char"), (lambda: sentence(rng), "bpe"), (lambda: word(rng), "char")):
