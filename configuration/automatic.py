@@ -23,6 +23,13 @@ MOST_SEQUENCES, LEAST_SEQUENCES, EXAMPLES_A_SEQUENCE = 256, 32, 32
 MOST_TOKENS_AN_UPDATE = 16_384
 """However long the strings are."""
 
+MOST_TOKENS_OF_LONG = 25_000
+"""Of an update of long texts, of which it holds `LEAST_SEQUENCES` below that: as many as the sources of one of Vaswani
+et al. 2017 have."""
+
+SPREAD = 1.25
+"""How many more tokens than the average a character may have in the longest texts."""
+
 EPOCHS_WITHOUT_MUON = 1.5
 """How many times the epochs of a row that has Muon a run without it takes (LOG: strings by `auto`)."""
 
@@ -82,6 +89,7 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     if kind.counts_sequences:
         sequences = max(LEAST_SEQUENCES, min(MOST_SEQUENCES, num_examples // EXAMPLES_A_SEQUENCE))
         settings["tokens_per_update"] = min(MOST_TOKENS_AN_UPDATE, round(sequences * tokens))
+    _fit_to_length(settings, tokens, looks.longest)
     if kinds[0] == "char" and kind.reads_letters_of_syllables(looks) and "joint_vocabulary" not in recipe.named:
         settings["normalization"] = "nfd"
     settings["average_checkpoints"] = _num_averaged(recipe, settings, num_examples * tokens)
@@ -102,6 +110,22 @@ def with_room(choice: Choice, num_entries: int) -> Choice:
     if num_entries <= size // 2:
         return choice
     return replace(choice, settings={**choice.settings, "vocab_size": math.ceil((num_entries + size // 2) / 100) * 100})
+
+
+def _fit_to_length(settings: dict[str, Any], tokens: float, longest: float) -> None:
+    """Let an update hold enough examples where they are long, each of them whole; the epochs become fewer by as much.
+
+    Args:
+        settings: that are changed.
+        tokens: of an example, on average.
+        longest: of 99 in 100 examples, as a multiple of that.
+    """
+    wanted = min(MOST_TOKENS_OF_LONG, max(LEAST_SEQUENCES, SPREAD * longest) * tokens)
+    if (factor := wanted / settings["tokens_per_update"]) <= 1:
+        return
+    settings["tokens_per_update"] = round(wanted)
+    settings["tokens_per_device"] = max(Recipe.tokens_per_device, round(wanted))  # for the longest that is learned from
+    settings["num_train_epochs"] = max(1, round(settings["num_train_epochs"] / factor))
 
 
 def _may_take_muon(recipe: Recipe) -> bool:

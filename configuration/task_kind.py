@@ -160,6 +160,8 @@ class Looks:
     """How much of a source stands in its target in the same order, 0 to 1, on average; 0 for much longer targets."""
     regular: float = 0.0
     """Share of the words whose first letter becomes what it becomes in most others; 0 unless `is_tagged`."""
+    longest: float = 1.0
+    """How many times as many characters as the average pair has the longest of 99 in 100."""
 
     @classmethod
     def of(cls, sources: Sequence[str], targets: Sequence[str], *, is_continuation: bool = False) -> "Looks":
@@ -175,7 +177,7 @@ class Looks:
         is_tagged = source.characters >= 3 * source.words and _are_aligned(sources, targets)
         regular = _regularity(sources, targets) if is_tagged else 0.0
         rephrased = count_rivals(sources, targets) / max(1, len(sources))
-        return cls(source, target, likeness, is_tagged, rephrased, kept, regular)
+        return cls(source, target, likeness, is_tagged, rephrased, kept, regular, _longest(sources, targets))
 
     @property
     def respelling(self) -> str:
@@ -336,6 +338,11 @@ def _are_aligned(sources: Sequence[str], targets: Sequence[str]) -> bool:
     counts = [(len(source.split()), len(target.split())) for source, target in zip(sources, targets, strict=True)]
     several = [first == second for first, second in counts if max(first, second) > 1]
     return len(several) >= LEAST_TEXTS and _share(several) >= 0.95
+
+
+def _longest(sources: Sequence[str], targets: Sequence[str]) -> float:
+    lengths = sorted(len(source) + len(target) for source, target in zip(sources, targets, strict=True)) or [1]
+    return lengths[99 * (len(lengths) - 1) // 100] / max(1, fmean(lengths))
 
 
 def _kept(source: str, target: str) -> float:

@@ -80,6 +80,23 @@ def test_muon_learns_strings_where_an_update_takes_longer_than_its_step() -> Non
     assert fit(8_000, SPELLING, optim="adafactor", num_train_epochs=7)[0].training_arguments["num_train_epochs"] == 7
 
 
+def documents(num_sentences: int) -> Looks:
+    return Looks.of([" ".join(SENTENCES * (num_sentences // 2))] * 250, SENTENCES * 125)
+
+
+def test_updates_hold_long_examples_and_epochs_are_fewer_by_as_much() -> None:
+    recipe, _, _ = fit(2_000, looks := documents(60))
+    tokens = looks.source.tokens("bpe") + looks.target.tokens("bpe")
+    assert recipe.tokens_per_update == recipe.tokens_per_device == round(32 * tokens) > 8_192
+    assert recipe.training_arguments["num_train_epochs"] == round(200 * 4_096 / recipe.tokens_per_update)
+    recipe, _, _ = fit(250, documents(800))
+    assert (recipe.tokens_per_update, recipe.tokens_per_device) == (25_000, 25_000)
+    few_long = Looks.of([*SENTENCES * 150, *[" ".join(SENTENCES * 300)] * 6], SENTENCES[::-1] * 153)
+    assert 7_000 > fit(306, few_long)[0].tokens_per_update > 300 * sum(map(len, SENTENCES)) / 4
+    assert "tokens_per_device" not in fit(2_000, documents(10))[2].settings
+    assert fit(2_000, documents(60), tokens_per_update=999)[0].tokens_per_update == 999
+
+
 def test_a_side_without_spaces_has_a_vocabulary_of_its_own() -> None:
     recipe, _, _ = fit(30_000, Looks.of(CHINESE, SENTENCES))
     assert (recipe.tokenizers, recipe.joint_vocabulary, recipe.vocab_size) == (("char", "bpe"), False, 5_000)
