@@ -111,6 +111,18 @@ def glossed(rng: random.Random) -> Pair:
     return " ".join(words), " ".join(word(random.Random(each)) for each in words)
 
 
+def gene(rng: random.Random) -> Pair:
+    return run(rng, list("ACGT"), 120, 180), run(rng, list("ARNDC"), 40, 60)
+
+
+def bracketed(rng: random.Random) -> Pair:
+    return sentence(rng), f"({run(rng, HAN)}) {run(rng, HAN)}"
+
+
+def signed(rng: random.Random) -> Pair:
+    return sentence(rng), " ".join(word(rng) for _ in range(4)) + f" {rng.choice('।،؟。😀')}"
+
+
 def told(rng: random.Random) -> Pair:
     name, food, area = (rng.choice(["Bake", "Lomi", "Nupra"]), rng.choice(["fish", "tea"]), rng.choice(["hill", "sea"]))
     parts = [f"{name} is a {rng.choice(['nice', 'cheap', 'quiet'])} place", f"it sells {food}", f"it is by the {area}"]
@@ -146,6 +158,9 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "inflection": (lambda r: (f"{word(r)} V;PST;3;SG", word(r)), LETTERS, "char -> char"),
     "formulas": (lambda r: (word(r), "CC(=O)O" + run(r, ["C1=", "N", "(O)"])), LETTERS, "char -> char"),
     "pinyin to words": (lambda r: (f"{word(r)}3 {word(r)}4", run(r, HAN, 2, 3)), LETTERS, "char -> char"),
+    "names in Thai": (lambda r: (word(r), run(r, THAI, 7, 12)), LETTERS, "char -> char"),
+    "names in kana": (lambda r: (f"{word(r)} {word(r)}", run(r, KANA, 7, 12)), LETTERS, "char -> char"),
+    "genes to proteins": (gene, LETTERS, "char -> char"),
     "texts to titles": (lambda r: (" ".join(sentence(r) for _ in range(4)), word(r)), STRINGS, "bpe -> bpe"),
     "Chinese to titles": (lambda r: (run(r, HAN, 120, 160), run(r, HAN, 3, 5)), STRINGS, "char -> char"),
     "Chinese questions to SQL": (lambda r: (run(r, HAN) + "？", f"SELECT {word(r)} > {word(r)}"), CODE, "char -> bpe"),
@@ -161,6 +176,10 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "words to definitions": (lambda r: (word(r), sentence(r)), SENTENCES, "bpe -> bpe"),
     "segmented Chinese": (lambda r: (sentence(r), " ".join(run(r, HAN, 9, 9))), SENTENCES, "bpe -> bpe"),
     "Chinese to English": (lambda r: (run(r, HAN) + "。", sentence(r)), UNSPACED, "char -> bpe"),
+    "English to short Chinese": (lambda r: (sentence(r), run(r, HAN, 7, 12)), UNSPACED, "bpe -> char"),
+    "English to Chinese with brackets": (bracketed, UNSPACED, "bpe -> char"),
+    "sentences that end in signs of their own": (signed, SENTENCES, "bpe -> bpe"),
+    "sums": (lambda r: (sentence(r), " + ".join(word(r) for _ in range(6))), CODE, "bpe -> bpe"),
     "English to Japanese": (lambda r: (sentence(r), run(r, HAN + KANA * 9)), UNSPACED, "bpe -> char"),
     "Chinese with a Latin name": (lambda r: (run(r, HAN) + word(r), run(r, HAN)), UNSPACED, "char -> char"),
     "Thai": (lambda r: (run(r, THAI, 20, 60), sentence(r)), UNSPACED, "bpe -> bpe"),
