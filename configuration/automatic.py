@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seqloom.configuration.data_size import AUTO, SIZES, STRING_SIZES, settings_of, size_for
+from seqloom.configuration.data_size import AUTO, CLOSED_SIZES, SIZES, STRING_SIZES, settings_of, size_for
 from seqloom.configuration.presets import PRESETS
 from seqloom.configuration.recipe import CUT_ANEW, Recipe
 from seqloom.configuration.task_kind import Looks, TaskKind, kind_of
@@ -95,7 +95,7 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     settings["average_checkpoints"] = _num_averaged(recipe, settings, num_examples * tokens)
     task = f"{kind.name}, for {kind.why.format(looks=looks)}"
     return Choice(
-        task, f"preset {size.preset} for {num_examples:,} examples, {size.source}", kinds, kind.metrics, settings
+        task, f"preset {size.preset} for {num_examples:,} examples, {size.source}", kinds, kind.scores(looks), settings
     )
 
 
@@ -168,7 +168,7 @@ def choice_of_old(recorded: Recipe) -> Choice:
     """
     owners = [
         *(each for preset in PRESETS.values() for each in (preset.model, preset.training)),
-        *map(settings_of, (*SIZES, *STRING_SIZES)),
+        *map(settings_of, (*SIZES, *STRING_SIZES, *CLOSED_SIZES)),
     ]
     keys = {"preset", "average_checkpoints"}.union(*owners)
     settings = {key: value for key, value in recorded.flat().items() if key in keys}

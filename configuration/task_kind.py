@@ -15,7 +15,7 @@ from typing import Any
 import regex
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from seqloom.configuration.data_size import SIZES, STRING_SIZES, DataSize
+from seqloom.configuration.data_size import CLOSED_SIZES, SIZES, STRING_SIZES, DataSize
 
 SAMPLE = 4000
 """Examples that are looked at, spread over the corpus."""
@@ -43,6 +43,9 @@ LEAST_TEXTS, MOST_LABELS = 200, 100
 
 ROWS_A_LABEL = 10
 """Texts that stand so often, on average, are labels; others that stand again are the same text."""
+
+WORDS_OF_BLEU = 4
+"""Words that BLEU counts together; it is 0 where no output has as many."""
 
 _LETTER = regex.compile(r"\p{L}")
 _HAN = regex.compile(r"\p{Script=Han}")
@@ -235,6 +238,11 @@ class TaskKind:
         )
         return "word" if looks.source.has_phones else source, target
 
+    def scores(self, looks: Looks) -> tuple[str, ...]:
+        """Return the metrics without BLEU where most targets have no four words: it gives them 0, right or wrong."""
+        is_short = looks.target.words < WORDS_OF_BLEU
+        return tuple(name for name in self.metrics if name != "bleu" or name == self.metrics[0] or not is_short)
+
     def reads_letters_of_syllables(self, looks: Looks) -> bool:
         """Whether Hangul syllables are to be read as letters, for they become sounds or letters of another script."""
         return self.sizes is STRING_SIZES and looks.source.hangul > 0.5 > looks.target.hangul
@@ -256,6 +264,7 @@ CLOSED = TaskKind(
     lambda looks: looks.has_closed_targets or looks.target.has_phones,  # what looks like phones and is none: tags
     ("exact_match", "chrf", "bleu"),
     target="word",
+    sizes=CLOSED_SIZES,
 )
 LETTERS = TaskKind(
     "letters -> letters",
@@ -279,9 +288,10 @@ RESPELT = TaskKind(
     "texts -> the same texts, spelt otherwise",
     "{looks.respelling}",
     lambda looks: looks.respelling != "" and looks.target.characters <= 120,
-    ("exact_match", "cer", "chrf"),
+    ("exact_match", "cer"),  # chrF overlooks spaces, and a text that nobody segmented would have 100
     source="char",
     target="char",
+    sizes=STRING_SIZES,
     counts_sequences=True,
 )
 CODE = TaskKind(

@@ -80,6 +80,29 @@ def test_muon_learns_strings_where_an_update_takes_longer_than_its_step() -> Non
     assert fit(8_000, SPELLING, optim="adafactor", num_train_epochs=7)[0].training_arguments["num_train_epochs"] == 7
 
 
+LABELS = Looks.of(SENTENCES * 200, ["good", "bad", "bad"] * 133 + ["good"])
+SPELT = Looks.of([text[:3] + text[4:] for text in SENTENCES] * 200, SENTENCES * 200)
+
+
+@pytest.mark.parametrize("looks", [LABELS, SPELT])
+def test_labels_and_spelling_want_no_larger_model_than_strings(looks: Looks) -> None:
+    recipe, line, _ = fit(80_000, looks)
+    assert (recipe.preset, recipe.muon, recipe.training_arguments["num_train_epochs"]) == ("small", True, 20)
+    assert recipe.training_arguments["warmup_steps"] == (0.1 if looks is LABELS else 1000)
+    assert "3 layers of 256" in line
+    assert recipe.vocab_size == (5_000 if looks is LABELS else 10_000)
+    assert fit(8_000, LABELS)[0].training_arguments["num_train_epochs"] == 200
+
+
+def test_labels_have_no_bleu_for_they_have_no_four_words() -> None:
+    assert fit(8_000, LABELS)[2].metrics == ("exact_match", "chrf")
+    commands = Looks.of(
+        [text * 2 for text in SENTENCES] * 200, ["I_WALK I_RUN I_WALK I_TURN", "I_RUN I_RUN I_RUN I_WALK"] * 200
+    )
+    assert fit(8_000, commands)[2].metrics == ("exact_match", "chrf", "bleu")
+    assert fit(8_000, Looks.of(SENTENCES, CHINESE))[2].metrics[0] == "bleu"
+
+
 def documents(num_sentences: int) -> Looks:
     return Looks.of([" ".join(SENTENCES * (num_sentences // 2))] * 250, SENTENCES * 125)
 

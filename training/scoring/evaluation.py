@@ -211,7 +211,8 @@ def _usual_metrics(recipe: Recipe | None, task: str, text: EvaluationText) -> tu
 
 
 def _metrics_of_kind(text: EvaluationText) -> tuple[str, ...]:
-    return kind_of(Looks.of(text.sources, text.first_references)).metrics
+    looks = Looks.of(text.sources, text.first_references)
+    return kind_of(looks).scores(looks)
 
 
 # Another system ------------------------------------------------------------------------------------------------------
