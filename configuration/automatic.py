@@ -90,6 +90,8 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
         sequences = max(LEAST_SEQUENCES, min(MOST_SEQUENCES, num_examples // EXAMPLES_A_SEQUENCE))
         settings["tokens_per_update"] = min(MOST_TOKENS_AN_UPDATE, round(sequences * tokens))
     _fit_to_length(settings, tokens, looks.longest)
+    if subwords and looks.source.is_numeric and "word" not in kinds:  # in words AH0 and I_1 are one
+        settings["split_digits"] = True
     if kinds[0] == "char" and kind.reads_letters_of_syllables(looks) and "joint_vocabulary" not in recipe.named:
         settings["normalization"] = "nfd"
     settings["average_checkpoints"] = _num_averaged(recipe, settings, num_examples * tokens)
@@ -201,6 +203,7 @@ def _shown(choice: Choice, fitted: Recipe) -> list[str]:
     texts = {
         "vocab_size": "vocabulary {:,}",
         "normalization": "Hangul read letter by letter ({})",
+        "split_digits": "numbers read digit by digit",
         "dropout": "dropout {}",
         "learning_rate": "learning rate {}",
         "tokens_per_update": "{:,} tokens an update",

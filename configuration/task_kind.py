@@ -44,10 +44,14 @@ LEAST_TEXTS, MOST_LABELS = 200, 100
 ROWS_A_LABEL = 10
 """Texts that stand so often, on average, are labels; others that stand again are the same text."""
 
+LEAST_NUMBERS = 300
+"""Different numbers from which on they are read digit by digit."""
+
 WORDS_OF_BLEU = 4
 """Words that BLEU counts together; it is 0 where no output has as many."""
 
 _LETTER = regex.compile(r"\p{L}")
+_NUMBER = regex.compile(r"\d+")
 _HAN = regex.compile(r"\p{Script=Han}")
 _IDEOGRAPH = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]")
 _HANGUL = regex.compile(r"[가-힣]")  # whole syllables
@@ -87,6 +91,10 @@ class Side:
     """Share of the letters that are Hangul syllables."""
     code: float
     """Share of the words with a sign that sentences lack."""
+    digits: float
+    """Share of the characters that are digits."""
+    numbers: int
+    """Different numbers of several digits."""
     has_phones: bool
     """See `are_phones`."""
 
@@ -101,6 +109,7 @@ class Side:
         seen = {word for each in apart[::2] for word in each}
         others = [word for each in apart[1::2] for word in each]
         letters = _LETTER.findall("".join(texts))
+        numbers = _NUMBER.findall(" ".join(texts))
         return cls(
             num_texts=len(texts),
             characters=fmean(map(len, texts)),
@@ -114,6 +123,8 @@ class Side:
             unspaced=_share(_UNSPACED.match(letter) is not None for letter in letters),
             hangul=_share(_HANGUL.match(letter) is not None for letter in letters),
             code=_share(_CODE.search(_ENTITY.sub("", word)) is not None for word in words),
+            digits=sum(map(len, numbers)) / max(1, sum(map(len, texts))),
+            numbers=len({number for number in numbers if len(number) > 1}),
             has_phones=are_phones(texts),
         )
 
@@ -121,6 +132,11 @@ class Side:
     def is_unspaced(self) -> bool:
         """Whether words are not separated: such a script, and nobody has put spaces in."""
         return self.unspaced > 0.5 and (self.alone >= 0.9 or self.characters >= 5 * self.words)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether texts are about numbers, more of them than could be learned by heart."""
+        return self.digits > 0.1 and self.numbers >= LEAST_NUMBERS
 
     @property
     def is_ideographic(self) -> bool:

@@ -216,6 +216,18 @@ def test_two_kinds_are_two_vocabularies() -> None:
         resolve_recipe(None, {"train": ["a"], "task": "continuation", "source_tokenizer": "char"})
 
 
+def test_sources_full_of_numbers_are_read_digit_by_digit() -> None:
+    sums = [(f"What is {n * 7} plus {n * 3} ?", f"It is {n * 10} , of course .") for n in range(1000, 1400)]
+    recipe, line, _ = fit(8_000, Looks.of(*zip(*sums, strict=True)))
+    assert recipe.tokenizer == "bpe"
+    assert recipe.split_digits
+    assert "numbers read digit by digit" in line
+    assert not fit(8_000, Looks.of(*zip(*sums, strict=True)), split_digits=False)[0].split_digits
+    years = [(f"{text} 19{n:02}", text) for text in SENTENCES for n in range(10)]
+    assert not fit(8_000, Looks.of(*zip(*years, strict=True)))[0].split_digits
+    assert not fit(8_000, Looks.of([source for source, _ in sums], ["AH0 B"] * 400))[0].split_digits
+
+
 KOREAN, KOREAN_PHONES = ["깨지다", "한국말"], ["k͈ ɛ d͡ʑ i d a̠", "ha̠ n ɡ u ŋ m a̠ ɭ"]
 
 
