@@ -13,7 +13,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -251,7 +251,7 @@ def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
     """Return what one device needs for its largest micro-batch.
 
     Args:
-        trainer: with the model where it will be trained.
+        trainer: with the model; where weights are sharded or DeepSpeed moves it, on the CPU still.
         largest: rows, source length and target length.
     """
     rows, source, target = largest
@@ -259,7 +259,8 @@ def measure(trainer: SeqloomTrainer, largest: tuple[int, int, int]) -> Memory:
     kept = one + (two - one) * (rows - 1)  # what does not grow with the rows, such as the LM head's gradient, is in one
     is_narrow_cpu = trainer.args.bf16 and trainer.args.device.type == "cpu"
     state = state_bytes(trainer) + (NARROW_CPU_KERNELS if is_narrow_cpu else KERNELS)
-    return Memory(state, int(TRANSIENT * kept), free_bytes(trainer.args.device) + weight_bytes(trainer))
+    there = weight_bytes(trainer) if device_of(trainer.model).type == trainer.args.device.type else 0
+    return Memory(state, int(TRANSIENT * kept), free_bytes(trainer.args.device) + there)
 
 
 def can_cut(trainer: SeqloomTrainer, tokens_per_device: int) -> bool:
@@ -274,14 +275,28 @@ def can_cut(trainer: SeqloomTrainer, tokens_per_device: int) -> bool:
 
 
 def weight_bytes(trainer: SeqloomTrainer) -> int:
-    """Return the bytes of the weights, which lie on the device already."""
+    """Return the bytes of the whole weights."""
     return sum(parameter.nbytes for parameter in trainer.model.parameters())
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Return where a model lies."""
+    return next(model.parameters()).device
+
+
 def state_bytes(trainer: SeqloomTrainer) -> int:
-    """Return the bytes of weights, gradients (several processes: two copies), optimizer states and moving average."""
-    copies = 2 + (trainer.args.world_size > 1) + (trainer.moving_average is not None)
-    return optimizer_bytes(trainer) + copies * weight_bytes(trainer)
+    """Return the bytes that weights, gradients, optimizer states and moving average take on one device.
+
+    DDP has two copies of the gradients, its own and the one that it sends. FSDP and ZeRO-3 leave each process its share
+    of everything, ZeRO-2 of all but the weights.
+    """
+    weights, optimizer, processes = weight_bytes(trainer), optimizer_bytes(trainer), trainer.args.world_size
+    if trainer.is_sharded:
+        return (2 * weights + optimizer) // processes
+    if trainer.is_deepspeed_enabled:
+        return weights + (weights + optimizer) // processes
+    copies = 2 + (processes > 1) + (trainer.moving_average is not None)
+    return optimizer + copies * weights
 
 
 def optimizer_bytes(trainer: SeqloomTrainer) -> int:
@@ -309,12 +324,32 @@ def kept_for_backward(trainer: SeqloomTrainer, rows: int, source: int, target: i
     with (
         torch.random.fork_rng(),  # a look ahead must not change what is learned
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        switched_as_in_training(trainer),
         trainer.compute_loss_context_manager(),
     ):
-        loss = trainer.compute_loss(model, send_to_device(inputs, trainer.args.device))
+        loss = trainer.compute_loss(model, send_to_device(inputs, device_of(model)))
     model.train(was_training)
     del loss  # only now: memory that is freed is used again, and would be counted once
     return sum(kept.values())
+
+
+@contextlib.contextmanager
+def switched_as_in_training(trainer: SeqloomTrainer) -> Iterator[None]:
+    """Checkpoint activations and multiply in narrow numbers as Trainer will, which turns both on when it begins."""
+    model, args = trainer.model, trainer.args
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before 5.24
+    options = dict(getattr(args, f"{kind}_checkpointing_kwargs") or {})
+    own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+    is_ours = getattr(args, f"{kind}_checkpointing") and not getattr(model, f"is_{kind}_checkpointing")
+    if is_ours:
+        getattr(model, f"{kind}_checkpointing_enable")(options or None, **own)
+    try:
+        narrow = torch.bfloat16 if args.bf16 else torch.float16
+        with torch.autocast(device_of(model).type, narrow, enabled=args.bf16 or args.fp16):
+            yield
+    finally:
+        if is_ours:
+            getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def free_bytes(device: torch.device) -> int:

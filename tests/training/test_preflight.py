@@ -39,6 +39,11 @@ def trainer(tmp_path: Any, tokenizers: Any, tiny_config: Any) -> SeqloomTrainer:
     )
 
 
+def ask_for_checkpointing(trainer: SeqloomTrainer) -> None:
+    """Set both names of the argument; before transformers 5.24 it had the second alone."""
+    trainer.args.activation_checkpointing = trainer.args.gradient_checkpointing = True
+
+
 def test_the_survey_is_that_of_the_batches() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 30, (500, 2))
@@ -55,18 +60,45 @@ def test_the_survey_is_that_of_the_batches() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_autograd_keeps_is_measured(trainer: SeqloomTrainer, checkpointing: bool) -> None:
     if checkpointing:
-        trainer.model.gradient_checkpointing_enable()
+        ask_for_checkpointing(trainer)
     estimated = measure(trainer, (24, 9, 11)).activations / preflight.TRANSIENT
     kept = preflight.kept_for_backward(trainer, 24, 9, 11)
     assert estimated == pytest.approx(kept, rel=0.02), "two probes of few rows tell what all rows need"
     assert kept > 24 * 20 * trainer.model.config.d_model * 4
+    assert not trainer.model.is_gradient_checkpointing, "Trainer turns it on when it begins"
 
 
 def test_checkpointing_and_fewer_rows_need_less(trainer: SeqloomTrainer) -> None:
     plain = measure(trainer, (24, 9, 11)).activations
     assert measure(trainer, (6, 9, 11)).activations < plain
-    trainer.model.gradient_checkpointing_enable()
+    ask_for_checkpointing(trainer)
     assert measure(trainer, (24, 9, 11)).activations < plain
+
+
+def test_narrow_numbers_need_less(trainer: SeqloomTrainer) -> None:
+    """Trainer wraps the model for them when it begins, and the look ahead comes before."""
+    plain = preflight.kept_for_backward(trainer, 200, 9, 11)
+    trainer.args.bf16 = True
+    assert preflight.kept_for_backward(trainer, 200, 9, 11) < 0.75 * plain
+
+
+def test_a_model_that_is_still_on_the_cpu_is_looked_at_there(trainer: SeqloomTrainer, monkeypatch: Any) -> None:
+    """FSDP and DeepSpeed move it when the training begins; what is free on the device is not taken by it yet."""
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 10**9)
+    there = measure(trainer, (4, 5, 6))
+    assert there.available == 10**9 + 4 * trainer.model.num_parameters()
+    monkeypatch.setattr(Seq2SeqTrainingArguments, "device", torch.device("meta"))
+    assert measure(trainer, (4, 5, 6)) == replace(there, available=10**9)
+
+
+def test_shards_are_shared_by_the_processes(trainer: SeqloomTrainer, monkeypatch: Any) -> None:
+    weights = 4 * trainer.model.num_parameters()
+    monkeypatch.setattr(Seq2SeqTrainingArguments, "world_size", 4)
+    assert preflight.state_bytes(trainer) == 5 * weights, "DDP has the gradients twice"
+    trainer.is_deepspeed_enabled = True
+    assert preflight.state_bytes(trainer) == weights + 3 * weights // 4, "ZeRO-2 leaves the weights whole"
+    trainer.is_fsdp_enabled = True
+    assert preflight.state_bytes(trainer) == weights
 
 
 def test_a_look_ahead_changes_nothing(trainer: SeqloomTrainer) -> None:
