@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -13,8 +14,13 @@ from seqloom_cli.command import ask, visible
 
 
 def settle_columns(recipe: Recipe) -> Recipe:
-    """Return the recipe with the columns of its training text, which are asked about at a terminal where need be."""
-    if recipe.is_demo or recipe.columns is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    """Return the recipe with the columns of its training text, which are asked about at a terminal where need be.
+
+    Several processes ask nothing: all need the answer, and only one can read it.
+    """
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    is_seen = is_alone and sys.stdin.isatty() and sys.stderr.isatty()
+    if recipe.is_demo or recipe.columns is not None or not is_seen:
         return recipe
     try:
         source, _ = open_corpus(

@@ -87,6 +87,16 @@ class TestPlainText:
         assert settled.columns == columns
         assert columns is None or "columns" in settled.named
 
+    def test_several_processes_ask_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "deu.txt").write_text(self.LINES, encoding="utf-8")
+        recipe = resolve_recipe(None, {"train": [str(tmp_path / "deu.txt")]})
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for name in ("stdin", "stderr"):
+            stream = io.StringIO()
+            stream.isatty = lambda: True
+            monkeypatch.setattr(f"sys.{name}", stream)
+        assert asking.settle_columns(recipe, ask=None) is recipe
+
     def test_nowhere_else(self, tmp_path):
         recipe = resolve_recipe(None, {"train": [str(tmp_path / "missing.txt")]})
         assert asking.settle_columns(recipe) is recipe
