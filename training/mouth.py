@@ -267,8 +267,9 @@ def spoken_sums(logits: Tensor, labels: Tensor, ids: Tensor, *, suppressed: Sequ
         most: tokens after which an output is cut.
 
     Returns:
-        (B, 4) in float64: target tokens before the first that the forced pass gets wrong, as far as they may be
-        written; how many of them were; whether the target does not fit into `most`; whether all of it was written.
+        (B, 4), as wide as the device has numbers: target tokens before the first that the forced pass gets wrong, as
+        far as they may be written; how many of them were; whether the target does not fit into `most`; whether all of
+        it was written.
     """
     labels_in_reach = labels[:, :most]
     may_be_said = ~torch.isin(labels_in_reach, torch.tensor(suppressed, dtype=labels.dtype, device=labels.device))
@@ -277,7 +278,13 @@ def spoken_sums(logits: Tensor, labels: Tensor, ids: Tensor, *, suppressed: Sequ
     written = nn.functional.pad(ids, (0, room), value=-1)[:, 1 : labels_in_reach.shape[1] + 1]
     said = ((written == labels_in_reach) & foreseen.bool()).cumprod(-1).sum(-1)
     num_tokens = (labels != IGNORED_LABEL).sum(-1)
-    return torch.stack([x.double() for x in (foreseen.sum(-1), said, num_tokens > most, said == num_tokens)], dim=-1)
+    sums = (foreseen.sum(-1), said, num_tokens > most, said == num_tokens)
+    return torch.stack([each.to(widest_floats(logits.device)) for each in sums], dim=-1)
+
+
+def widest_floats(device: torch.device) -> torch.dtype:
+    """Return the type in which sums of a sentence are kept on a device: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from seqloom.training.fault_tolerance.resumable import ResumableTrainer
 from seqloom.training.fault_tolerance.run_health import MouthError, TrainingError, speechless
 from seqloom.training.monitoring.gradient_flow import GradientFlow
 from seqloom.training.monitoring.progress import RunClock, TokenMeter, TrainingProgress
-from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums
+from seqloom.training.mouth import Doubt, broken_mouth, doubt_of, misread_in, spoken_sums, widest_floats
 from seqloom.training.pushing import PushingTrainer
 from seqloom.training.quality import rdrop
 from seqloom.training.quality.moving_average import MovingAverage
@@ -321,7 +321,8 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
                 raise
             self._failures = [explain_error(error)]  # the others wait in the next gather: `score` ends them all
             rows = inputs["labels"].new_zeros(len(inputs["labels"]), 4)
-            predictions = rows[:, :3].double(), rows[:, :1], rows.double()
+            sums = rows.to(widest_floats(rows.device))
+            predictions = sums[:, :3], rows[:, :1], sums
             predictions = predictions if self.evaluation.metrics else predictions[:1]
         if self.evaluation.metrics:
             self._read_again(inputs, predictions[1])
@@ -382,7 +383,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         if failures := gather_object(self._failures):
             raise TrainingError(failures[0])
         forced, *decoded = prediction.predictions
-        nll, num_tokens, num_correct = forced.sum(axis=0)
+        nll, num_tokens, num_correct = forced.sum(axis=0, dtype=np.float64)
         loss = float(nll / num_tokens)
         scores: dict[str, Any] = {
             "loss": loss,
@@ -491,9 +492,10 @@ def forced_sums(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, T), -100 where there is no target.
 
     Returns:
-        (B, 3) in float64, so that sums over a set lose nothing.
+        (B, 3) in float64 where the device has it, so that sums lose nothing.
     """
     nll = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     is_target = labels != IGNORED_LABEL
     is_correct = (logits.argmax(-1) == labels) & is_target
-    return torch.stack([x.double().sum(-1) for x in (nll.view_as(labels), is_target, is_correct)], dim=-1)
+    wide = widest_floats(labels.device)
+    return torch.stack([each.to(wide).sum(-1) for each in (nll.view_as(labels), is_target, is_correct)], dim=-1)
