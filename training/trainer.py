@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,17 +167,18 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches; they are rank-aware already, so accelerate must not shard them again."""
         workers: dict[str, Any] = {}
-        if self.args.dataloader_num_workers:
+        num_workers = self.args.dataloader_num_workers
+        if num_workers:
             named = ("prefetch_factor", "multiprocessing_context")
             workers = {name: getattr(self.args, f"dataloader_{name}", None) for name in named}
         return UpdateLoader(
             self.encodings or self.train_dataset.select_columns(list(MODEL_COLUMNS)),
             batch_sampler=self.train_sampler(),
             collate_fn=self.train_collator,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and not self.encodings,  # they know one epoch
-            worker_init_fn=self._seed_worker if self.args.dataloader_num_workers else None,
+            worker_init_fn=partial(begin_worker, num_workers=num_workers, rank=self.args.process_index),
             **workers,
         )
 
@@ -191,10 +193,6 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         if self.encodings:
             return self.encodings.sampler(settings)
         return UpdateSampler(lengths_of(self.train_dataset), settings, weights=weights_of(self.train_dataset))
-
-    def _seed_worker(self, worker_id: int) -> None:
-        ignore_stop_signals()
-        seed_worker(worker_id, self.args.dataloader_num_workers, self.args.process_index)
 
     # Loss --------------------------------------------------------------------------------------------------------
 
@@ -456,6 +454,12 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
         """Save the target side's tokenizer too, where it has its own, and a running checkpoint's card."""
         self.tokenizers.save(folder)
         self.write_checkpoint_card(folder)
+
+
+def begin_worker(worker_id: int, num_workers: int, rank: int) -> None:
+    """Begin in a data worker; a function of the module, for a worker that is not forked gets it by its name."""
+    ignore_stop_signals()
+    seed_worker(worker_id, num_workers, rank)
 
 
 class LogLastUpdates(TrainerCallback):
