@@ -66,6 +66,17 @@ def training_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     return arguments
 
 
+def describe_idle_devices(arguments: Seq2SeqTrainingArguments) -> str:
+    """Say how all GPUs of a machine are used where one process sees several; "": there is nothing to say."""
+    count = torch.cuda.device_count() if arguments.device.type == "cuda" else 0
+    if arguments.world_size > 1 or count < 2:
+        return ""
+    return (
+        f"one of {count} GPUs is used; accelerate launch --config_file configuration/accelerate/multi-gpu.yaml "
+        f"--num_processes {count} training/train.py with the same flags uses all"
+    )
+
+
 TRACKERS = {
     **{name: name for name in ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "neptune")},
     **{name: name for name in ("swanlab", "tensorboard", "trackio", "wandb")},

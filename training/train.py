@@ -78,7 +78,13 @@ from seqloom.training.quality.averaging import KeepBestCheckpoints
 from seqloom.training.quality.selection import EarlyStopping
 from seqloom.training.reading.asking import settle_columns
 from seqloom.training.reading.unread import find_unread
-from seqloom.training.settings import generation_config, metrics_of, refuse_missing_trackers, training_arguments
+from seqloom.training.settings import (
+    describe_idle_devices,
+    generation_config,
+    metrics_of,
+    refuse_missing_trackers,
+    training_arguments,
+)
 from seqloom.training.tokenizer import SeqloomTokenizers
 from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer
 from seqloom_cli.command import CommandParser, StoppedError, print_what_goes, run_command
@@ -216,6 +222,7 @@ def prepare(
             "rivals": describe_rivals(corpus),
             "tags": tags,
             "hint": hint_at_languages(recipe),
+            "devices": describe_idle_devices(arguments),
         }
         for subject, line in lines.items():
             if line:

@@ -117,6 +117,7 @@ class SeqloomTrainer(ResumableTrainer, PushingTrainer):
             has_muon: whether Muon learns the layers' matrices, see `muon`.
         """
         freeze_inert_parameters(model)
+        args._n_gpu = min(1, args.n_gpu)  # nn.DataParallel would cut batches and scale losses its own way
         if batching.packed:
             attend_to_packed(model)
         model.set_input_embeddings(model.get_input_embeddings())  # tied tables as one module: FSDP2 refuses two

@@ -2,19 +2,25 @@
 
 import math
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.distributed.fsdp import StateDictType
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
 import seqloom
+from seqloom.training import mouth
+from seqloom.training import trainer as trainer_module
 from seqloom.training.examples import lengths_of, longest_first
+from seqloom.training.settings import describe_idle_devices
 from seqloom.training.tokenizer import train_tokenizer
-from seqloom.training.trainer import EvaluationSettings, freeze_inert_parameters
+from seqloom.training.trainer import EvaluationSettings, SeqloomTrainer, freeze_inert_parameters
 from tests.tiny_trainer import tiny_pairs, tiny_tokenizers, tiny_trainer
 from tests.toy import toy_pairs
 
@@ -182,3 +188,57 @@ def test_shards_that_would_save_no_model_are_refused(make_trainer):
         ValueError, match=r"fsdp_state_dict_type=SHARDED_STATE_DICT leaves .* write fsdp_state_dict_type"
     ):
         trainer._refuse_sharded_state()
+
+
+# Other devices -------------------------------------------------------------------------------------------------------
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what Apple's GPUs do not have."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(each, torch.Tensor) and each.dtype == torch.float64 for each in tree_leaves(result)):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return result
+
+
+def test_an_evaluation_does_without_float64_where_there_is_none(make_trainer, monkeypatch):
+    settings = EvaluationSettings(("exact_match",), max_new_tokens=6)
+    keys = {"evaluation": settings, "model": {"position_embedding_type": "rotary"}}
+    expected = make_trainer(**keys).evaluate()
+    rule = mouth.widest_floats
+    for module in (mouth, trainer_module):
+        monkeypatch.setattr(module, "widest_floats", lambda device: rule(torch.device("mps")))
+    with NoFloat64():
+        scores = make_trainer(**keys).evaluate()
+    for name in ("eval_loss", "eval_token_accuracy", "eval_exact_match"):
+        assert scores[name] == pytest.approx(expected[name], rel=1e-6), name
+
+
+def test_a_data_worker_that_is_not_forked_gets_all_it_needs(make_trainer):
+    loader = make_trainer(dataloader_num_workers=1).get_train_dataloader()
+    for part in (loader.worker_init_fn, loader.collate_fn, loader.dataset):
+        ForkingPickler.dumps(part)
+
+
+def test_one_process_uses_one_gpu_and_says_how_to_use_all(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    trainer.args._n_gpu = 4  # as one process finds them
+    again = SeqloomTrainer(
+        trainer.model,
+        trainer.args,
+        tokenizers=trainer.tokenizers,
+        batching=trainer.batching,
+        train_dataset=tiny_pairs(trainer.tokenizers),
+    )
+    assert again.args.n_gpu == 1, "else Trainer wraps the model in nn.DataParallel"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert describe_idle_devices(trainer.args) == ""
+    alone = SimpleNamespace(device=torch.device("cuda"), world_size=1)
+    said = describe_idle_devices(alone)
+    assert said.startswith("one of 4 GPUs is used; accelerate launch ")
+    assert "--num_processes 4 training/train.py" in said
+    assert describe_idle_devices(SimpleNamespace(device=torch.device("cuda"), world_size=4)) == ""
