@@ -400,6 +400,11 @@ def add_quality_tools(trainer: SeqloomTrainer, recipe: Recipe, folder: RunFolder
     if recipe.average_by == "best":
         metric, higher = str(arguments.metric_for_best_model), bool(arguments.greater_is_better)
         trainer.add_callback(KeepBestCheckpoints(recipe.average_checkpoints, metric, higher=higher))
+    if recipe.log_gradient_flow and trainer.is_deepspeed_enabled:
+        raise RecipeError(
+            "log_gradient_flow reads the gradient of each weight, and DeepSpeed keeps them elsewhere; leave it out, or "
+            "use DDP or FSDP."
+        )
     if recipe.log_gradient_flow:
         trainer.watch_gradients(folder.records)
         if not can_draw() and trainer.is_world_process_zero():

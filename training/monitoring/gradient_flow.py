@@ -66,6 +66,10 @@ class GradientFlow(TrainerCallback):
         """Return the latest norms as Trainer logs them, e.g. `gradient_norm/encoder.0`."""
         return {f"{PREFIX}{name}": float(_whole(norm)) for name, norm in self._norms.items()}
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the parameters that are trained; FSDP has put shards in the place of those that were."""
+        self.layers = parameters_by_layer(kwargs["model"])
+
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw what was read, over all starts of the run."""
         rows = gradient_rows(state.log_history)

@@ -109,3 +109,13 @@ def test_the_watcher_reads_what_autograd_says(tmp_path, tiny_model):
     read = watcher.read()
     for name, norm in expected.items():
         assert read[f"gradient_norm/{name}"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_the_parameters_are_those_that_are_trained(tiny_model, tmp_path):
+    """FSDP puts shards in the place of those that were there when the trainer was built."""
+    flow, trained = GradientFlow(tiny_model(), tmp_path), tiny_model()
+    flow.on_train_begin(None, None, None, model=trained)
+    gradients = gradients_of(trained)
+    flow.measure(1.0, 0.0)
+    for name, norm in gradients.items():
+        assert flow.read()[f"gradient_norm/{name}"] == pytest.approx(norm)

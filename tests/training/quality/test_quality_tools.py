@@ -168,6 +168,11 @@ def test_what_auto_chose_is_left_out_where_weights_are_sharded_and_said(recipe, 
     assert "average_checkpoints, which auto chose, averages whole weights" in caplog.text
 
 
+def test_gradients_that_deepspeed_keeps_are_not_logged(recipe):
+    with pytest.raises(RecipeError, match=r"log_gradient_flow reads the gradient of each weight, and DeepSpeed keeps"):
+        add_quality_tools(shell_of_trainer(is_deepspeed_enabled=True), recipe(log_gradient_flow=True), None)
+
+
 def test_muon_is_warned_of_where_it_unlearns_a_parent(recipe, caplog):
     trainer = shell_of_trainer()
     add_quality_tools(trainer, recipe(muon=True), None)
