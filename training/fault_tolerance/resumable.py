@@ -14,6 +14,7 @@ and what these hooks add:
 - the best checkpoint is loaded without a look at its files -> held against the seal
 - with save_total_limit=1 every checkpoint-N but the best goes at the end, whoever wrote it -> the end stays, too
 - an early stop between two saves leaves no checkpoint of the end -> it is saved
+- random states of Apple's and Intel's GPUs are not saved -> they are
 - on more processes than before, a new one finds no random state to go on from -> seeded by the number of the update
 - signals, full disks, memory and broken losses end in tracebacks -> see `interruption` and `run_health`
 """
@@ -259,11 +260,23 @@ class ResumableTrainer(Trainer):
         finally:
             self.micro_batch.is_evaluating = False
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save this process's random state, also that of a device which Trainer leaves out."""
+        super()._save_rng_state(output_dir)
+        if device := forgotten_device(self.args.device):
+            torch.save(device.get_rng_state(), self._device_state(output_dir))
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore this process's random state; one that was not there before keeps a seed of its own."""
         if checkpoint is not None:
             set_seed(self.args.seed + self.args.process_index + self.args.world_size * self.state.global_step)
         super()._load_rng_state(checkpoint)
+        device = forgotten_device(self.args.device)
+        if device and checkpoint is not None and (file := self._device_state(checkpoint)).is_file():
+            device.set_rng_state(torch.load(file, weights_only=True))
+
+    def _device_state(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"rng_state_device_{self.args.process_index}.pth"
 
     # Checkpoints -------------------------------------------------------------------------------------------------
 
@@ -417,13 +430,19 @@ def ended_early(saved: TrainerState) -> bool:
     return bool(control.get("should_training_stop")) and saved.global_step < saved.max_steps
 
 
+def forgotten_device(device: torch.device) -> Any:
+    """Return torch's module for a device whose random state Trainer does not save; None: it does."""
+    return torch.get_device_module(device) if device.type in ("mps", "xpu") else None
+
+
 @contextlib.contextmanager
 def kept_random_state() -> Iterator[None]:
     """Give back the state of every random generator as it was: Python's, NumPy's, torch's on CPU and device."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    devices = [torch.accelerator.current_device_index()] if device else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices, device_type=device.type if device else "cuda"):
             yield
     finally:
         random.setstate(python)

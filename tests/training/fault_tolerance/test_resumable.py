@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
+from seqloom.training.fault_tolerance import resumable
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, find_fault
 from seqloom.training.fault_tolerance.interruption import StopSignals
 from seqloom.training.fault_tolerance.resumable import CheckpointPart, ResumableTrainer, ended_early, kept_random_state
@@ -532,3 +534,38 @@ def test_a_full_disk_is_named(make_trainer, tmp_path, monkeypatch):
         monkeypatch.setattr(TrainerState, "save_to_json", refuse)
 
     check_refused(make_trainer(Acting(5, fill_disk)), tmp_path / "run", "No space left on device")
+
+
+# Devices that Trainer leaves out -------------------------------------------------------------------------------------
+
+
+def test_the_random_state_of_every_device_comes_back(make_trainer, tmp_path, monkeypatch):
+    state, restored = torch.arange(16, dtype=torch.uint8), []
+    device = SimpleNamespace(get_rng_state=lambda: state, set_rng_state=restored.append)
+    monkeypatch.setattr(resumable, "forgotten_device", lambda device_: device)
+    trainer = make_trainer()
+    trainer._save_rng_state(str(tmp_path))
+    trainer._load_rng_state(str(tmp_path))
+    assert [each.tolist() for each in restored] == [state.tolist()]
+    trainer._load_rng_state(str(tmp_path / "none"))
+    trainer._load_rng_state(None)
+    assert len(restored) == 1
+
+
+def test_a_look_aside_keeps_the_random_state_of_any_device(monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def fork(devices, device_type):
+        asked.append((devices, device_type))
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    with kept_random_state():
+        pass
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    with kept_random_state():
+        pass
+    assert asked == [([], "cuda"), ([0], "mps")]
