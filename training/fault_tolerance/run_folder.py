@@ -70,7 +70,9 @@ CHANGEABLE = frozenset(
     | {"logging_strategy", "logging_dir", "disable_tqdm", "dataloader_num_workers", "per_device_eval_batch_size"}
     | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_revision", "languages", "license"}
     | {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
-    | {"average_checkpoints", "average_by", "log_gradient_flow"}
+    | {"average_checkpoints", "average_by", "log_gradient_flow", "activation_checkpointing", "dataloader_pin_memory"}
+    | {"dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"}
+    | {"ddp_backend", "ddp_bucket_cap_mb", "ddp_timeout"}
 )
 CHANGED = "changed"
 """Folder below `STAGING` with those records of a run that goes on which may change."""

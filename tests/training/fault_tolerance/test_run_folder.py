@@ -240,6 +240,13 @@ MODEL = {
 CODE = {"sha256": {"a.py": hashlib.sha256(b"pass").hexdigest()}}
 
 
+def test_what_is_about_speed_alone_may_change(tmp_path):
+    folder = begin_folder(tmp_path / "run")
+    save_checkpoint(folder)
+    faster = {"ddp_timeout": 7200, "ddp_backend": "gloo", "ddp_bucket_cap_mb": 50, "dataloader_pin_memory": False}
+    open_folder(folder.path, **faster, dataloader_prefetch_factor=4, dataloader_num_workers=1)
+
+
 @pytest.fixture
 def finished(tmp_path):
     """A finished run with its model."""
