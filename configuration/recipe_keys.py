@@ -126,6 +126,7 @@ RESERVED: dict[str, str] = {
     "do_predict": "name the data with test",
     "resume_from_checkpoint": "use resume",
     "local_rank": "start several processes with accelerate launch",
+    "save_on_each_node": "the output folder is one, on a disk that all machines share; leave it out",
     "parallelism_config": "describe the hardware to accelerate config",
     "use_cache": "decoding always caches and training never does; leave it out",
     "debug": "as a flag of the command line, --debug shows the traceback of an error",

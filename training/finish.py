@@ -22,7 +22,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
 )
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing
-from seqloom.training.fault_tolerance.together import refused_together
+from seqloom.training.fault_tolerance.together import from_main_process
 from seqloom.training.held_out import found_in
 from seqloom.training.metrics import score
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
@@ -68,7 +68,7 @@ def average_run(trainer: SeqloomTrainer, count: int, by: str) -> dict[str, Any]:
         load_weights(trainer.model, average_weights(checkpoints))
         return updates, missing
 
-    updates, missing = refused_together(average)
+    updates, missing = from_main_process(average)
     if args.world_size > 1:
         for parameter in trainer.model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
@@ -145,7 +145,7 @@ def final_scores(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, 
     trainer.remove_callback(SampleOutputs)
     trainer.evaluation = replace(trainer.evaluation, num_beams=num_beams)
     if num_beams > 1 and trainer.evaluation.metrics and not trainer.is_sharded:
-        refused_together(lambda: check_trained(trainer.model))  # what beams write is not read again
+        from_main_process(lambda: check_trained(trainer.model))  # what beams write is not read again
     results: dict[str, Any] = {}
     for split in ("validation", "test"):
         if split in data:

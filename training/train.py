@@ -5,17 +5,16 @@
 Without arguments it trains the date demo. `seqloom train` is the same door.
 """
 
+import contextlib
 import logging
 import math
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import Seq2SeqTrainingArguments, set_seed
 
@@ -35,10 +34,10 @@ from seqloom.training.demo import DEMO_EXAMPLES
 from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
 from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished, with_recorded_precision
-from seqloom.training.fault_tolerance.interruption import StopSignals
+from seqloom.training.fault_tolerance.interruption import StopSignals, is_launched
 from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import explained_disks, explained_writing
-from seqloom.training.fault_tolerance.together import from_main_process, refused_together
+from seqloom.training.fault_tolerance.together import from_main_process, main_process_first, refuse_unshared
 from seqloom.training.finish import (
     average_run,
     final_scores,
@@ -113,18 +112,16 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> dict[str, Any]:
     arguments = training_arguments(recipe)
     if arguments.device.type == "cpu":
         keep_freed_memory()
-    is_main = arguments.process_index == 0
-    try:
-        with (
-            StopSignals() as signals,
-            explained_disks(folder.path),
-            folder.hold(is_main=is_main),
-            library_bars(wanted=not arguments.disable_tqdm),
-        ):
-            PartialState().wait_for_everyone()
+    with (
+        StopSignals(folder.note_stop) as signals,
+        explained_disks(folder.path),
+        contextlib.ExitStack() as held,
+        library_bars(wanted=not arguments.disable_tqdm),
+    ):
+        from_main_process(lambda: held.enter_context(folder.hold()))
+        with contextlib.nullcontext() if dry_run else noted_end(folder, is_main=arguments.process_index == 0):
+            refuse_unshared(folder.path)
             return train_in(folder, recipe, arguments, signals, dry_run=dry_run)
-    except StoppedError as stop:
-        raise (stop if dry_run else noted(stop, folder)) from None
 
 
 def train_in(
@@ -145,8 +142,8 @@ def train_in(
         dry_run: see `train`.
     """
     if folder.is_finished and recipe.resume == "auto" and is_whole(folder.results()):
-        asked = refused_together(lambda: asked_of_finished(folder, recipe))
-        lost = refused_together(lambda: refuse_lost_model(folder))
+        asked = from_main_process(lambda: asked_of_finished(folder, recipe))
+        lost = from_main_process(lambda: refuse_lost_model(folder))
         if asked in (Asked.NOTHING, Asked.CARD) and not lost:
             return {} if dry_run else finished_before(folder, recipe, arguments, asked)
         if arguments.process_index == 0 and lost:
@@ -176,7 +173,7 @@ def train_in(
     try_together(trainer, results, "samples", lambda: outputs.extend(trainer.write_texts(prompts)))
     if trainer.is_world_process_zero():
         show_the_end(trainer, folder, recipe, data, results, prompts, outputs)
-    refused_together(lambda: refuse_unfinished(folder, results))
+    from_main_process(lambda: refuse_unfinished(folder, results))
     if trainer.args.push_to_hub:
         trainer.push_as_saved("End of training")
     return results
@@ -191,7 +188,7 @@ def prepare(
     """
     set_seed(arguments.seed)
     parent = from_main_process(lambda: parent_of(recipe, folder))
-    with arguments.main_process_first(desc="preparing data and vocabulary"):
+    with main_process_first():
         corpus, facts = read_corpus(recipe)
         choice = choose_for(recipe, corpus["train"], folder)
         facts["train"]["auto"] = asdict(choice)
@@ -265,13 +262,27 @@ def finished_before(
     return folder.results()
 
 
-def noted(stop: StoppedError, folder: RunFolder) -> StoppedError:
-    """Write that the run was stopped, where a script can see it, and say so where a launcher hides the exit code."""
-    if not str(stop):  # another process says it
-        return stop
-    folder.note_stop(str(stop))
-    hint = f" The launcher ends with 1; {folder.stop_file} tells a script that the run wants to go on."
-    return StoppedError(f"{stop}{hint if 'TORCHELASTIC_RUN_ID' in os.environ else ''}", stop.exit_code)
+@contextlib.contextmanager
+def noted_end(folder: RunFolder, *, is_main: bool) -> Iterator[None]:
+    """Write that the run was stopped, where a script can see it, and say so where a launcher hides the exit code.
+
+    A launcher sends SIGTERM to the others where one process fails: that is no stop, and so a failure is noted, too.
+    """
+    try:
+        yield
+    except StoppedError as stop:
+        if not is_main or not str(stop):  # the first process says it
+            raise StoppedError("", stop.exit_code) from None
+        is_noted = folder.note_stop(str(stop))
+        hint = f" The launcher ends with 1; {folder.stop_file} tells a script that the run wants to go on."
+        is_hidden = is_noted and is_launched()
+        raise StoppedError(f"{stop}{hint if is_hidden else ''}", stop.exit_code) from None
+    except Exception:
+        if is_main:
+            folder.forget_stop()
+        else:
+            folder.note_failure()
+        raise
 
 
 # The trainer ---------------------------------------------------------------------------------------------------------
@@ -480,7 +491,7 @@ def listen_before_training(
         ):
             return check_mouth(trainer.model, trainer.tokenizers, data["train"], staging, checkpoint)
 
-    line = refused_together(listen) if not trainer.is_sharded else "not checked, for the weights are sharded"
+    line = from_main_process(listen) if not trainer.is_sharded else "not checked, for the weights are sharded"
     if trainer.is_world_process_zero():
         say(f"mouth     {line}")
 

@@ -1,5 +1,6 @@
 """The configurations for `accelerate launch`, read by accelerate's own loader and launcher."""
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import StateDictType
+from torch.distributed.launcher.api import LaunchConfig
 
 ROOT = Path(__file__).parents[2]
 TYPES = {
@@ -82,3 +84,13 @@ def test_fsdp_reaches_the_training_process_as_version_2_that_saves_whole_models(
     assert plugin.fsdp_version == 2
     assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT
     assert plugin.reshard_after_forward is True
+
+
+def test_the_job_script_gives_the_processes_time_to_save(monkeypatch):
+    """torchrun kills them after 30 s otherwise."""
+    page = (ROOT / "docs" / "DISTRIBUTED.md").read_text(encoding="utf-8")
+    seconds = int(re.search(r"^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", page, re.MULTILINE)[1])
+    before_the_end = int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)", page, re.MULTILINE)[1])
+    assert 60 < seconds < before_the_end
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(seconds))
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == seconds

@@ -14,6 +14,7 @@ more update on several processes. A launcher that is killed takes its processes 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -36,7 +37,13 @@ ORPHANED = 1
 class StopSignals:
     """While open, a stop signal waits for the running update; where nothing is trained it ends the run at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], Any] = lambda text: None) -> None:
+        """Listen from `with` on.
+
+        Args:
+            note: writes that the run is about to stop, before it saves: a scheduler may kill it before it has.
+        """
+        self.note = note
         self.received = 0
         """The signal that asked for the stop; 0: none has."""
         self.is_training = False
@@ -98,6 +105,11 @@ def name_of(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
+def is_launched() -> bool:
+    """Return whether torchrun or `accelerate launch` started this process: the exit code is lost, and so may it be."""
+    return bool({"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys())
+
+
 class StopAfterUpdate(TrainerCallback):
     """Turns a stop signal on any process into a checkpoint and a stop on all of them."""
 
@@ -110,7 +122,7 @@ class StopAfterUpdate(TrainerCallback):
         """Whether only the stop asks for the checkpoint of this update; it has no place among the regular ones."""
         self._is_postponed = False
         self._flags: Flags | None = None
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._launcher = os.getppid() if is_launched() else None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start to look for signals."""
@@ -140,7 +152,10 @@ class StopAfterUpdate(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save here if any process was asked to stop; the end of an epoch saves after its evaluation, not before."""
         assert self._flags is not None, "on_train_begin comes first"
-        self.reason = self.reason or self._flags.exchange(self._wish())
+        if not self.reason:
+            self.reason = self._flags.exchange(self._wish())
+            if self.reason and state.is_world_process_zero:
+                self.signals.note(f"Stopping by {name_of(self.reason)} after update {state.global_step:,}.")
         self.is_extra = bool(self.reason) and not control.should_save
         control.should_save = control.should_save or bool(self.reason)
         is_end = _ends_epoch(state) or state.global_step >= state.max_steps  # in the middle of an epoch, perhaps

@@ -128,18 +128,14 @@ class RunFolder:
         return None if checkpoint is None else str(checkpoint)
 
     @contextlib.contextmanager
-    def hold(self, *, is_main: bool) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Keep other runs out of the folder until the end, and remove what a killed one has left half-written.
 
-        Args:
-            is_main: whether this process speaks for the run; the others hold nothing.
+        The first process speaks for a run; the others hold nothing.
 
         Raises:
             RecipeError: when the folder is not ours, or another run is still writing there after `PATIENCE`.
         """
-        if not is_main:
-            yield
-            return
         refuse_foreign(self.path)
         created = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
@@ -173,12 +169,29 @@ class RunFolder:
         """Stands where a run was stopped on request and wants to go on, so that a script can ask for it."""
         return self.records / "stopped.json"
 
-    def note_stop(self, message: str) -> None:
-        """Write that the run was stopped on request; the next start removes it."""
+    def note_stop(self, message: str) -> bool:
+        """Write that the run was stopped on request, and return whether it was; the next start removes the note."""
+        if self._failure.exists():
+            return False
         with contextlib.suppress(OSError, RecipeError):
             refuse_foreign(self.path)
             self.records.mkdir(parents=True, exist_ok=True)
             write_json(self.stop_file, {"stopped": message})
+        return self.stop_file.exists()
+
+    def forget_stop(self) -> None:
+        """Remove the note, for the run failed before it had stopped."""
+        with contextlib.suppress(OSError):
+            self.stop_file.unlink(missing_ok=True)
+
+    @property
+    def _failure(self) -> Path:
+        return self.path / STAGING / ".failed.tmp"  # a name that is in no start's way
+
+    def note_failure(self) -> None:
+        """Tell the first process that another one has failed; a launcher ends it as if it were asked to stop."""
+        with contextlib.suppress(OSError):  # no such folder: the first process has ended
+            self._failure.touch()
 
     def _wait_for(self, handle: int) -> None:
         started = time.monotonic()

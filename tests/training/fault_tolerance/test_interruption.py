@@ -177,6 +177,27 @@ def test_a_killed_launcher_is_a_reason_to_stop(loop):
     assert "Stopped by the end of its launcher" in str(loop.stopper.error("checkpoint-7", loop.state))
 
 
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"])
+def test_every_launcher_is_looked_after(monkeypatch, name):
+    """accelerate hands no signal on to a single process; only its end can be seen."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
+    assert StopAfterUpdate()._launcher is None
+    monkeypatch.setenv(name, "no")
+    assert StopAfterUpdate()._launcher == os.getppid()
+
+
+def test_a_stop_is_noted_before_anything_is_saved(loop, signals):
+    """A scheduler may kill the run before it has."""
+    noted = []
+    signals.note = noted.append
+    assert not loop(0.5).should_save
+    signals.received = signal.SIGUSR1
+    for _ in range(2):
+        assert loop(0.5).should_save
+    assert noted == ["Stopping by SIGUSR1 after update 7."]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, EXIT_INTERRUPTED)])
 def test_the_end_says_how_to_go_on_and_has_its_own_exit_code(loop, number, code, capsys):
     loop.stopper.reason = number

@@ -89,7 +89,7 @@ def test_killed_at_any_call_of_its_start_a_run_starts_again(tmp_path, monkeypatc
                     survived = True
                 except Killed:
                     survived = False
-            with RunFolder(path).hold(is_main=True):
+            with RunFolder(path).hold():
                 begin_folder(path, **keys)
             assert resolve_recipe(path / "run" / "recipe.yaml")
             assert not again or (path / "run" / "notes.txt").read_text() == "mine"
@@ -102,7 +102,7 @@ def test_killed_at_any_call_of_its_start_a_run_starts_again(tmp_path, monkeypatc
 def test_a_value_that_is_refused_does_not_pin_the_folder(tmp_path):
     for keys in ({"vocab_size": 200}, {"vocab_size": 300}):
         folder = RunFolder(tmp_path / "deep" / "run")
-        with contextlib.suppress(ValueError), folder.hold(is_main=True):
+        with contextlib.suppress(ValueError), folder.hold():
             open_folder(folder.path, **keys)
             raise ValueError("refused")
         assert not list(tmp_path.iterdir()), "not even an empty folder"
@@ -128,7 +128,7 @@ def test_a_refused_start_over_loses_nothing(tmp_path):
     """A run is replaced when its successor trains, not when it is asked for."""
     folder = begin_folder(tmp_path / "run")
     save_checkpoint(folder)
-    with contextlib.suppress(ValueError), folder.hold(is_main=True):
+    with contextlib.suppress(ValueError), folder.hold():
         open_folder(folder.path, resume="never", vocab_size=200)
         assert folder.last_checkpoint() is None
         raise ValueError("refused")
@@ -284,9 +284,7 @@ def test_a_run_removes_what_a_killed_one_left(tmp_path):
     folder = begin_folder(tmp_path / "run")
     (folder.path / "_saving" / "checkpoint-5").mkdir(parents=True)
     folder.note_stop("Stopped.")
-    with folder.hold(is_main=False):
-        assert (folder.path / "_saving").is_dir()
-    with folder.hold(is_main=True):
+    with folder.hold():
         assert not (folder.path / "_saving").exists()
         assert not folder.stop_file.exists()
 
@@ -295,7 +293,7 @@ def test_a_stop_before_the_first_update_is_noted_and_in_nobodys_way(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.note_stop("Stopped by SIGTERM.")
     assert json.loads(folder.stop_file.read_text()) == {"stopped": "Stopped by SIGTERM."}
-    with folder.hold(is_main=True):
+    with folder.hold():
         assert not folder.stop_file.exists()
     (tmp_path / "foreign" / "run").mkdir(parents=True)
     (tmp_path / "foreign" / "run" / "mine").write_text("")
@@ -312,7 +310,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, caplog, monkeypatch):
     if other == 0:
         try:
             os.setsid()
-            with folder.hold(is_main=True):
+            with folder.hold():
                 if os.fork() == 0:
                     time.sleep(60)  # a data worker that outlives its run
                 os.write(writer, b"held")
@@ -323,14 +321,14 @@ def test_two_runs_do_not_share_a_folder(tmp_path, caplog, monkeypatch):
         assert os.read(reader, 4) == b"held"
         with (
             pytest.raises(RecipeError, match=r"another run is still writing to .*; wait for its end, stop it, or"),
-            folder.hold(is_main=True),
+            folder.hold(),
         ):
             pass
         assert "waiting for its end" in caplog.text
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
         monkeypatch.setattr(run_folder, "PATIENCE", 5)
-        with folder.hold(is_main=True):  # though the worker still lives
+        with folder.hold():  # though the worker still lives
             pass
     finally:
         os.killpg(other, signal.SIGKILL)
@@ -338,7 +336,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, caplog, monkeypatch):
 
 def test_a_fork_does_not_take_the_folder_with_it(tmp_path):
     """What is closed in the child is what was held at that time, not whatever has its number now."""
-    with RunFolder(tmp_path).hold(is_main=True):
+    with RunFolder(tmp_path).hold():
         pass
     with (tmp_path / "file").open("w") as file:
         child = multiprocessing.get_context("fork").Process(target=os.fstat, args=(file.fileno(),))
