@@ -1,6 +1,7 @@
 """SeqloomTrainer: the loss ignores how an update is cut, checkpoints are whole, scores are token-weighted."""
 
 import math
+from dataclasses import fields
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from torch.distributed.fsdp import StateDictType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 import seqloom
@@ -222,6 +223,21 @@ def test_a_data_worker_that_is_not_forked_gets_all_it_needs(make_trainer):
     loader = make_trainer(dataloader_num_workers=1).get_train_dataloader()
     for part in (loader.worker_init_fn, loader.collate_fn, loader.dataset):
         ForkingPickler.dumps(part)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "dataloader_multiprocessing_context" not in {field.name for field in fields(Seq2SeqTrainingArguments)},
+    reason="transformers cannot be told how workers start",
+)
+def test_updates_of_a_worker_that_is_not_forked_are_those_of_none(make_trainer):
+    losses = []
+    for workers in ({}, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}):
+        trainer = make_trainer(max_steps=2, **workers)
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
 
 
 def test_one_process_uses_one_gpu_and_says_how_to_use_all(make_trainer, monkeypatch):
