@@ -95,7 +95,8 @@ class TestPlainText:
             stream = io.StringIO()
             stream.isatty = lambda: True
             monkeypatch.setattr(f"sys.{name}", stream)
-        assert asking.settle_columns(recipe, ask=None) is recipe
+        monkeypatch.setattr(asking, "ask", pytest.fail)
+        assert asking.settle_columns(recipe) is recipe
 
     def test_nowhere_else(self, tmp_path):
         recipe = resolve_recipe(None, {"train": [str(tmp_path / "missing.txt")]})
