@@ -5,7 +5,6 @@ count examples or tokens, and the table of `data_size` that knows its models. Th
 decides only on what nobody names.
 """
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -184,8 +183,6 @@ class Looks:
     """Share of the pairs whose source has other targets, too."""
     kept: float = 0.0
     """How much of a source stands in its target in the same order, 0 to 1, on average; 0 for much longer targets."""
-    regular: float = 0.0
-    """Share of the words whose first letter becomes what it becomes in most others; 0 unless `is_tagged`."""
     longest: float = 1.0
     """How many times as many characters as the average pair has the longest of 99 in 100."""
 
@@ -201,9 +198,8 @@ class Looks:
         )
         source, target = Side.of(sources), Side.of(targets)
         is_tagged = source.characters >= 3 * source.words and _are_aligned(sources, targets)
-        regular = _regularity(sources, targets) if is_tagged else 0.0
         rephrased = count_rivals(sources, targets) / max(1, len(sources))
-        return cls(source, target, likeness, is_tagged, rephrased, kept, regular, _longest(sources, targets))
+        return cls(source, target, likeness, is_tagged, rephrased, kept, _longest(sources, targets))
 
     @property
     def respelling(self) -> str:
@@ -211,8 +207,6 @@ class Looks:
         ways = {
             f"{self.likeness:.0%} of a target stand in its source": self.likeness >= 0.75,
             f"{self.kept:.0%} of a source stand in its target": self.kept >= 0.9,
-            # Phones of words 0.84 and more, words drawn for words 0.18 and less (LOG: unseen corpora).
-            f"{self.regular:.0%} of the words begin as their first letter says": self.regular >= 0.6,
         }
         return next((way for way, is_found in ways.items() if is_found), "")
 
@@ -384,19 +378,6 @@ def _kept(source: str, target: str) -> float:
     if not 0.9 * len(source) <= len(target) <= MOST_GROWTH * len(source):
         return 0.0
     return LCSseq.similarity(source, target) / max(1, len(source))
-
-
-def _regularity(sources: Sequence[str], targets: Sequence[str]) -> float:
-    """Return how well first letters of words foretell those of their counterparts, seen in the other words."""
-    pairs = zip(sources, targets, strict=True)
-    words = {
-        pair for source, target in pairs for pair in zip(source.lower().split(), target.lower().split(), strict=False)
-    }
-    found: dict[str, Counter[str]] = {}
-    for word, counterpart in words:
-        found.setdefault(word[0], Counter())[counterpart[0]] += 1
-    others = sum(counts.total() - 1 for counts in found.values())
-    return sum(max(counts.values()) - 1 for counts in found.values()) / max(1, others)
 
 
 def _share(flags: Iterable[bool]) -> float:

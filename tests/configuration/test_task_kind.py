@@ -167,7 +167,7 @@ CORPORA: dict[str, tuple[Callable[[random.Random], Pair], TaskKind, str]] = {
     "spelling": (misspelt, RESPELT, "char -> char"),
     "Chinese to its words": (segmented, RESPELT, "char -> char"),
     "Arabic with its vowels": (voweled, RESPELT, "char -> char"),
-    "sentences in other letters": (transliterated, RESPELT, "char -> char"),
+    "sentences in other letters": (transliterated, SENTENCES, "bpe -> bpe"),  # LOG: unseen corpora
     "sentences word by word": (glossed, SENTENCES, "bpe -> bpe"),
     "SQL": (lambda r: (sentence(r, "?"), f"SELECT {word(r)} FROM {word(r)} WHERE {word(r)} > 3"), CODE, "bpe -> bpe"),
     "JSON with names": (json_line, CODE, "bpe -> bpe"),
