@@ -89,7 +89,8 @@ def choose(recipe: Recipe, num_examples: int, looks: Looks) -> Choice:
     if kind.counts_sequences:
         sequences = max(LEAST_SEQUENCES, min(MOST_SEQUENCES, num_examples // EXAMPLES_A_SEQUENCE))
         settings["tokens_per_update"] = min(MOST_TOKENS_AN_UPDATE, round(sequences * tokens))
-    _fit_to_length(settings, tokens, looks.longest)
+    if "tokens_per_update" not in recipe.named:
+        _fit_to_length(settings, tokens, looks.longest)
     if subwords and looks.source.is_numeric and "word" not in kinds:  # in words AH0 and I_1 are one
         settings["split_digits"] = True
     if kinds[0] == "char" and kind.reads_letters_of_syllables(looks) and "joint_vocabulary" not in recipe.named:

@@ -315,7 +315,7 @@ def encode(
             encode_table,
             batched=True,
             num_proc=num_proc,
-            fn_kwargs={"tokenizers": tokenizers},
+            fn_kwargs={"tokenizers": tokenizers, "target_rule": TARGET_RULE},
             desc=f"Tokenizing {split}",
             **options,
         )
@@ -444,7 +444,11 @@ def refuse_beyond(known: int, lengths: dict[str, np.ndarray], parent: str | None
     )
 
 
-def encode_table(pairs: pa.Table, tokenizers: SeqloomTokenizers) -> pa.Table:
+TARGET_RULE = 2
+"""Raised when targets become something else: the cache of `Dataset.map` knows a function by its name alone."""
+
+
+def encode_table(pairs: pa.Table, tokenizers: SeqloomTokenizers, target_rule: int = TARGET_RULE) -> pa.Table:
     """Add token ids of both sides to some pairs, each ending in the end-of-sequence token.
 
     Targets become what decoding their ids gives, for outputs are compared with them.

@@ -283,7 +283,7 @@ class CTranslate2Engine(Engine):
     def __init__(
         self, folder: str | PathLike[str], search: Search, quantization: str = "float32", processes: int = 1
     ) -> None:
-        """Load the export beside the folder, or make it.
+        """Load the export in the cache, or make it.
 
         Raises:
             ExportError: if the engine cannot do what the folder or the search asks for.

@@ -16,8 +16,9 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
+from socket import gethostname
 from threading import Lock
 from typing import Any
 
@@ -205,7 +206,7 @@ _POSTS = tuple(f"/v1/{path}" for path in DOORS)
 _ROUTES = f"This server has GET {', '.join(_GETS)}; POST {', '.join(_POSTS)}. A client's base_url ends in /v1."
 
 
-def build_app(service: Service | None = None) -> Starlette:
+def build_app(service: Service | None = None, *, is_for_this_machine: bool = False) -> Starlette:
     """Return the application; without a service it says that it is loading until `app.state.service` is set."""
     gets = dict(zip(_GETS, (_models, _health, _metrics, _page), strict=True))
     posts = dict(zip(_POSTS, map(_asking, DOORS.values()), strict=True)) | {"/load_model": _load_model}
@@ -217,7 +218,7 @@ def build_app(service: Service | None = None) -> Starlette:
         middleware=[Middleware(_Counted), Middleware(_ForThisMachine)],
         exception_handlers=_error_handlers(),
     )
-    app.state.service = service
+    app.state.service, app.state.is_for_this_machine = service, is_for_this_machine
     return app
 
 
@@ -395,10 +396,10 @@ def _error_handlers() -> dict[Any, Callable[[Request, Any], Awaitable[Response]]
 
 
 class _ForThisMachine:
-    """Middleware that answers a loopback address by its own names alone.
+    """Middleware by which a server that listens for its machine alone is asked by no name of other sites.
 
-    A page of another site may have its own name lead to this machine; for the browser it is then of one origin with the
-    server, and may read what it answers. Such a name has a dot, and is no address.
+    A page of such a site may have its own name lead to this machine; for the browser it is then of one origin with the
+    server, and may read what it answers. Such a name has a dot, is no address, and does not end as names at home do.
     """
 
     def __init__(self, app: Any) -> None:
@@ -407,12 +408,11 @@ class _ForThisMachine:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         sent = Request(scope).headers.get("host", "") if scope["type"] == "http" else ""
         name = re.sub(r":\d*$", "", sent).strip("[]").rstrip(".")
-        is_of_others = "." in name and not name.endswith(".localhost") and _address(name) is None
-        reached = _address((scope.get("server") or [""])[0])
-        if is_of_others and reached is not None and reached.is_loopback:
+        is_of_others = "." in name and not name.endswith(HOME) and name != gethostname() and not _is_address(name)
+        if is_of_others and scope["app"].state.is_for_this_machine:
             error = RequestError(
-                f"The request came over {reached}, where this machine alone asks, and its Host is "
-                f"{json.dumps(sent[:MAX_DETAIL])}; ask {reached} or localhost, and let a proxy send that as Host.",
+                f"This server listens for its machine alone, and the request's Host is {json.dumps(sent[:MAX_DETAIL])};"
+                " ask 127.0.0.1 or localhost, let a proxy send that as Host, or serve with --host 0.0.0.0.",
                 status=421,
             )
             await JSONResponse(error.body, status_code=error.status)(scope, receive, send)
@@ -420,11 +420,15 @@ class _ForThisMachine:
             await self.app(scope, receive, send)
 
 
-def _address(text: str) -> IPv4Address | IPv6Address | None:
+HOME = (".localhost", ".local", ".internal")
+"""How names end that no site has."""
+
+
+def _is_address(text: str) -> bool:
     try:
-        return ip_address(text)
+        return bool(ip_address(text))
     except ValueError:
-        return None
+        return False
 
 
 class _Counted:

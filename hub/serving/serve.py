@@ -79,6 +79,7 @@ def serve_folder(
 
     limits, app = limits_of(read_config(folder), folder, max_tokens), build_app()
     with open_socket(host, port) as listener, listening(listener, app):
+        app.state.is_for_this_machine = is_local(listener)
         service = load_service(folder, limits, engine=engine, quantization=quantization, max_waiting=max_waiting)
         _set_up_log()
         with _ended_by_signals(service) as is_asked:
@@ -166,6 +167,11 @@ def _explain(error: OSError, host: str, port: int) -> str:
     return f"--host {host} is no address of this machine ({error.strerror}); use {HOST}, or 0.0.0.0 for all of its own."
 
 
+def is_local(listener: socket.socket) -> bool:
+    """Return whether this machine alone reaches an address."""
+    return ip_address(listener.getsockname()[0]).is_loopback
+
+
 def names_of(folder: str | PathLike[str]) -> tuple[str, ...]:
     """Return what a request may call the folder: its name first, then the paths that lead to it."""
     typed, absolute = os.fspath(folder), os.path.abspath(folder)
@@ -227,7 +233,7 @@ def _announce(name: str, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {visible(name, one_line=True)} at http://{shown}:{port}/v1; Ctrl-C ends it.")
-    if not ip_address(host).is_loopback:
+    if not is_local(listener):
         print(f"Whoever reaches {shown} can use the model: the server asks for no password.", file=sys.stderr)
 
 

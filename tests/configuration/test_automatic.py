@@ -117,7 +117,8 @@ def test_updates_hold_long_examples_and_epochs_are_fewer_by_as_much() -> None:
     few_long = Looks.of([*SENTENCES * 150, *[" ".join(SENTENCES * 300)] * 6], SENTENCES[::-1] * 153)
     assert 7_000 > fit(306, few_long)[0].tokens_per_update > 300 * sum(map(len, SENTENCES)) / 4
     assert "tokens_per_device" not in fit(2_000, documents(10))[2].settings
-    assert fit(2_000, documents(60), tokens_per_update=999)[0].tokens_per_update == 999
+    named = fit(2_000, documents(60), tokens_per_update=999)[0]
+    assert (named.tokens_per_update, named.training_arguments["num_train_epochs"]) == (999, 200)
 
 
 def test_a_side_without_spaces_has_a_vocabulary_of_its_own() -> None:

@@ -107,7 +107,7 @@ def name_of(number: int) -> str:
 
 def is_launched() -> bool:
     """Return whether torchrun or `accelerate launch` started this process: the exit code is lost, and so may it be."""
-    return bool({"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys())
+    return bool({"TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU"} & os.environ.keys())
 
 
 class StopAfterUpdate(TrainerCallback):

@@ -151,16 +151,17 @@ def find_unread(recipe: Recipe) -> UnreadColumns | None:
         return None
     names = tuple(name for name in others if name not in recipe.selection())
     columns = {name: [values[place] or "" for values in rows] for place, name in enumerate((*read, *others))}
-    found = _deciding(columns, read, others)
+    forms = tuple(name for name in names if not _is_of_few_values(columns[name]))
+    found = _deciding(columns, read, others, has_forms=bool(forms))
     if found is None:
         return UnreadColumns(file, names, read) if names and format_of(file) == "tsv" else None
     kind, name, rivals = found
     common = tuple(value for value, _ in Counter(columns[name]).most_common(SHOWN))
-    return kind(file, names, read, name, common, len(rows), rivals)
+    return kind(file, forms if kind is ReadFeatures else names, read, name, common, len(rows), rivals)
 
 
 def _deciding(
-    columns: Mapping[str, Sequence[str]], read: Sequence[str], others: Sequence[str]
+    columns: Mapping[str, Sequence[str]], read: Sequence[str], others: Sequence[str], *, has_forms: bool
 ) -> tuple[type[UnreadColumn], str, int] | None:
     """Return what a deciding column is, its name, and how many rows have a source that has another target elsewhere."""
     sources, targets = columns[read[0]], columns[read[1]]
@@ -171,7 +172,7 @@ def _deciding(
         still, name = min(left, default=(rivals, ""))
         if still * 2 <= rivals:
             return UnreadColumn, name, rivals
-    if _are_features(targets) and len(read) == 2:
+    if _are_features(targets) and len(read) == 2 and has_forms:  # without, features are what is to be learned
         return ReadFeatures, read[1], rivals
     return next(((UnreadFeatures, name, rivals) for name in others if _are_features(columns[name])), None)
 

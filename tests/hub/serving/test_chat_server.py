@@ -810,34 +810,24 @@ def test_whatever_comes_is_answered_or_refused(greedy, route, data):
         assert '"error": "' not in response.text
 
 
-HOSTS = {
-    "127.0.0.1": [
-        "127.0.0.1:8000",
-        "localhost:8000",
-        "localhost.",
-        "[::1]:8000",
-        "me.localhost",
-        "laptop",
-        "10.0.0.7",
-        "",
-    ],
-    "127.0.1.1": ["laptop:8000"],
-    "10.0.0.7": ["evil.example:8000", "model.lan"],
-}
+HOSTS = ["127.0.0.1:8000", "localhost", "localhost.:8000", "[::1]:8000", "me.localhost", "laptop", "10.0.0.7", ""]
+HOSTS += ["host.docker.internal:8000", "laptop.local"]
+OTHERS = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "evil.example."]
 
 
-@pytest.mark.parametrize(("reached", "host"), [(reached, host) for reached, hosts in HOSTS.items() for host in hosts])
-def test_a_loopback_address_is_asked_by_its_own_names(greedy, reached, host):
-    client = TestClient(chat_server.build_app(greedy.service), base_url=f"http://{reached}:8000")
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_server_of_one_machine_is_asked_by_its_names(greedy, host):
+    client = TestClient(chat_server.build_app(greedy.service, is_for_this_machine=True))
     assert client.get("/health", headers={"host": host}).json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "evil.example."])
+@pytest.mark.parametrize("host", OTHERS)
 def test_a_name_of_another_site_that_leads_to_this_machine_reads_nothing(greedy, host):
-    client = TestClient(chat_server.build_app(greedy.service), base_url="http://127.0.0.1:8000")
+    client = TestClient(chat_server.build_app(greedy.service, is_for_this_machine=True))
     response = client.post(CHAT, json={"messages": messages("abc")}, headers={"host": host})
     assert response.status_code == 421
     assert response.json()["error"]["message"] == (
-        f'The request came over 127.0.0.1, where this machine alone asks, and its Host is "{host}"; ask 127.0.0.1 or '
-        "localhost, and let a proxy send that as Host."
+        f'This server listens for its machine alone, and the request\'s Host is "{host}"; ask 127.0.0.1 or localhost, '
+        "let a proxy send that as Host, or serve with --host 0.0.0.0."
     )
+    assert greedy.client.get("/health", headers={"host": host}).status_code == 200, "one that listens for others, too"

@@ -177,11 +177,12 @@ def test_a_killed_launcher_is_a_reason_to_stop(loop):
     assert "Stopped by the end of its launcher" in str(loop.stopper.error("checkpoint-7", loop.state))
 
 
-@pytest.mark.parametrize("name", ["TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"])
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU"])
 def test_every_launcher_is_looked_after(monkeypatch, name):
     """accelerate hands no signal on to a single process; only its end can be seen."""
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
+    for launcher in ("TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(launcher, raising=False)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")  # TrainingArguments set it for torch_compile
     assert StopAfterUpdate()._launcher is None
     monkeypatch.setenv(name, "no")
     assert StopAfterUpdate()._launcher == os.getppid()

@@ -84,6 +84,14 @@ def test_features_are_known_by_themselves_in_either_order(inflected, order, flag
     assert main(["check", "table.tsv", *flags]) == 0, "the remedy works"
 
 
+def test_features_that_are_to_be_learned_mislead_nobody(inflected):
+    rows = [(f"word{i}", FEATURES[i % len(FEATURES)], "ab"[i % 2]) for i in range(len(FEATURES) * 5)]
+    (inflected / "tags.tsv").write_text("source\ttarget\tsplit\n" + rows_of(*rows))
+    for keys in ({}, {"where": ["split=a"]}):
+        found = find_unread(resolve_recipe(None, {"train": ["tags.tsv"], **keys}))
+        assert found is None or not found.num_misled
+
+
 def test_columns_of_a_tsv_that_nobody_reads_are_named(inflected):
     rows = [(f"word{i}", f"drow{i}", f"to go; to walk {i}", str(i)) for i in range(50)]
     (inflected / "wide.tsv").write_text(rows_of(*rows))
