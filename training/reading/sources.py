@@ -299,7 +299,7 @@ def _find_builder(name: str) -> datasets.DatasetBuilder:
 
 
 def _load_builder(place: str, configuration: str = "") -> datasets.DatasetBuilder:
-    """Load what reads a folder or a repository, whose card may name files: its own, or what anybody can download."""
+    """Load what reads a folder or a repository, whose card may name files: its own, or of the web."""
     builder = datasets.load_dataset_builder(place, configuration or None)
     own = Path(place).resolve().as_posix() if os.path.isdir(place) else builder.base_path
     for file in chain.from_iterable((builder.config.data_files or {}).values()):
