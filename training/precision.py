@@ -1,8 +1,9 @@
 """In which numbers a run multiplies: those that its recipe names, or what a stopwatch says.
 
 Processors with AMX, and some with AVX-512, multiply bf16 up to four times as fast as fp32; others are slower in it
-(LOG: numbers by measurement). So a run on a CPU times both before its first update, on a micro-batch such as it will
-compute, and keeps the faster. On accelerators nothing is chosen.
+(LOG: numbers by measurement). So a run on a CPU times both before its first update, on micro-batches such as it will
+compute, and keeps the faster. Each is timed once, at first sight: for products in bf16 a kernel is made for every new
+shape, and sentences hardly ever make the same shape twice (LOG: numbers with AMX). On accelerators nothing is chosen.
 """
 
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from statistics import median
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from seqloom.training.batching import (
     BatchSettings,
     UpdateSampler,
     accumulation_steps,
+    padded_tokens,
 )
 from seqloom.training.collator import SeqloomCollator
 from seqloom.training.examples import MODEL_COLUMNS, lengths_of
@@ -36,9 +39,9 @@ NARROW: Precision = "bf16"
 WORTH_IT = 1.15
 """How many times as fast bf16 has to be: it rounds, and a stopwatch errs."""
 
-ROUNDS, ENOUGH = 3, 2.0
-"""Most times that each format is timed, in turns, and the seconds after which it is often enough; the best counts, for
-other jobs only make it worse."""
+ROUNDS, ENOUGH = 4, 2.0
+"""Most micro-batches that are timed in each format, in turns, and the seconds after which they are enough; the median
+counts. One more comes before, for what is made once."""
 
 LOOKED_AT, SAMPLED = 64, 100_000
 """Micro-batches among which a usual one is taken, and the examples of which they are made."""
@@ -49,18 +52,11 @@ MOST_TOKENS_TIMED = 2048
 
 @dataclass(frozen=True)
 class Timing:
-    """What a usual micro-batch takes in one format."""
+    """What usual micro-batches take in one format."""
 
     precision: str
-    num_tokens: int
-    """Source and target tokens with padding."""
-    seconds: float
-    """Forward and backward."""
-
-    @property
-    def pace(self) -> float:
-        """Seconds a token."""
-        return self.seconds / self.num_tokens
+    pace: float
+    """Seconds a source or target token, padding counted, forward and backward."""
 
 
 def can_choose(recipe: Recipe, arguments: TrainingArguments) -> bool:
@@ -91,13 +87,12 @@ def choose_precision(
         return WIDE, f"{WIDE}, for {NARROW} multiplies no faster on this processor ({ratio:.1f} times the speed)"
     try:
         batches = {
-            precision: usual_micro_batch(pairs, settings, overhead_in(precision)) for precision in (WIDE, NARROW)
+            precision: usual_micro_batches(pairs, settings, overhead_in(precision)) for precision in (WIDE, NARROW)
         }
     except ValueError:  # no micro-batch can be made: that is said on every process, and this is the first alone
         return WIDE, WIDE
-    wide, narrow = time_formats(
-        model, {name: SeqloomCollator(pad_token_id, None)(rows) for name, rows in batches.items()}
-    )
+    collate = SeqloomCollator(pad_token_id, None)
+    wide, narrow = time_formats(model, {name: [collate(rows) for rows in usual] for name, usual in batches.items()})
     gain = wide.pace / narrow.pace
     paces = f"{1 / narrow.pace:,.0f} tokens/s against {1 / wide.pace:,.0f}"
     if gain < WORTH_IT:
@@ -112,46 +107,53 @@ def time_of_products(width: int, precision: str) -> float:
     return min(_seconds(lambda: one @ other) for _ in range(ROUNDS + 1))
 
 
-def usual_micro_batch(pairs: Dataset, settings: BatchSettings, overhead: int) -> list[dict[str, Sequence[int]]]:
-    """Return the examples of a micro-batch of middle size, as updates are cut where each micro-batch costs `overhead`.
+def usual_micro_batches(pairs: Dataset, settings: BatchSettings, overhead: int) -> list[list[dict[str, Sequence[int]]]]:
+    """Return micro-batches of the middle half by size, as updates are cut where each micro-batch costs `overhead`.
 
     Args:
         pairs: encoded training pairs.
         settings: how updates are made of them.
         overhead: in tokens, see `batching.CPU_OVERHEAD`.
+
+    Returns:
+        At most `ROUNDS` + 1; of one shape only where many of the run are.
     """
     lengths = lengths_of(pairs.select(range(min(len(pairs), SAMPLED))))
     steps = accumulation_steps(lengths, settings, overhead=overhead)
     cut = list(islice(UpdateSampler(lengths, replace(settings, accumulation_steps=steps)), LOOKED_AT))
-    sizes = [len(rows) * int(lengths[rows].max(axis=0).sum()) for rows in cut]
-    rows = cut[int(np.argsort(sizes)[len(sizes) // 2])]
+    by_size = sorted(cut, key=lambda rows: padded_tokens(lengths[rows]))
+    middle_half = by_size[len(cut) // 4 : len(cut) - len(cut) // 4]
+    return [_first_rows(pairs, rows, lengths) for rows in middle_half[:: -(-len(middle_half) // (ROUNDS + 1))]]
+
+
+def _first_rows(pairs: Dataset, rows: Sequence[int], lengths: np.ndarray) -> list[dict[str, Sequence[int]]]:
     fitting = max(1, MOST_TOKENS_TIMED // int(lengths[rows].max(axis=0).sum()))
     return [dict(row) for row in pairs.select(rows[:fitting]).select_columns(list(MODEL_COLUMNS))]
 
 
-def time_formats(model: SeqloomForConditionalGeneration, batches: dict[str, dict[str, Tensor]]) -> Sequence[Timing]:
-    """Return what a micro-batch takes in each format, forward and backward; the model is left as it was.
+def time_formats(model: SeqloomForConditionalGeneration, batches: dict[str, list[dict[str, Tensor]]]) -> list[Timing]:
+    """Return what micro-batches take in each format, forward and backward; the model is left as it was.
 
     Args:
         model: in fp32.
-        batches: format -> what the model takes.
+        batches: format -> what the model takes, one after the other; the first is not counted, and taken again where
+            there is no other.
     """
     was_training, attention = model.training, model.config._attn_implementation
-    best = dict.fromkeys(batches, float("inf"))
+    paces: dict[str, list[float]] = {precision: [] for precision in batches}
     spent = 0.0
     model.train()
     with torch.random.fork_rng(devices=()):  # a look ahead must not change what is learned
-        for turn in range(ROUNDS + 1):
-            for precision, batch in batches.items() if spent < ENOUGH else ():
+        for turn in range(max(2, *map(len, batches.values()))):
+            for precision, usual in batches.items() if spent < ENOUGH else ():
                 model.set_attn_implementation(attention_in(precision) or attention)
+                batch = usual[min(turn, len(usual) - 1)]
                 seconds = _seconds(partial(_learn, model, batch, precision))
-                if turn:  # before, kernels were made
-                    best[precision] = min(best[precision], seconds)
-                    spent += seconds
+                paces[precision].append(seconds / (batch["input_ids"].numel() + batch["labels"].numel()))
+                spent += seconds if turn else 0
     model.set_attn_implementation(attention)
     model.train(was_training)
-    sizes = {name: batch["input_ids"].numel() + batch["labels"].numel() for name, batch in batches.items()}
-    return [Timing(precision, sizes[precision], seconds) for precision, seconds in best.items()]
+    return [Timing(precision, median(timed[1:])) for precision, timed in paces.items()]
 
 
 def attention_in(precision: str) -> str | None:

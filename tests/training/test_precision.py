@@ -13,7 +13,7 @@ from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training import precision, train
 from seqloom.training.batching import BatchSettings
-from seqloom.training.precision import Timing, can_choose, choose_precision, time_formats, usual_micro_batch
+from seqloom.training.precision import Timing, can_choose, choose_precision, time_formats, usual_micro_batches
 from seqloom.training.settings import training_arguments
 from tests.toy import write_reversals
 
@@ -87,9 +87,9 @@ def encoded(num: int) -> Dataset:
 def test_timing_leaves_the_model_as_it_was(model: Any) -> None:
     model.eval()
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
-    timings = time_formats(model, {"fp32": BATCH, "bf16": BATCH})
-    assert [(each.precision, each.num_tokens) for each in timings] == [("fp32", 10), ("bf16", 10)]
-    assert all(each.seconds > 0 for each in timings)
+    timings = time_formats(model, {"fp32": [BATCH, BATCH], "bf16": [BATCH]})
+    assert [each.precision for each in timings] == ["fp32", "bf16"]
+    assert all(each.pace > 0 for each in timings)
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training
     assert model.config._attn_implementation == "sdpa"
@@ -100,11 +100,11 @@ def test_timing_leaves_the_model_as_it_was(model: Any) -> None:
 
 def test_what_costs_more_is_cut_into_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = BatchSettings(512)
-    cheap, dear = (usual_micro_batch(encoded(400), settings, overhead) for overhead in (1, 4096))
+    (cheap, *_), (dear, *_) = (usual_micro_batches(encoded(400), settings, overhead) for overhead in (1, 4096))
     assert len(cheap) < len(dear)
     assert {"input_ids", "labels"} == set(dear[0])
     monkeypatch.setattr(precision, "MOST_TOKENS_TIMED", 40)  # nobody knows yet what fits into memory
-    few = usual_micro_batch(encoded(400), settings, 4096)
+    few, *_ = usual_micro_batches(encoded(400), settings, 4096)
     assert len(few) < len(dear)
     assert sum(len(row["input_ids"]) + len(row["labels"]) for row in few) <= 40
 
@@ -128,7 +128,7 @@ def test_the_faster_is_chosen(
 ) -> None:
     def timed(model: Any, given: dict[str, Any]) -> list[Timing]:
         assert batches, "where products are no faster nothing else is tried"
-        return [Timing(name, 40, seconds) for name, seconds in zip(given, batches, strict=True)]
+        return [Timing(name, seconds / 40) for name, seconds in zip(given, batches, strict=True)]
 
     times = dict(zip(("fp32", "bf16"), products, strict=True))
     monkeypatch.setattr(precision, "WORTH_IT", 1.15)
@@ -137,6 +137,29 @@ def test_the_faster_is_chosen(
     found, why = choose_precision(model, encoded(40), BatchSettings(100), 0)
     assert found == chosen
     assert why.startswith(said)
+
+
+def test_kernels_made_for_each_new_shape_are_counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as fast in bf16 where a shape comes back, and half as fast where it is new, as nearly all of a run are."""
+    seen = set()
+
+    def seconds(work: Any) -> float:
+        _, batch, name = work.args
+        shape = name, batch["input_ids"].shape, batch["labels"].shape
+        pace = 1.0 if name == "fp32" else 0.5 if shape in seen else 2.0
+        seen.add(shape)
+        return pace * (batch["input_ids"].numel() + batch["labels"].numel())
+
+    monkeypatch.setattr(precision, "WORTH_IT", 1.15)
+    monkeypatch.setattr(precision, "time_of_products", lambda width, name: 1.0 if name == "bf16" else 3.0)
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    monkeypatch.setattr(precision, "ENOUGH", 1e9)
+    assert choose_precision(model, encoded(4000), BatchSettings(512), 0)[0] == "fp32"
+    assert len(seen) > 6
+    seen.clear()
+    rows = [[5, 6, 7, 2]] * 4000  # of one shape: a kernel is made once
+    of_one_length = Dataset.from_dict({"input_ids": rows, "labels": rows})
+    assert choose_precision(model, of_one_length, BatchSettings(512), 0)[0] == "bf16"
 
 
 @pytest.fixture
