@@ -78,11 +78,11 @@ class TestAlignedFiles:
     @given(
         st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0"), max_size=20), max_size=8)
     )
-    @example(["\ufeff", "a\r", "", "b"])
+    @example(["\ufeff", "a\r\r", "", "b"])
     def test_any_text_comes_back_unchanged(self, tmp_path_factory, lines):
         """Each line is preceded by its number: so no line is blank and a lost line end would shift the numbers."""
         folder = tmp_path_factory.mktemp("text")
-        wanted = [f"{number}{line}".removesuffix("\r") for number, line in enumerate(["", *lines])]
+        wanted = [f"{number}{line}".rstrip("\r") for number, line in enumerate(["", *lines])]
         (folder / "a").write_bytes("".join(f"{line}\n" for line in wanted).encode())
         with patch.object(datasets.config, "HF_DATASETS_CACHE", folder):
             corpus = load_corpus(folder / "a", task="continuation")
