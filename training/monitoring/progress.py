@@ -6,6 +6,7 @@ trackio or W&B, whichever `report_to` names.
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 
 from seqloom.training.collator import IGNORED_LABEL
 from seqloom.training.monitoring.console import is_score, say
+
+PACE_READINGS = 20
+"""Readings from which the time left is told: a machine that slept, or was busy, is soon forgotten."""
 
 
 class TokenMeter(TrainerCallback):
@@ -104,11 +108,12 @@ class TrainingProgress(TrainerCallback):
         self.shows_bars = sys.stderr.isatty() if shows_bars is None else shows_bars
         self.training_bar: Any = None
         self.evaluation_bar: Any = None
-        self._begun = (0.0, 0)
+        self._readings: deque[tuple[float, int]] = deque(maxlen=PACE_READINGS + 1)  # time, updates done
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar where the run stands, so that a resumed one shows its own speed and time left."""
-        self._begun = (time.perf_counter(), state.global_step)
+        self._readings.clear()
+        self._readings.append((time.perf_counter(), state.global_step))
         if state.is_world_process_zero:
             self.training_bar = self._bar(
                 total=state.max_steps, initial=state.global_step, unit="update", smoothing=0.05
@@ -157,9 +162,10 @@ class TrainingProgress(TrainerCallback):
         return tqdm(dynamic_ncols=True, disable=not self.shows_bars, **options)
 
     def _to_go(self, state: TrainerState) -> str:
-        """Return how long the rest takes at the pace of this start; nothing where the end is reached."""
-        seconds, done = time.perf_counter() - self._begun[0], state.global_step - self._begun[1]
-        left = state.max_steps - state.global_step
+        """Return how long the rest takes at the pace of the latest readings; nothing where the end is reached."""
+        self._readings.append((time.perf_counter(), state.global_step))
+        (earlier, before), (now, after) = self._readings[0], self._readings[-1]
+        seconds, done, left = now - earlier, after - before, state.max_steps - after
         return f"{duration(seconds / done * left)} to go" if done and left > 0 else ""
 
 

@@ -1,6 +1,7 @@
 """The numbers beside the bar are those of the batches, and the bar shows where a run stands."""
 
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,3 +126,18 @@ def test_a_log_file_has_lines_with_the_time_to_go_and_no_bars(capsys: Any, clock
     assert first == "update     20  epoch 1.25  loss 3.215  2 min to go  learning_rate 0.0002"
     assert last == "update     40  epoch 1.25  loss 3.215  learning_rate 0.0002"
     assert captured.err == ""
+
+
+def test_a_machine_that_slept_is_soon_forgotten(capsys: Any, clock: Any) -> None:
+    progress_ = TrainingProgress()
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=1_000_000)
+    progress_.on_train_begin(None, state, None)
+    for reading in range(1, 25):
+        clock.seconds += 50_000.0 if reading == 3 else 50.0
+        state.global_step = 50 * reading
+        progress_.on_log(None, state, None, logs={"loss": 1.0})
+    told = [re.search(r"(\d+) h \d\d min to go", line) for line in capsys.readouterr().out.splitlines()]
+    hours = [int(found[1]) for found in told if found]
+    assert len(hours) == 24
+    assert hours[0] == hours[-1] == 277  # a second an update
+    assert hours[2] > 10_000
