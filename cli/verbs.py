@@ -460,7 +460,7 @@ def _add_serve(verbs: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="0 takes any free one [8000]")
     _add_count(parser, "--max_tokens", "longest source and longest answer [what the folder was made for]")
     _add_count(parser, "--max_waiting", "requests that may wait; the next gets 429 [256]", default=256)
-    engines = "what writes: torch, or CTranslate2 with an export that is made beside FOLDER, once [torch]"
+    engines = "what writes: torch, or CTranslate2 with an export that is made in the cache, once [torch]"
     parser.add_argument("--engine", choices=["torch", "ctranslate2"], default="torch", help=engines)
     formats = "of CTranslate2's weights: float32, int8, ... [float32]"
     parser.add_argument("--quantization", metavar="FORMAT", help=formats)

@@ -193,7 +193,8 @@ def describe_export(output: str | PathLike[str], export: OnnxExport) -> str:
 
 def describe_scores(name: str, own_beams: int, rows: Iterable[ScoreRow]) -> list[str]:
     """Return one line a metric."""
-    return [f"{name}, greedy, against torch with {own_beams} beams: {describe_score(row)}" for row in rows]
+    own = f"with {own_beams} beams" if own_beams > 1 else "likewise"
+    return [f"{name}, greedy, against torch {own}: {describe_score(row)}" for row in rows]
 
 
 def manifest_of(export: OnnxExport, facts: CardFacts) -> dict[str, Any]:
