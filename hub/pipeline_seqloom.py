@@ -337,7 +337,7 @@ def score_sequences(model: Any, model_inputs: dict[str, Tensor], sequences: Tens
         for name in ("input_ids", "attention_mask")
         if name in model_inputs
     }
-    vocab_size = model.get_output_embeddings().weight.shape[0]
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
     rows = max(1, LOGITS_PER_PASS // (sequences.shape[1] * vocab_size))
     scores = [
         _score_rows(model, {name: ids[start : start + rows] for name, ids in sources.items()}, part, settings)

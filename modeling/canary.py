@@ -62,6 +62,12 @@ EXACT, NARROW, COARSE = 2e-3, 5e-2, 0.15
 int8 scales a sentence by the batch it stands in). A forgotten mask moves them by a tenth and more."""
 
 
+NO_ANSWERS = {
+    *("_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version"),
+    *("activation_dropout", "attention_dropout", "dropout", "label_smoothing", "use_cache"),
+}
+"""Fields of a configuration that change no answer."""
+
 LIBRARY_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What comes of calling a library that has changed; a full disk and the like are none of them."""
 
@@ -496,12 +502,19 @@ def find_canary(folder: str | os.PathLike[str] | None, hub: dict[str, Any]) -> C
         folder: as for `from_pretrained`.
         hub: its other arguments; those that say where to look are read.
     """
-    keys = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "proxies")
+    if folder is None:
+        return None
     try:
-        path = cached_file(str(folder), CANARY_NAME, **{key: hub[key] for key in keys if hub.get(key) is not None})
+        path = cached_file(str(folder), CANARY_NAME, **where_to_look(hub))
     except OSError:
         return None
     return None if path is None else read_canary(path)
+
+
+def where_to_look(hub: dict[str, Any]) -> dict[str, Any]:
+    """Return those arguments of `from_pretrained` that say where files lie."""
+    keys = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "proxies")
+    return {key: hub[key] for key in keys if hub.get(key) is not None}
 
 
 # When it sings -------------------------------------------------------------------------------------------------------
@@ -517,7 +530,19 @@ def adopt_canary(model: Any, folder: str | os.PathLike[str] | None, hub: dict[st
     """
     model._canary = find_canary(folder, hub)
     if model._canary is not None and running_library() not in model._canary.tested:
-        model._canary_weights = sample_weights(model)
+        model._canary_weights = sample_weights(model) if is_the_folders(model, folder, hub) else {}
+
+
+def is_the_folders(model: Any, folder: str | os.PathLike[str] | None, hub: dict[str, Any]) -> bool:
+    """Whether a model was loaded as the folder has it: a caller may stretch its positions, or fill in another head."""
+    if hub.get("ignore_mismatched_sizes"):
+        return False
+    try:
+        saved = type(model.config).from_pretrained(folder, **where_to_look(hub)).to_dict()
+    except OSError:  # the caller brought all of it
+        return True
+    own = model.config.to_dict()
+    return all(own.get(name) == saved.get(name) for name in {*own, *saved} - NO_ANSWERS)
 
 
 def sample_weights(model: Any) -> dict[str, list[float]]:

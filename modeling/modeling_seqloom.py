@@ -471,6 +471,8 @@ class SeqloomPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
+    _folder_max_new_tokens: int | None = None
+    """What the folder's generation_config.json says; what a caller says beats it, see `_prepare_generation_config`."""
 
     def __init__(self, config: SeqloomConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -508,6 +510,7 @@ class SeqloomPreTrainedModel(PreTrainedModel):
         settings = getattr(model, "generation_config", None)
         if settings is not None and settings.max_new_tokens is not None:
             settings.max_length = None  # in a file that has both, transformers follows the other; later, see generate
+            model._folder_max_new_tokens = settings.max_new_tokens
         adopt_canary(model, pretrained_model_name_or_path, kwargs)
         return (model, info) if kwargs.get("output_loading_info") else model
 
@@ -1040,7 +1043,8 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
                 return None
             raise ValueError("skip_logits=True leaves the loss as the only result, and without labels there is none.")
         smoothing = self.config.label_smoothing if smoothing is None else smoothing
-        if logits is None and type(self.lm_head) is not nn.Linear:  # an adapter around it is more than its weight
+        is_plain = type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook")
+        if logits is None and not is_plain:  # an adapter is more than its weight, and an offloaded one lies elsewhere
             logits = self.lm_head(hidden_states)
         if logits is None:
             total = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing)
@@ -1101,13 +1105,17 @@ class SeqloomForConditionalGeneration(SeqloomPreTrainedModel, GenerationMixin):
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         """Let a `max_length` that somebody asks for win over the folder's `max_new_tokens`, and refuse the absurd.
 
+        `max_new_tokens` that a caller wrote into the model are no longer the folder's, and win, as in transformers.
+
         Raises:
             ValueError: for settings beyond what any model of this shape can do.
         """
         named = {**({} if generation_config is None else vars(generation_config)), **kwargs}
         settings, others = super()._prepare_generation_config(generation_config, **kwargs)
+        own = self.generation_config
+        is_folders = own.max_new_tokens == self._folder_max_new_tokens
         if named.get("max_new_tokens") is None and (
-            named.get("max_length") is not None or self.generation_config.max_length not in (None, DEFAULT_MAX_LENGTH)
+            named.get("max_length") is not None or (is_folders and own.max_length not in (None, DEFAULT_MAX_LENGTH))
         ):
             settings.max_new_tokens = None
         check_generation(settings)
@@ -1241,8 +1249,9 @@ class _PromptFirstStreamer(BaseStreamer):
 
     def put(self, value: Tensor) -> None:
         """Pass on the prompt first, then every new token."""
-        self.streamer.put(value if self.prompt is None else self.prompt.cpu())
-        self.prompt = None
+        if self.prompt is not None:  # behind the start token stands what the caller lets the decoder begin with
+            value, self.prompt = torch.cat([self.prompt.cpu(), value[:, 1:]], dim=1), None
+        self.streamer.put(value)
 
     def end(self) -> None:
         """Pass on the end."""

@@ -216,7 +216,7 @@ class TorchEngine(Engine):
 
     def _beginning(self, prefixes: Sequence[list[int]]) -> Any:
         """Return what tells `generate` which tokens may come next: the prefix's, then all."""
-        everything = list(range(self.model.get_output_embeddings().weight.shape[0]))
+        everything = list(range(self.model.config.vocab_size))
 
         def allowed(row: int, written: Tensor) -> list[int]:
             place = len(written) - 1  # behind the start token
@@ -247,7 +247,7 @@ class TorchEngine(Engine):
         """Read outputs: (B * R, 1 + T) -> (B * R, T) log-probabilities, (B * R, T, S) attention."""
         from seqloom.hub.pipeline_seqloom import LOGITS_PER_PASS
 
-        rows = max(1, LOGITS_PER_PASS // (sequences.shape[1] * self.model.get_output_embeddings().weight.shape[0]))
+        rows = max(1, LOGITS_PER_PASS // (sequences.shape[1] * self.model.config.vocab_size))
         log_probs, attention = [], []
         with eager_attention(self.model) if in_detail else nullcontext():
             for start in range(0, len(sequences), rows):

@@ -1,5 +1,6 @@
 """The pipelines that transformers 5 removed, against `generate` called by hand, on a model that can write."""
 
+import copy
 import logging
 import string
 
@@ -215,6 +216,15 @@ def test_score_of_a_greedy_answer_is_the_mean_log_probability_of_its_tokens(make
         logits = model(**tokenizer("abcd", return_tensors="pt"), decoder_input_ids=ids[:, :-1]).logits
     log_probs = logits.double().log_softmax(-1)[0, range(ids.shape[1] - 1), ids[0, 1:]]
     assert record["score"] == pytest.approx(log_probs.mean().item(), abs=1e-5)
+
+
+def test_a_quantised_model_scores_what_it_writes(model, tokenizer):
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    sequences = quantised.generate(**batch, max_new_tokens=4, num_beams=1)
+    with torch.no_grad():
+        scores = score_sequences(quantised, batch, sequences, {"eos_token_id": 2, "pad_token_id": 0})
+    assert (scores < 0).all()
 
 
 def test_scores_ignore_the_padding_behind_stop_strings_and_do_not_depend_on_passes(make, model, tokenizer, monkeypatch):

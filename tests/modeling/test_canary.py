@@ -246,6 +246,12 @@ def test_a_model_that_is_no_longer_the_folders_is_compared_with_itself(
     assert "greedy search writes" in refusal(changed())
 
 
+def test_a_configuration_that_the_caller_changed_is_no_fault_of_the_library(folder: Path) -> None:
+    """As one that stretches rotary positions for longer texts."""
+    assert len(write(load(folder, scale_embedding=False))) > 1
+    assert len(write(load(folder, config=seqloom.SeqloomConfig.from_pretrained(folder, scale_embedding=False)))) > 1
+
+
 def test_a_library_that_nobody_tested_is_named_only_if_generate_is_right(
     taught_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, pipeline
+from transformers.generation.streamers import BaseStreamer
 
 from seqloom.modeling.modeling_seqloom import SeqloomForCausalLM, SeqloomForConditionalGeneration
 from tests.toy import padded
@@ -170,6 +171,22 @@ def test_stopping(causal: SeqloomForCausalLM, tokenizer: Any) -> None:
     word = tokenizer.decode(free[1:2])
     stopped = causal.generate(ids, max_new_tokens=8, stop_strings=[word], tokenizer=tokenizer)
     assert stopped[0, 7:].tolist() == free[: free.index(free[1]) + 1]
+
+
+def test_what_the_decoder_begins_with_is_streamed_behind_the_prompt(causal: SeqloomForCausalLM) -> None:
+    streamed: list[int] = []
+
+    class Streamer(BaseStreamer):
+        def put(self, value: torch.Tensor) -> None:
+            streamed.extend(value.flatten().tolist())
+
+        def end(self) -> None:
+            pass
+
+    options = {"decoder_input_ids": torch.tensor([[causal.config.decoder_start_token_id, 5, 6]]), "max_new_tokens": 4}
+    (returned,) = causal.generate(torch.tensor([PROMPTS[3]]), streamer=Streamer(), **options).tolist()
+    assert streamed == returned
+    assert returned[len(PROMPTS[3]) :][:2] == [5, 6]
 
 
 @pytest.mark.parametrize("skip_prompt", [True, False])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 from torch.nn import functional
 
@@ -161,6 +162,16 @@ def test_the_model_says_what_skipping_needs(tiny_model: Callable[..., Any]) -> N
     ids = torch.tensor([[5, 2]])
     with pytest.raises(ValueError, match=r"skip_logits=True .* without labels"):
         tiny_model()(input_ids=ids, decoder_input_ids=ids, skip_logits=True)
+
+
+def test_an_offloaded_head_has_the_same_loss(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(label_smoothing=0.1).eval()
+    source, mask, labels = toy_pairs(8)
+    batch = {"input_ids": source, "attention_mask": mask, "labels": labels, "skip_logits": True}
+    expected = model(**batch).loss
+    cpu_offload(model, execution_device="cpu")
+    assert model.lm_head.weight.is_meta
+    torch.testing.assert_close(model(**batch).loss, expected)
 
 
 def test_the_compiled_model_has_no_graph_break(tiny_model: Callable[..., Any]) -> None:

@@ -42,7 +42,7 @@ def twins(tiny_model: Callable[..., Any]) -> Twins:
         model.generation_config = GenerationConfig(
             pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, suppress_tokens=[0, 2]
         )
-    ours.generation_config.max_new_tokens = 30
+    ours.generation_config.max_new_tokens = ours._folder_max_new_tokens = 30
     return ours, marian
 
 
@@ -114,6 +114,16 @@ WAYS = [
 def test_lengths_are_obeyed_as_by_marian(twins: Twins, tokenizer: Any, tmp_path: Any, ask: Any) -> None:
     lengths = [ask(model, tokenizer, str(tmp_path)) for model in twins]
     assert lengths == [7, 7]
+
+
+def test_new_tokens_that_a_caller_writes_into_the_model_beat_a_length(twins: Twins, tmp_path: Any) -> None:
+    twins[0].generation_config.max_new_tokens = None
+    twins[0].generation_config.max_length = 9
+    twins[0].save_pretrained(tmp_path)
+    for model in (SeqloomForConditionalGeneration.from_pretrained(tmp_path), twins[1]):
+        model.generation_config.max_length = 9
+        model.generation_config.max_new_tokens = 3
+        assert model.generate(SOURCE).shape[1] == 1 + 3
 
 
 def test_a_trainer_that_names_no_length_gets_the_folders_in_every_batch(
