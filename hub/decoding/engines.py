@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LogitsProc
 
 from seqloom.hub.batches import before_end, padded, plan_batches
 from seqloom.hub.decoding.ensemble import MeanOfModels, log_probs_of
-from seqloom.hub.export.ctranslate2_loader import vocabulary_of
+from seqloom.hub.export.ctranslate2_loader import positions_in_table, vocabulary_of
 from seqloom.hub.export.ctranslate2_options import translate_options
 from seqloom.hub.export.exported import Exported
 from seqloom.hub.export.output_folder import EXPORT_NAME
@@ -133,11 +133,7 @@ class Engine(ABC):
     @property
     def longest_source(self) -> tuple[int, str]:
         """The most tokens of a source, and why."""
-        known = getattr(self.config, "max_position_embeddings", 0)
-        if getattr(self.config, "position_embedding_type", None) == "learned":
-            return known, f"the {known:,} positions that the model has learned"
-        longest = max(known, MOST_SOURCE_TOKENS)
-        return longest, f"{longest:,}, the most that is tried"
+        return longest_source_of(self.config)
 
     @property
     def trained_source(self) -> int | None:
@@ -157,6 +153,15 @@ class Engine(ABC):
             seed: for sampling; None: another one each time. CTranslate2 goes by `Search.seed` alone.
             in_detail: with attention. Log-probabilities are there if it is so, or if several outputs are asked for.
         """
+
+
+def longest_source_of(config: Any) -> tuple[int, str]:
+    """Return the most tokens of a source that a model in torch is given, and why."""
+    known = getattr(config, "max_position_embeddings", 0)
+    if getattr(config, "position_embedding_type", None) == "learned":
+        return known, f"the {known:,} positions that the model has learned"
+    longest = max(known, MOST_SOURCE_TOKENS)
+    return longest, f"{longest:,}, the most that is tried"
 
 
 class TorchEngine(Engine):
@@ -189,6 +194,11 @@ class TorchEngine(Engine):
     def _set(self, model: Any, tokenizer: Any, target_tokenizer: Any, search: Search) -> None:
         self.model, self.tokenizer, self.target_tokenizer, self.search = model, tokenizer, target_tokenizer, search
         self.config, self.settings = model.config, search.settings(model.generation_config)
+
+    @property
+    def longest_source(self) -> tuple[int, str]:
+        """See `Engine.longest_source`; all models of an ensemble read it."""
+        return min(longest_source_of(model.config) for model in (self.model, *self.others))
 
     @torch.inference_mode()
     def write(
@@ -310,6 +320,13 @@ class CTranslate2Engine(Engine):
         threads = max(1, torch.get_num_threads() // processes)
         self.place = Place(**(read_object(place / EXPORT_NAME) or {})["alignment"])
         self.exported = Exported(place, names, device=device, inter_threads=processes, intra_threads=threads)
+
+    @property
+    def longest_source(self) -> tuple[int, str]:
+        """See `Engine.longest_source`; an export has an end where torch computes further positions."""
+        longest, why = super().longest_source
+        table = positions_in_table(self.config) or longest
+        return (table, f"the {table:,} positions that the export computes") if table < longest else (longest, why)
 
     def write(
         self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None, *, seed: int | None, in_detail: bool

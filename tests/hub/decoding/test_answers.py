@@ -128,6 +128,14 @@ def test_long_lines(folder: Path, kind: type[Engine]) -> None:
     assert whole.score is not None
 
 
+def test_a_line_that_is_longer_than_the_exports_table_is_left_out(folder: Path) -> None:
+    engine = CTranslate2Engine(folder, Search(num_beams=1))
+    refused, kept = answers(engine, ["a" * 4096, "abc"])
+    assert refused[0].fault == "4,097 tokens, more than the 4,096 positions that the export computes"
+    assert kept[0].text == "ABC"
+    assert TorchEngine(folder, Search()).longest_source[0] == 16_384
+
+
 @pytest.mark.parametrize("kind", ENGINES)
 def test_every_piece_has_the_tags_of_its_line_and_the_first_the_prefix(folder: Path, kind: type[Engine]) -> None:
     engine = kind(folder, Search(num_beams=1, n_best=1))

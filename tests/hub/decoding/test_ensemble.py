@@ -68,6 +68,12 @@ def test_beams_find_what_the_mean_scores_higher_and_scores_are_its(engine):
         assert means[0] >= max(means) - 1e-5
 
 
+def test_an_ensemble_reads_what_each_of_its_models_can(engine, tiny_model):
+    ensemble = engine()
+    ensemble.others = [tiny_model(position_embedding_type="learned", max_position_embeddings=16)]
+    assert ensemble.longest_source == (16, "the 16 positions that the model has learned")
+
+
 def test_an_ensemble_of_other_vocabularies_is_refused(taught_model, char_tokenizer, tmp_path):
     for name, characters in (("a", "abcdefgh"), ("b", "abcdefgx")):
         taught_model().save_pretrained(tmp_path / name)
