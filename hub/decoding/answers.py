@@ -104,7 +104,10 @@ def answer(
     groups: list[list[list[Answer]]] = [[] for _ in rows]
     for (place, number, piece), tokens, outputs in zip(flat, ids, written, strict=True):
         added = len(_tags_before(engine, piece)) if number else rows[place].num_added
-        groups[place].append([_answer_of(engine, piece, tokens, output, units, added) for output in outputs])
+        found = [_answer_of(engine, piece, tokens, output, units, added) for output in outputs]
+        if engine.settings.do_sample:
+            found.sort(key=lambda each: each.score or 0.0, reverse=True)
+        groups[place].append(found)
     return [
         [_joined([piece[number] for piece in group]) for number in range(copies)]
         if group

@@ -145,7 +145,7 @@ class Engine(ABC):
     def write(
         self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None, *, seed: int | None, in_detail: bool
     ) -> list[list[Written]]:
-        """Return R outputs for each source, best first.
+        """Return R outputs for each source, best first; samples as they were drawn.
 
         Args:
             sources: ids, the end of sequence included.

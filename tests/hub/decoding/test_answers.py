@@ -92,6 +92,15 @@ def test_sampling(folder: Path, kind: type[Engine]) -> None:
     assert texts(answers(frozen, ["bacd"])) == [["BACD"]]
 
 
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_best_sample_comes_first(folder: Path, kind: type[Engine]) -> None:
+    search = Search(sample=True, temperature=3.0, top_k=16, n_best=8, seed=1)
+    (group,) = answers(kind(folder, search), ["abcd"], seed=1)
+    scores = [output.score or 0.0 for output in group]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
