@@ -1,7 +1,7 @@
 """The export of a folder that a command makes for itself, once, in the cache.
 
-It is made again when the folder's files or the engine are no longer those it was made of. One that lies beside the
-folder is nobody's proof: whoever wrote the folder may have written it, with other weights.
+It is made again when the folder's files, the engine or Seqloom are no longer those it was made of. One that lies
+beside the folder is nobody's proof: whoever wrote the folder may have written it, with other weights.
 """
 
 import errno
@@ -38,7 +38,8 @@ def engine_folder(folder: str | PathLike[str], quantization: str = "float32") ->
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     place = Path(constants.HF_HOME) / "seqloom" / f"{folder.name}-ctranslate2-{quantization}-{digest}"
     manifest = read_object(place / EXPORT_NAME) or {}
-    if manifest.get("made_from") == made_from and manifest["ctranslate2_version"] == version("ctranslate2"):
+    versions = {f"{name}_version": version(name) for name in ("seqloom", "ctranslate2")}
+    if manifest.items() >= {"made_from": made_from, **versions}.items():
         refuse_foreign(place)  # every file is as it was written
         return place
     logger.warning("Exporting %s to %s, once; a minute or so.", folder.name, place)

@@ -31,6 +31,10 @@ def test_it_is_made_once_checked_and_renewed(folder, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(module, "export_ctranslate2", pytest.fail)
         assert engine_folder(str(folder)) == made
+    manifest = made / "seqloom_export.json"
+    manifest.write_text(manifest.read_text().replace('"seqloom_version": "', '"seqloom_version": "of old '))
+    assert engine_folder(folder) == made
+    assert "of old" not in manifest.read_text()
     settings, before = folder / "generation_config.json", (made / "seqloom_export.json").read_text()
     settings.write_text(settings.read_text().replace('"max_new_tokens": 12', '"max_new_tokens": 9'))
     assert engine_folder(folder) == made
