@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LogitsProcessorList
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LogitsProcessorList, StopStringCriteria
 
 from seqloom.hub.batches import before_end, padded, plan_batches
 from seqloom.hub.decoding.ensemble import MeanOfModels, log_probs_of
@@ -212,7 +212,7 @@ class TorchEngine(Engine):
         searched = max(settings.num_beams or 1, settings.num_return_sequences or 1)
         for batch in plan_batches([len(ids) for ids in sources], TOKENS_PER_BATCH // searched):
             inputs = padded([sources[place] for place in batch], self.config.pad_token_id, self.model.device)
-            options: dict[str, Any] = {}
+            options: dict[str, Any] = {"tokenizer": self.tokenizer}  # for stop strings
             if self.others:
                 options["logits_processor"] = LogitsProcessorList([MeanOfModels(self.others, inputs)])
             if prefixes is not None:
@@ -236,8 +236,17 @@ class TorchEngine(Engine):
 
     def _read_again(self, inputs: dict[str, Tensor], sequences: Tensor, in_detail: bool) -> list[Written]:
         """Cut outputs at their ends, and ask a forced pass for what is wanted of them."""
-        rows = [before_end(row, self.ends) for row in sequences[:, 1:].tolist()]
-        is_cut = [len(row) == sequences.shape[1] - 1 for row in rows]  # else an end stands behind it
+        stops = self.settings.stop_strings
+        ends = [*self.ends, self.settings.pad_token_id] if stops else self.ends  # padding stands behind a stop string
+        rows = [before_end(row, ends) for row in sequences[:, 1:].tolist()]
+        is_stopped = [False] * len(rows)
+        if stops:
+            stopping = StopStringCriteria(tokenizer=self.tokenizer, stop_strings=stops)
+            is_stopped = [bool(row and stopping(torch.tensor([row]), None)) for row in rows]
+        is_cut = [
+            len(row) == sequences.shape[1] - 1 and not stopped  # else an end stands behind it
+            for row, stopped in zip(rows, is_stopped, strict=True)
+        ]
         if not in_detail and self.search.n_best is None:
             return [Written(row, cut) for row, cut in zip(rows, is_cut, strict=True)]
         if in_detail and self.place is None:
@@ -246,8 +255,8 @@ class TorchEngine(Engine):
         sources = {name: ids.repeat_interleave(copies, dim=0) for name, ids in inputs.items()}
         log_probs, attention = self._forced(sources, sequences, in_detail)
         found = []
-        for number, (row, cut) in enumerate(zip(rows, is_cut, strict=True)):
-            steps = len(row) + (not cut)
+        for number, (row, cut, stopped) in enumerate(zip(rows, is_cut, is_stopped, strict=True)):
+            steps = len(row) + (not cut and not stopped)
             length = int(sources["attention_mask"][number].sum())
             looked = attention[number, : len(row) + 1, :length].cpu() if in_detail else torch.empty(0, 0)
             found.append(Written(row, cut, log_probs[number, :steps].tolist(), looked))

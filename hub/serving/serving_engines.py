@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.generation import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -55,7 +56,8 @@ class TorchEngine:
 
     def __init__(self, model: Any) -> None:
         """Take a sequence-to-sequence model, in eval mode, on its device."""
-        self.model = model
+        self.model, self.settings = model, model.generation_config
+        model.generation_config = GenerationConfig()  # `generate` would take from it what `_config` leaves None
 
     def admit(self, job: Job) -> None:
         """Set a job's key and beams; torch has every setting."""
@@ -92,7 +94,7 @@ class TorchEngine:
 
     def _config(self, jobs: Sequence[Job]) -> Any:
         """Return the folder's settings with what jobs of one key change."""
-        config = copy.deepcopy(self.model.generation_config)
+        config = copy.deepcopy(self.settings)
         config.update(**{name: value for name, value in jobs[0].settings.items() if name != "seed"})
         config.update(
             max_new_tokens=max(job.max_new_tokens for job in jobs),

@@ -101,6 +101,22 @@ def test_the_best_sample_comes_first(folder: Path, kind: type[Engine]) -> None:
     assert len(set(scores)) > 1
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_output_that_stops_at_a_string_is_not_cut(
+    save_toy: Callable[..., Path], taught_model: Callable[..., Any], tmp_path: Path, beams: int
+) -> None:
+    """One row stops before the others, one at the last token that is allowed; each is scored without its padding."""
+    folder = save_toy(tmp_path / "model", taught_model(steps=600), stop_strings=["C", "GH"], max_new_tokens=4)
+    engine = TorchEngine(folder, Search(num_beams=beams, n_best=1))
+    lines = ["bacd", "efgh", "mnop", "kpkpk", "ef"]
+    groups = answers(engine, lines, units="tokens")
+    assert texts(groups) == [["BAC"], ["EFGH"], ["MNOP"], ["KPKP"], ["EF"]]
+    assert [group[0].is_cut for group in groups] == [False, False, True, True, False]
+    assert [len(group[0].detail.probabilities) for group in groups if group[0].detail] == [3, 4, 4, 4, 3]
+    plain = texts(answers(TorchEngine(folder, Search(num_beams=beams)), lines))
+    assert plain == texts(groups)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,6 +6,7 @@ The real process and the real client are in tests/system/test_server.py.
 import asyncio
 import json
 import re
+import shutil
 import signal
 import threading
 import time
@@ -205,6 +206,19 @@ def test_an_answer_ends_before_a_stop_string(server):
     expected = whole[: whole.find(stop)]
     assert text_of(ask(server, "hgfedcba", max_tokens=20, stop=[stop, "今"])) == expected
     assert "".join(pieces(server, "hgfedcba", max_tokens=20, stop=stop)[0]) == expected
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_folders_stop_strings_end_an_answer_unless_a_request_has_its_own(folders, tmp_path, beams):
+    shutil.copytree(folders / "greedy", tmp_path, dirs_exist_ok=True)
+    whole = text_of(ask(serve(folders / "greedy"), "hgfedcba", max_tokens=20))
+    settings = tmp_path / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"stop_strings": [whole[2:4]]}))
+    server, options = serve(tmp_path), {"max_tokens": 20, "generation_config": json.dumps({"num_beams": beams})}
+    answer = ask(server, "hgfedcba", **options)
+    assert text_of(ask(server, "hgfedcba", max_tokens=20, stop="今")) == whole
+    assert text_of(answer) == text_of(ask(serve(folders / "greedy"), "hgfedcba", stop=whole[2:4], **options))
+    assert answer["choices"][0]["finish_reason"] == "stop"
 
 
 def test_a_generation_config_changes_the_search(greedy, beams):
