@@ -24,6 +24,9 @@ DIRECT = {
 SAMPLING = {"top_k": "sampling_topk", "top_p": "sampling_topp", "temperature": "sampling_temperature"}
 """The same, where the folder samples."""
 
+DEFAULT_TOP_K = 50
+"""What transformers takes where a folder that samples says nothing."""
+
 CARRIED = ("bad_words_ids", "suppress_tokens")
 """Settings of the same meaning that are no single option."""
 
@@ -87,7 +90,8 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
             f"without beams only; set num_beams to 1, or do_sample to false."
         )
     if config.do_sample:
-        options |= {"sampling_topk": 50} | {option: given[name] for name, option in SAMPLING.items() if name in given}
+        options["sampling_topk"] = DEFAULT_TOP_K
+        options |= {option: given[name] for name, option in SAMPLING.items() if name in given}
     return options
 
 

@@ -24,7 +24,7 @@ from transformers.generation import (
 )
 
 from seqloom.hub.batches import padded
-from seqloom.hub.export.ctranslate2_options import DIRECT, SAMPLING, greedy
+from seqloom.hub.export.ctranslate2_options import DEFAULT_TOP_K, DIRECT, SAMPLING, greedy
 from seqloom.hub.export.exported import Exported
 from seqloom.hub.export.output_folder import EXPORT_NAME
 from seqloom.hub.files import read_object
@@ -78,7 +78,8 @@ class TorchEngine:
         if config.num_beams == 1 and not self._has_other_sampling(config):
             dice = [_Dice(self._config([job]), job.settings.get("seed"), self.model.device) for job in jobs]
             processors = LogitsProcessorList([_Draw(dice)] if any(die.is_used for die in dice) else [])
-            config.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0)  # the defaults, which no one warns of
+            # The defaults, which no one warns of.
+            config.update(do_sample=False, temperature=1.0, top_k=DEFAULT_TOP_K, top_p=1.0)
         elif config.do_sample and jobs[0].settings.get("seed") is not None:
             torch.manual_seed(jobs[0].settings["seed"])
         with torch.inference_mode():
@@ -137,8 +138,8 @@ class _Dice:
         self.warpers = LogitsProcessorList()
         if config.temperature not in (None, 1.0):
             self.warpers.append(TemperatureLogitsWarper(config.temperature))
-        if config.top_k:
-            self.warpers.append(TopKLogitsWarper(config.top_k))
+        if top_k := DEFAULT_TOP_K if config.top_k is None else config.top_k:
+            self.warpers.append(TopKLogitsWarper(top_k))
         if config.top_p is not None and config.top_p < 1.0:
             self.warpers.append(TopPLogitsWarper(config.top_p))
 

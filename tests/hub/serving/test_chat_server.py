@@ -208,6 +208,21 @@ def test_an_answer_ends_before_a_stop_string(server):
     assert "".join(pieces(server, "hgfedcba", max_tokens=20, stop=stop)[0]) == expected
 
 
+def test_a_folder_that_samples_draws_what_generate_draws(tmp_path, tiny_model, char_tokenizer):
+    """From 50 words, as transformers does where a folder says nothing; the vocabulary has 100."""
+    model = tiny_model(vocab_size=100)
+    model.generation_config.update(do_sample=True, temperature=9.0, max_new_tokens=8, num_beams=1)
+    model.save_pretrained(tmp_path)
+    char_tokenizer("".join(map(chr, range(0x4E00, 0x4E60)))).save_pretrained(tmp_path)
+    server, found, expected = serve(tmp_path), [], []
+    for seed in range(4):
+        found.append(text_of(ask(server, "丁一", seed=seed)))
+        torch.manual_seed(seed)
+        expected.append(written(server, "丁一"))
+    assert found == expected
+    assert len(set(found)) > 1
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 def test_a_folders_stop_strings_end_an_answer_unless_a_request_has_its_own(folders, tmp_path, beams):
     shutil.copytree(folders / "greedy", tmp_path, dirs_exist_ok=True)
