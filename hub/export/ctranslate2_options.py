@@ -72,11 +72,12 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
     refuse_unknown_settings(
         given, ELSEWHERE | HARMLESS | DIRECT.keys() | SAMPLING.keys(), "CTranslate2", {*DIRECT, *SAMPLING, *CARRIED}
     )
+    longest = longest_answer(model)
     options: dict[str, Any] = {
         "beam_size": config.num_beams or 1,
         "max_input_length": 0,
-        "max_decoding_length": longest_answer(model),
-        "min_decoding_length": config.min_new_tokens or max(0, (config.min_length or 0) - 1),
+        "max_decoding_length": longest,
+        "min_decoding_length": min(config.min_new_tokens or max(0, (config.min_length or 0) - 1), longest),
     }
     options |= {option: given[name] for name, option in DIRECT.items() if name in given}
     if words := given.get("bad_words_ids"):
@@ -92,6 +93,7 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
     if config.do_sample:
         options["sampling_topk"] = DEFAULT_TOP_K
         options |= {option: given[name] for name, option in SAMPLING.items() if name in given}
+        options["sampling_topk"] = min(options["sampling_topk"], len(names))
     return options
 
 

@@ -205,8 +205,13 @@ class CTranslate2Engine:
             "num_hypotheses": 1,
             "max_decoding_length": max(job.max_new_tokens for job in jobs),
         }
-        if "min_decoding_length" in options:  # an answer may be asked for that is shorter than the folder's shortest
-            options["min_decoding_length"] = min(options["min_decoding_length"], options["max_decoding_length"])
+        # An answer may be asked for that is shorter than the folder's shortest, and more words than there are.
+        for option, most in (
+            ("min_decoding_length", options["max_decoding_length"]),
+            ("sampling_topk", len(self.exported.names)),
+        ):
+            if option in options:
+                options[option] = min(options[option], most)
         translate, sources = self.exported.translator.translate_batch, self.exported.spell([job.source for job in jobs])
         if num_beams == 1:
             hear = {"callback": lambda step: jobs[step.batch_id].take(step.token_id)}

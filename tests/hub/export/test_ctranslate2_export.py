@@ -96,6 +96,10 @@ def test_options_name_every_default_that_cuts(folder, tmp_path):
 
 SETTINGS = {
     "shortest": ({"min_new_tokens": 11}, {"min_decoding_length": 11}),
+    "shortest is longest": (
+        {"min_new_tokens": 11, "max_new_tokens": 9},
+        {"min_decoding_length": 9, "max_decoding_length": 9},
+    ),
     "longest": ({"max_new_tokens": 3}, {"max_decoding_length": 3}),
     "length penalty": ({"length_penalty": -2.0, "num_beams": 4}, {"length_penalty": -2.0, "beam_size": 4}),
     "no word twice": (
@@ -160,6 +164,9 @@ def test_settings_that_do_nothing_are_not_refused(taught_model):
     model.generation_config.num_return_sequences = None
     sampling = {"sampling_topk": 7, "sampling_topp": 0.5, "sampling_temperature": 0.3}
     assert translate_options(model, [str(i) for i in range(40)]).items() >= sampling.items()
+    for top_k, words in ((None, 40), (99, 40), (0, 0)):
+        model.generation_config.top_k = top_k
+        assert translate_options(model, [str(i) for i in range(40)])["sampling_topk"] == words
 
 
 def test_suppressed_words_are_never_written(save, tmp_path):

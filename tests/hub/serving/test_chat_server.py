@@ -794,6 +794,8 @@ def test_ctranslate2_obeys_or_refuses(engines, monkeypatch):
     config = {"generation_config": json.dumps({"num_beams": 4, "repetition_penalty": 1.2})}
     expected = written(server, source, num_beams=4, repetition_penalty=1.2)
     assert text_of(ask(server, source, **config)) == expected
+    more_than_there_are = {"generation_config": json.dumps({"do_sample": True, "top_k": 1000})}
+    assert len(text_of(ask(server, source, **more_than_there_are))) > 0
     assert len({text_of(ask(server, source, temperature=2)) for _ in range(8)}) > 2
     assert text_of(ask(server, source, temperature=1e-6)) == whole[:6]
     assert text_of(ask(server, source, seed=3)) == whole[:6]
