@@ -85,6 +85,12 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
     ends = given.get("eos_token_id", model.config.eos_token_id)
     if isinstance(ends, list) and len(ends) > 1:
         options["end_token"] = [names[token] for token in ends]
+    if is_punished_otherwise(config.repetition_penalty, options["beam_size"]):
+        raise ExportError(
+            f"repetition_penalty={config.repetition_penalty} with num_beams={config.num_beams} is another search in "
+            f"CTranslate2 than in transformers, which punishes log-probabilities; set num_beams to 1 in "
+            f"generation_config.json and leave --beams away, or use --engine torch."
+        )
     if config.do_sample and options["beam_size"] > 1:
         raise ExportError(
             f"generation_config.json says do_sample=true with num_beams={config.num_beams}, and CTranslate2 samples "
@@ -95,6 +101,11 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
         options |= {option: given[name] for name, option in SAMPLING.items() if name in given}
         options["sampling_topk"] = min(options["sampling_topk"], len(names))
     return options
+
+
+def is_punished_otherwise(repetition_penalty: float | None, num_beams: int) -> bool:
+    """Return whether repetition is punished in the engine's logits and, of transformers, in log-probabilities."""
+    return num_beams > 1 and repetition_penalty not in (None, 1)
 
 
 def greedy(options: dict[str, Any]) -> dict[str, Any]:

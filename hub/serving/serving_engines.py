@@ -24,7 +24,7 @@ from transformers.generation import (
 )
 
 from seqloom.hub.batches import padded
-from seqloom.hub.export.ctranslate2_options import DEFAULT_TOP_K, DIRECT, SAMPLING, greedy
+from seqloom.hub.export.ctranslate2_options import DEFAULT_TOP_K, DIRECT, SAMPLING, greedy, is_punished_otherwise
 from seqloom.hub.export.exported import Exported
 from seqloom.hub.export.output_folder import EXPORT_NAME
 from seqloom.hub.files import read_object
@@ -190,6 +190,14 @@ class CTranslate2Engine:
                     f"start the server with --engine torch.",
                     param=name,
                 )
+        penalty = asked.get("repetition_penalty", self.options.get("repetition_penalty"))
+        if is_punished_otherwise(penalty, job.num_beams):
+            raise RequestError(
+                f"repetition_penalty={penalty:g} (1 + frequency_penalty) with num_beams={job.num_beams} is another "
+                f"search in CTranslate2 than in transformers; ask for num_beams 1, or start the server with --engine "
+                f"torch.",
+                param="repetition_penalty",
+            )
         job.key = frozen(asked, ROW_SETTINGS), job.num_beams, job.max_new_tokens if job.num_beams > 1 else None
 
     def write(self, jobs: Sequence[Job]) -> None:

@@ -130,7 +130,7 @@ def test_settings_of_the_folder_are_options_of_the_engine(name, save, tmp_path, 
 
 
 def test_repetition_is_punished_alike(save, tmp_path, text):
-    folder = save(repetition_penalty=1.5, min_new_tokens=11)
+    folder = save(repetition_penalty=1.5, min_new_tokens=11, num_beams=1)
     assert export_ctranslate2(folder, tmp_path / "ct2", text=text[:1]).parity.greedy_equal == 8
 
 
@@ -143,6 +143,10 @@ def test_repetition_is_punished_alike(save, tmp_path, text):
         (
             {"do_sample": True, "num_beams": 3},
             r"do_sample=true with num_beams=3, and CTranslate2 samples without",
+        ),
+        (
+            {"repetition_penalty": 1.5, "num_beams": 3},
+            r"repetition_penalty=1.5 with num_beams=3 is another search .* set num_beams to 1 .* or use --engine torch",
         ),
     ],
 )

@@ -791,9 +791,10 @@ def test_ctranslate2_obeys_or_refuses(engines, monkeypatch):
     cut = ask(server, source, max_tokens=2)
     assert (text_of(cut), cut["choices"][0]["finish_reason"]) == (whole[:2], "length")
     assert text_of(ask(server, source, max_tokens=30, stop=whole[3])) == whole.partition(whole[3])[0]
-    config = {"generation_config": json.dumps({"num_beams": 4, "repetition_penalty": 1.2})}
-    expected = written(server, source, num_beams=4, repetition_penalty=1.2)
-    assert text_of(ask(server, source, **config)) == expected
+    config = {"generation_config": json.dumps({"num_beams": 4, "length_penalty": 0.5})}
+    assert text_of(ask(server, source, **config)) == written(server, source, num_beams=4, length_penalty=0.5)
+    expected = written(server, source, repetition_penalty=1.2)
+    assert text_of(ask(server, source, frequency_penalty=0.2)) == expected
     more_than_there_are = {"generation_config": json.dumps({"do_sample": True, "top_k": 1000})}
     assert len(text_of(ask(server, source, **more_than_there_are))) > 0
     assert len({text_of(ask(server, source, temperature=2)) for _ in range(8)}) > 2
@@ -809,6 +810,13 @@ def test_ctranslate2_obeys_or_refuses(engines, monkeypatch):
         response = server.client.post(CHAT, json={"messages": messages("abc"), **options})
         assert response.status_code == 400
         assert response.json()["error"]["message"].endswith("leave it out, or start the server with --engine torch.")
+    body = {"messages": messages("abc"), "frequency_penalty": 0.5}
+    refused = engines["束 beams"].client.post(CHAT, json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == (
+        "repetition_penalty=1.5 (1 + frequency_penalty) with num_beams=4 is another search in CTranslate2 than in "
+        "transformers; ask for num_beams 1, or start the server with --engine torch."
+    )
 
 
 # Anything at all -----------------------------------------------------------------------------------------------------
