@@ -355,8 +355,10 @@ def are_phones(targets: Sequence[str]) -> bool:
 
     Tones may be symbols of their own, without a letter.
     """
-    words = [word for text in targets[:SAMPLE] for word in text.split()]
-    if len(words) < 2 * min(len(targets), SAMPLE) or len(set(words)) > MOST_PHONES:
+    ordered = sorted(targets)  # for the answer is that of the same targets in any order
+    texts = [ordered[row] for row in sampled(len(ordered))]
+    words = [word for text in texts for word in text.split()]
+    if len(words) < 2 * len(texts) or len(set(words)) > MOST_PHONES:
         return False
     letters = [99 if _HAN.search(word) else len(_LETTER.findall(word)) for word in words]
     return sum(n <= 3 for n in letters) >= 0.98 * len(words) and sum(n > 0 for n in letters) >= 0.6 * len(words)

@@ -448,7 +448,7 @@ def _data_facts(split: str, record: Mapping[str, Any]) -> DataFacts:
 
 
 def _scores(results: Mapping[str, Any], splits: set[str]) -> list[Score]:
-    """Read what results.json holds as `test_bleu`, `test_bleu_ci95` and `bleu_signature`."""
+    """Read what results.json holds as `test_bleu`, `test_bleu_ci95` and `test_bleu_signature`; once it had no split."""
     found = []
     for split in ("test", "validation"):
         for metric in SCORES:
@@ -456,7 +456,8 @@ def _scores(results: Mapping[str, Any], splits: set[str]) -> list[Score]:
             if isinstance(value, int | float) and split in splits:
                 low_high = results.get(f"{split}_{metric}_ci95")
                 bounds = (float(low_high[0]), float(low_high[1])) if low_high else None
-                found.append(Score(split, metric, float(value), bounds, results.get(f"{metric}_signature")))
+                signature = results.get(f"{split}_{metric}_signature", results.get(f"{metric}_signature"))
+                found.append(Score(split, metric, float(value), bounds, signature))
     return found
 
 

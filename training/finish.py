@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import DatasetDict
@@ -24,7 +25,7 @@ from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.fault_tolerance.run_health import TrainingError, explained_writing
 from seqloom.training.fault_tolerance.together import from_main_process
 from seqloom.training.held_out import found_in
-from seqloom.training.metrics import score
+from seqloom.training.metrics import METRICS
 from seqloom.training.monitoring.console import SampleOutputs, is_score, say
 from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
@@ -182,7 +183,7 @@ def try_together(trainer: SeqloomTrainer, results: dict[str, Any], what: str, do
 
 def _score(trainer: SeqloomTrainer, data: DatasetDict, folder: RunFolder, split: str, results: dict[str, Any]) -> None:
     results |= trainer.evaluate(data[split], metric_key_prefix=split)
-    results |= trainer.signatures
+    results |= {f"{split}_{name}": signature for name, signature in trainer.signatures.items()}
     results |= {DOUBT: f"on the {split} set {trainer.doubt.reason}"} if trainer.doubt else {}
     results |= _scores_on_unseen(trainer, data, split)
     if split == "test" and trainer.outputs and trainer.is_world_process_zero():
@@ -200,9 +201,8 @@ def _scores_on_unseen(trainer: SeqloomTrainer, data: DatasetDict, split: str) ->
     unseen = [index for index, source in enumerate(sources) if source not in learned]
     found: dict[str, Any] = {f"{split}_in_training": len(sources) - len(unseen)}
     if learned and unseen and trainer.outputs:
-        outputs, references = ([texts[index] for index in unseen] for texts in (trainer.outputs, references))
-        scored = score(outputs, references, trainer.evaluation.metrics)
-        found |= {f"{split}_unseen_{name}": value for name, value in scored.items() if not name.endswith("_signature")}
+        sums = {name: METRICS[name](trainer.outputs, references) for name in trainer.evaluation.metrics}
+        found |= {f"{split}_unseen_{name}": each.of(np.array(unseen)).value for name, each in sums.items()}
     if learned and trainer.is_world_process_zero():
         names = {name.removeprefix(f"{split}_unseen_"): value for name, value in found.items() if "_unseen_" in name}
         others = f"; the others score {', '.join(f'{name} {value:.2f}' for name, value in names.items())}" * bool(names)

@@ -224,11 +224,12 @@ def score(predictions: Texts, references: References, names: Sequence[str]) -> d
 
 
 def bleu_tokenizer_for(references: Sequence[str]) -> str:
-    """Return sacreBLEU's tokeniser for the script that most letters of the references are written in."""
-    letters = "".join(regex.findall(r"\p{L}+", "".join(references[:1000])))
+    """Return sacreBLEU's tokeniser for the script that most letters of the references are written in, in any order."""
+    letters = "".join(regex.findall(r"\p{L}+", "".join(references)))
     han = len(regex.findall(r"\p{Script=Han}", letters))
     kana = len(regex.findall(r"[\p{Script=Hiragana}\p{Script=Katakana}]", letters))
     others = len(regex.findall(r"[\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]", letters))
     if (han + kana + others) * 2 <= len(letters):
         return "13a"
-    return "zh" if han * 2 > len(letters) and not kana else "char"
+    is_japanese = kana * 20 > han  # Chinese has a brand's の here and there
+    return "zh" if han * 2 > len(letters) and not is_japanese else "char"

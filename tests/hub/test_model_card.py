@@ -69,7 +69,7 @@ RESULTS = {
     "processes": 2,
     "test_bleu": 31.4159,
     "test_bleu_ci95": [30.1, 32.7],
-    "bleu_signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
+    "test_bleu_signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
     "test_perplexity": 6.28,
     "test_loss": 1.8,
     "validation_bleu": 33.0,
@@ -135,7 +135,7 @@ class TestContent:
         assert (bleu.metric_type, bleu.metric_value) == ("bleu", 31.4159)
         assert (bleu.dataset_name, bleu.dataset_type, bleu.dataset_split) == ("owner/set:de-en", "owner/set", "test")
         assert bleu.metric_args == {
-            "signature": RESULTS["bleu_signature"],
+            "signature": RESULTS["test_bleu_signature"],
             "confidence_interval_95": [30.1, 32.7],
         }
         assert (perplexity.metric_type, perplexity.metric_value, perplexity.metric_args) == ("perplexity", 6.28, None)
@@ -150,8 +150,13 @@ class TestContent:
         assert "| test | BLEU | 31.42 | 30.10 to 32.70 |" in scores
         assert "| test | Perplexity per token | 6.28 |  |" in scores
         assert "| validation | BLEU | 33.00 |  |" in scores
-        assert RESULTS["bleu_signature"] in scores
+        assert RESULTS["test_bleu_signature"] in scores
         assert "loss" not in scores
+
+    def test_signatures_of_runs_that_named_no_split_are_read(self, finished):
+        results = {"bleu_signature" if name == "test_bleu_signature" else name: each for name, each in RESULTS.items()}
+        (finished / "run" / "results.json").write_text(json.dumps(results))
+        assert RESULTS["test_bleu_signature"] in section(current_card(finished), "Scores")
 
     def test_data_is_told_with_sizes_hashes_and_what_was_left_out(self, finished):
         data = section(current_card(finished), "Data")

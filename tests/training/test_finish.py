@@ -4,11 +4,15 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.training.finish import _score
+from seqloom.training.metrics import METRICS
 from seqloom.training.train import main, train
 from seqloom_cli.command import StoppedError
 from tests.toy import SMALL_RUN, write_reversals
@@ -141,3 +145,28 @@ def test_a_stopped_run_leaves_a_note_until_it_goes_on_and_loses_no_loss(files, t
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+def test_what_was_not_learned_is_scored_as_the_whole_set_is():
+    """With one tokeniser, which the signature names beside its split: the rest alone might be of another script."""
+    learned, unseen = ["ein Hund läuft dort mit zwei Katzen"] * 9, ["今天天气很好我们去公园", "他说很好"]
+    targets = [*learned, *unseen]
+    outputs = [*learned, "今天天气很好我们去学校", unseen[1]]
+    columns = {"source": [f"s{n}" for n in range(len(targets))], "target": targets}
+    data = DatasetDict({"train": Dataset.from_dict({"source": columns["source"][:9]})})
+    data["validation"] = Dataset.from_dict(columns)
+    trainer = SimpleNamespace(
+        evaluate=lambda *_, **__: {},
+        signatures={"bleu_signature": "tok:13a"},
+        doubt=None,
+        outputs=outputs,
+        evaluation=SimpleNamespace(metrics=["bleu"]),
+        is_world_process_zero=lambda: False,
+    )
+    results = {}
+    _score(trainer, data, None, "validation", results)
+    whole = METRICS["bleu"](outputs, targets)
+    expected = whole.score(whole.values[9:].sum(axis=0))
+    assert expected != METRICS["bleu"](outputs[9:], unseen).value
+    assert results["validation_unseen_bleu"] == expected
+    assert results["validation_bleu_signature"] == "tok:13a"

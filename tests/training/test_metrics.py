@@ -104,6 +104,19 @@ def test_the_tokeniser_follows_the_script(reference, tokenizer):
     assert bleu_tokenizer_for([reference]) == tokenizer
 
 
+@pytest.mark.parametrize("rare", ["奶の茶", "ein langer deutscher Satz", "k aː v eː"])
+def test_how_it_is_measured_does_not_depend_on_the_order(rare):
+    """So that a score, its interval and another command agree, whatever stands among the first lines."""
+    for common in ("我们今天去学校看书", "ɒ bː ɒ"):
+        forth = [common] * 4500 + [rare] * 4500
+        names = ["bleu", "ter", "wer"]
+        assert score(forth, forth, names) == score(forth[::-1], forth[::-1], names)
+
+
+def test_chinese_with_a_kana_is_no_japanese():
+    assert bleu_tokenizer_for(["鲜の每日很好喝", *["这家店的奶茶很好喝，我们昨天去了三次。"] * 9]) == "zh"
+
+
 def test_an_unknown_metric_is_named_with_the_nearest():
     with pytest.raises(ValueError, match="metric 'blue' is unknown; did you mean 'bleu'"):
         get_metrics(["blue"])

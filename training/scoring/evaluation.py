@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import ne
 from os import PathLike
 from pathlib import Path
@@ -91,7 +92,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     """What a reader has to know, each a sentence."""
 
-    @property
+    @cached_property
     def by_words(self) -> bool:
         """Whether outputs are words or phones between spaces, and not characters."""
         return self.sentence_metric == "per" or bleu_tokenizer_for(self.text.first_references) == "13a"
