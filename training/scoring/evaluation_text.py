@@ -97,7 +97,8 @@ def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> Eva
     if has_columns:
         wanted = options.columns or get_task("pairs").columns
         options = _with_tag_columns(options)
-        rows = _selected(names, wanted, (*options.references, *options.by), options)
+        selected = _selected(names, wanted, (*options.references, *options.by), options)
+        rows = ((number, (source and tags + source, *others)) for number, tags, (source, *others) in selected)
     else:
         request = Request(get_task("pairs").columns, True, "test")
         rows = _beside_each_other([open_source([names[0], other], request).rows for other in names[1:]])
@@ -119,8 +120,8 @@ def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> Eva
 
 def _selected(
     names: Sequence[str], wanted: tuple[str, ...], extra: tuple[str, ...], options: ReadingOptions
-) -> Iterator[Row]:
-    """Yield the task's columns and the extra ones of the rows that `where` takes, tags in front of the first."""
+) -> Iterator[tuple[int, str, tuple[str | None, ...]]]:
+    """Yield, of the rows that `where` takes, number, tags in front of the first column, and all columns asked for."""
     columns = options.tags.columns
     request = Request(wanted, options.columns is None, "test", selecting=(*extra, *options.where, *columns))
     width, end = len(wanted) + len(extra), len(wanted) + len(extra) + len(options.where)
@@ -133,14 +134,14 @@ def _selected(
         conditions = zip(values[width:end], options.where.values(), strict=True)
         if not all(value in allowed for value, allowed in conditions):
             continue
-        source = values[0]
+        source, tags = values[0], ""
         if source is not None and not is_blank(source):
             try:
-                source = options.tags.put_before(source, dict(zip(columns, values[end:], strict=False)).get)
+                tagged = options.tags.put_before(source, dict(zip(columns, values[end:], strict=False)).get)
             except TagError as error:
                 raise CorpusError(f"{' + '.join(names)} line {number:,}: {error}") from None
-            source = (values[end + len(columns)] or "" if has_tags else "") + source
-        yield number, (source, *values[1:width])
+            tags = (values[end + len(columns)] or "" if has_tags else "") + tagged.removesuffix(source)
+        yield number, tags, values[:width]
 
 
 def _with_tag_columns(options: ReadingOptions) -> ReadingOptions:
@@ -162,13 +163,13 @@ def _read_documents(names: Sequence[str], options: ReadingOptions) -> Evaluation
     options = _with_tag_columns(options)
     text = EvaluationText(names[0], [], [], {column: [] for column in options.by})
     index, num_uncut = 0, 0
-    for _, (document, *values) in _selected(names, wanted, options.by, options):
+    for _, tags, (document, *values) in _selected(names, wanted, options.by, options):
         if document is None or is_blank(document):
             continue
         cuts = split_document(document, seed=options.seed, index=index, num_splits=options.num_splits)
         index, num_uncut = index + 1, num_uncut + (not cuts)
         for prompt, continuation in cuts:
-            text.sources.append(prompt)
+            text.sources.append(tags + prompt)
             text.references.append([continuation])
             for column, value in zip(options.by, values, strict=True):
                 text.columns[column].append(value or "")

@@ -15,10 +15,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers.normalizers import NFC
 
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.loading import load_folder
+from seqloom.hub.tags import Tags
+from seqloom.training.reading.tasks import get_task
 from seqloom.training.scoring import evaluation as module
 from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
 from seqloom.training.scoring.evaluation_files import describe_evaluation, sacrebleu_command, write_evaluation
@@ -217,10 +220,6 @@ def test_bits_and_next_characters_are_those_of_the_model(folder, files):
 
 
 def test_a_continuation_is_cut_where_training_cuts(folder, tmp_path, monkeypatch):
-    from datasets import Dataset
-
-    from seqloom.training.reading.tasks import get_task
-
     documents = ["abcdef", "ponmlk", "aabbcc"]
     (tmp_path / "text.txt").write_text("\n".join(documents) + "\n")
     text = read_evaluation_text([str(tmp_path / "text.txt")], ReadingOptions("continuation", seed=7))
@@ -231,6 +230,18 @@ def test_a_continuation_is_cut_where_training_cuts(folder, tmp_path, monkeypatch
     assert "bits_per_character" in [row.metric for row in found.rows]
     assert found.sentence_metric == "bits_per_character"
     assert "bits" in render_page(found).lower()
+
+
+def test_documents_are_cut_before_tags_stand_in_front(tmp_path):
+    """As training does: a tag holds places where a document without spaces could be cut."""
+    documents = ["我们今天去学校看书", "吃饭了吗我们去看书", "unbelievable", "The cat sat on the mat"]
+    rows = [json.dumps({"text": text, "lang": "zh"}) + "\n" for text in documents]
+    (tmp_path / "d.jsonl").write_text("".join(rows))
+    tags = Tags(("lang",), ("<lang=zh>",))
+    text = read_evaluation_text([str(tmp_path / "d.jsonl")], ReadingOptions("continuation", tags=tags, seed=42))
+    pairs = get_task("continuation").to_pairs(Dataset.from_dict({"text": documents}), seed=42)
+    assert text.sources == [f"<lang=zh>{source}" for source in pairs["source"]]
+    assert text.first_references == pairs["target"][:]
 
 
 def test_columns_group_and_rows_of_one_source_are_one_example(folder, tmp_path):
