@@ -172,6 +172,6 @@ def _draws(size: int) -> Iterator[np.ndarray]:
 
 
 def _middle(scores: Sequence[float]) -> tuple[float, float]:
-    """Return the bounds of the middle 95 % of resampled scores."""
-    low, high = np.percentile(scores, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    """Return the bounds of the middle 95 % of resampled scores; NaN is a draw of what could not be read."""
+    low, high = np.nanpercentile(scores, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return round(float(low), 4), round(float(high), 4)

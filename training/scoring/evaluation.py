@@ -162,6 +162,11 @@ def evaluate_folder(
     other = other and replace(other, outputs=in_normal_form(answers.normalizer, other.outputs))
     sums = {name: METRICS[name](answers.outputs, references) for name in names}
     forced = answers.forced or {}
+    if not sums and not forced:
+        raise EvaluationError(
+            f"{folder} can read none of {len(text):,} examples: each has a side with more tokens than there are "
+            "learned positions; score what it writes, e.g. --metrics chrf, or shorter texts."
+        )
     near, training_note = _look_at_training(recipe, folder, options, text)
     shown = {**sums, **forced}
     sentence_metric, sentence = _sentence_sums(sums, forced, answers, text)
@@ -283,6 +288,7 @@ def _rows(
             theirs = METRICS[name](other.outputs, references)
         elif other and other.forced and (name in OF_CHARACTERS or other.vocabulary == answers.vocabulary):
             theirs = other.forced.get(name)
+            theirs = theirs if theirs and np.array_equal(theirs.values[:, 1], each.values[:, 1]) else None  # read alike
         difference = None  # also where the bits of the one are exact, and those of the other a bound
         if other and theirs is not None and len(references) > 1 and theirs.signature == each.signature:
             outputs = (answers.outputs, other.outputs, references) if name in sums else None
@@ -343,6 +349,11 @@ def _notes(
         )
     if answers.num_too_long:
         notes.append(f"{answers.num_too_long:,} sources are too long for the model; their outputs are empty.")
+    if answers.num_unread:
+        notes.append(
+            f"{answers.num_unread:,} of {len(text):,} examples have a side with more tokens than the model has learned "
+            f"positions, and are in no score that reads the references ({', '.join(answers.forced or ['perplexity'])})."
+        )
     learned = np.array([line.similarity == 1 for line in near.nearest]) if near else np.zeros(len(text), dtype=bool)
     if learned.any():
         others = {name: each.of(np.flatnonzero(~learned)).value for name, each in sums.items()} if sums else {}

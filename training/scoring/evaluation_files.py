@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqloom.hub.lines import one_line
 from seqloom.hub.quoting import shell
 from seqloom.modeling.canary import write_whole
@@ -57,22 +59,27 @@ def _output_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     for number, (source, references) in enumerate(zip(text.sources, text.references, strict=True)):
         row: dict[str, Any] = {"source": source, "references": references}
         row["output"] = evaluation.answers.outputs[number]
-        row[evaluation.sentence_metric] = round(float(evaluation.sentence_scores[number]), 4)
+        row[evaluation.sentence_metric] = _digits(evaluation.sentence_scores[number])
         if evaluation.answers.is_cut is not None:
             row["is_cut"] = bool(evaluation.answers.is_cut[number])
         if evaluation.other:
             row["other"] = evaluation.other.outputs[number]
             if evaluation.other_scores is not None:
-                row[f"other_{evaluation.sentence_metric}"] = round(float(evaluation.other_scores[number]), 4)
+                row[f"other_{evaluation.sentence_metric}"] = _digits(evaluation.other_scores[number])
         if evaluation.nearness:
             row["nearness"] = round(evaluation.nearness.nearest[number].similarity, 4)
         rows.append(row | {free_name(column, row): values[number] for column, values in text.columns.items()})
     return rows
 
 
+def _digits(score: float) -> float | None:
+    """Return a score as it is written; JSON has no NaN, the score of what could not be read."""
+    return None if np.isnan(score) else round(float(score), 4)
+
+
 def _cell(value: Any) -> str:
-    """Return a value as a field of a TSV line, in which tabs and line ends are spaces."""
-    return one_line(str(value)).replace("\t", " ").replace("\r", " ")
+    """Return a value as a field of a TSV line, in which tabs and line ends are spaces; nothing for None."""
+    return one_line("" if value is None else str(value)).replace("\t", " ").replace("\r", " ")
 
 
 def _record(evaluation: Evaluation) -> dict[str, Any]:

@@ -86,8 +86,10 @@ def _grouped(labels: Sequence[str], sums: Mapping[str, SentenceSums]) -> list[Gr
     for label in _ordered(labels):
         rows = np.flatnonzero(found == label)
         parts = {name: each.of(rows) for name, each in sums.items()}
-        bounds = interval(next(iter(parts.values()))) if len(rows) > 1 and parts else None
         scores = {name: each.value for name, each in parts.items()}
+        if any(map(math.isnan, scores.values())):  # nothing of them could be read
+            continue
+        bounds = interval(next(iter(parts.values()))) if len(rows) > 1 and parts else None
         groups.append(Group(label.partition("\0")[2] or label, len(rows), scores, bounds))
     return groups
 

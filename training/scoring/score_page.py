@@ -65,7 +65,7 @@ def render_page(evaluation: Evaluation) -> str:
         "percent": lambda share: f"{100 * share:.0f} %",
     }
     environment.globals |= {"axis": _axis, "label_of": lambda name: SCORES.get(name, name)}
-    order = evaluation.order
+    order = [row for row in evaluation.order if not np.isnan(evaluation.sentence_scores[row])]
     is_perfect = _is_perfect(evaluation)
     worst = [row for row in order if not is_perfect[row]][:NUM_EXAMPLES]
     best = [row for row in order[::-1] if row not in set(worst)][:NUM_EXAMPLES]

@@ -48,11 +48,18 @@ class Answers:
     seconds: float = 0.0
     """Of decoding."""
     forced: dict[str, SentenceSums] | None = None
-    """Scores of forced passes over the first reference, by name."""
+    """Scores of forced passes over the first reference, by name; none where no example could be read."""
     normalizer: Normalizer | None = None
     """Of its target's tokenizer; None: another's outputs, or it has none."""
     vocabulary: str = ""
     """Digest of the target's: scores of a token compare within one alone."""
+
+    @property
+    def num_unread(self) -> int:
+        """Examples that are in no score of `forced`: a side has more tokens than there are learned positions."""
+        if self.forced is None:
+            return 0
+        return sum(tokens == 0 for _, tokens in self.forced["perplexity"].values) if self.forced else len(self.outputs)
 
 
 def answer(
@@ -111,23 +118,32 @@ def forced_scores(engine: TorchEngine, text: EvaluationText, *, is_continuation:
         engine: a trained model with its tokenizers.
         text: the test set.
         is_continuation: count bits, and characters where tokens are such.
+
+    Returns:
+        Sums by name, whose score is NaN for an example that could not be read; none where that is all of them.
     """
     targets = text.first_references
     sums = _forced_pass(engine, text.sources, targets)  # nll, tokens, first, among the first five
     nll, tokens, first, top = sums.T
+    if not tokens.any():
+        return {}
     is_characters = engine.target_tokenizer.init_kwargs.get("seqloom_tokenizer", {}).get("kind") == "char"
-    scores = {"perplexity": SentenceSums(_columns(nll, tokens), lambda s: math.exp(min(s[0] / max(1, s[1]), 700.0)))}
+    scores = {"perplexity": SentenceSums(_columns(nll, tokens), lambda s: math.exp(min(_ratio(s), 700.0)))}
     unit = "character" if is_continuation and is_characters else "token"
     names = {"character": ("next_character", "next_character_top5"), "token": ("token_accuracy", "token_top5")}[unit]
     for name, hits in zip(names, (first, top), strict=True):
-        scores[name] = SentenceSums(_columns(hits, tokens), lambda s: 100 * s[0] / max(1, s[1]))
+        scores[name] = SentenceSums(_columns(hits, tokens), lambda s: 100 * _ratio(s))
     if is_continuation:
         characters = np.array([len(target) + 1 for target in targets]) * (tokens > 0)
         exact = "exact" if is_characters else "upper bound"
         signature = f"counts:characters and the end|tokens:{exact}"
         bits = _columns(nll / math.log(2), characters)
-        scores["bits_per_character"] = SentenceSums(bits, lambda s: s[0] / max(1, s[1]), signature)
+        scores["bits_per_character"] = SentenceSums(bits, _ratio, signature)
     return scores
+
+
+def _ratio(sums: np.ndarray) -> float:
+    return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
 def _columns(*columns: np.ndarray) -> np.ndarray:

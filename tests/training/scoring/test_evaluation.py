@@ -21,6 +21,7 @@ from tokenizers.normalizers import NFC
 from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.loading import load_folder
 from seqloom.hub.tags import Tags
+from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.reading.tasks import get_task
 from seqloom.training.scoring import evaluation as module
 from seqloom.training.scoring.evaluation import EvaluationOptions, evaluate_folder
@@ -217,6 +218,41 @@ def test_bits_and_next_characters_are_those_of_the_model(folder, files):
     assert forced["token_accuracy"].value == pytest.approx(100 * np.mean(np.array(ranks) == 0))
     assert forced["token_top5"].value == pytest.approx(100 * np.mean(np.array(ranks) < 5))
     assert forced["perplexity"].value == pytest.approx(2 ** (bits / len(ranks)), rel=1e-5)
+
+
+def test_what_has_no_learned_positions_is_in_no_forced_score(tiny_config, save_toy, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(position_embedding_type="learned", max_position_embeddings=6)
+    folder = save_toy(tmp_path / "model", SeqloomForConditionalGeneration(config), max_new_tokens=4)
+    documents = {"short": "mnop", "long": "abcdefghabcdefgh"}
+    for name, texts in {"both": documents.values(), "long": [documents["long"]] * 2, "short": ["mnop"] * 2}.items():
+        rows = [json.dumps({"text": text, "n": str(n)}) + "\n" for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    options = EvaluationOptions(task="continuation", num_beams=1, by=("n",))
+    found = evaluate_folder(folder, [str(tmp_path / "both.jsonl")], options)
+    assert (
+        "1 of 2 examples have a side with more tokens than the model has learned positions, and are in no score "
+        in (" ".join(found.notes))
+    )
+    rows = {row.metric: row.value for row in found.rows}
+    assert rows["perplexity"] > 1
+    assert rows["bits_per_character"] == found.sentence_scores[0]
+    assert np.isfinite([row.interval for row in found.rows]).all()
+    assert np.isnan(found.sentence_scores[1])
+    assert found.order.tolist() == [0, 1]
+    assert [group.label for each in found.groups if each.name == "n" for group in each.groups] == ["0"]
+    assert "nan" not in render_page(found)
+    write_evaluation(found, tmp_path / "out")
+    lines = (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["bits_per_character"] is None
+    assert "NaN" not in (tmp_path / "out" / "scores.json").read_text()
+    with pytest.raises(
+        ValueError, match="can read none of 2 examples: each has a side with more tokens than there are"
+    ):
+        evaluate_folder(folder, [str(tmp_path / "long.jsonl")], options)
+    written = evaluate_folder(folder, [str(tmp_path / "long.jsonl")], replace(options, metrics=("chrf",)))
+    assert [row.metric for row in written.rows] == ["chrf"]
+    assert "2 of 2 examples have a side with more tokens" in " ".join(written.notes)
 
 
 def test_a_continuation_is_cut_where_training_cuts(folder, tmp_path, monkeypatch):
