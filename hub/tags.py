@@ -77,6 +77,12 @@ class Tags:
                 raise TagError(f"{column}={value} is no value that the training text had; {hint}it had {listed}.")
         return "".join(tag for _, tag in tags) + source
 
+    def text_of(self, source: str) -> str:
+        """Return a source without the known tags in front of it."""
+        while (first := TAG.match(source)) and first[0] in self.known:
+            source = source[first.end() :]
+        return source
+
 
 NO_TAGS = Tags()
 

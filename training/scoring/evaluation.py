@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import ne
+from operator import eq, ne
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -354,7 +354,8 @@ def _notes(
             f"{answers.num_unread:,} of {len(text):,} examples have a side with more tokens than the model has learned "
             f"positions, and are in no score that reads the references ({', '.join(answers.forced or ['perplexity'])})."
         )
-    learned = np.array([line.similarity == 1 for line in near.nearest]) if near else np.zeros(len(text), dtype=bool)
+    sources = [line.source for line in near.nearest] if near else [""] * len(text)
+    learned = np.array(list(map(eq, sources, text.sources)))
     if learned.any():
         others = {name: each.of(np.flatnonzero(~learned)).value for name, each in sums.items()} if sums else {}
         shown = f"; the others score {', '.join(f'{name} {value:.2f}' for name, value in others.items())}"
@@ -385,7 +386,7 @@ def _look_at_training(
     known = (read_object(records_of(folder) / "data.json") or {}).get("train", {}).get("fingerprint")
     changed = not options.training and known not in (None, fingerprint)
     note = f"The text in {' and '.join(files)} is not the one that was trained on; it has changed." if changed else ""
-    return near_training(training, text.sources), note
+    return near_training(training, text.sources, Tags.of(folder)), note
 
 
 __all__ = ["Evaluation", "EvaluationError", "EvaluationOptions", "Row", "evaluate_folder"]

@@ -56,7 +56,7 @@ def breakdowns(text: EvaluationText, sums: Mapping[str, SentenceSums], nearness:
     """
     labels = {"length": ("By length of the reference", *_lengths(text))}
     if nearness:
-        note = "Nearest training source; 100 %: the same but for spaces and letter case."
+        note = "Nearest training source; 100 %: the same but for tags, spaces and letter case."
         labels["nearness"] = ("By nearness to the training text", note, _nearness_labels(nearness))
         title = f"By frequency of the rarest {nearness.unit}"
         note = f"How often the source's rarest {nearness.unit} stands in the {nearness.num_rows:,} training sources."
@@ -117,7 +117,7 @@ def _lengths(text: EvaluationText) -> tuple[str, list[str]]:
 
 
 def _nearness_labels(nearness: Nearness) -> list[str]:
-    names = ("100 %: a training source", "80–99 %", "60–79 %", "40–59 %", "below 40 %")
+    names = ("100 %", "80–99 %", "60–79 %", "40–59 %", "below 40 %")
     bounds = (1.0, 0.8, 0.6, 0.4, 0.0)
     ranks = [next(i for i, low in enumerate(bounds) if line.similarity >= low) for line in nearness.nearest]
     return [f"{rank}\0{names[rank]}" for rank in ranks]

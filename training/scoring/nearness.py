@@ -14,6 +14,7 @@ from datasets import Dataset
 from rapidfuzz.distance import Indel
 
 from seqloom.hub.progress_bar import progress_bar
+from seqloom.hub.tags import NO_TAGS, Tags
 from seqloom.training.held_out import same_source
 
 MOST_CANDIDATES = 2000
@@ -25,7 +26,7 @@ class TrainingLine:
     """The training line that is nearest to a test source."""
 
     similarity: float
-    """1 - insertions and deletions / characters of both sources; 1: the same but for spaces and letter case."""
+    """1 - insertions and deletions / characters of both sources; 1: the same but for tags, spaces and letter case."""
     source: str = ""
     target: str = ""
 
@@ -43,14 +44,18 @@ class Nearness:
     """Training lines."""
 
 
-def near_training(training: Dataset, sources: Sequence[str]) -> Nearness:
+def near_training(training: Dataset, sources: Sequence[str], tags: Tags = NO_TAGS) -> Nearness:
     """Look a test set up in a training text.
 
     Args:
         training: pairs of text, columns `source` and `target`.
         sources: of the test set.
+        tags: those that stand in front of sources and are no text.
+
+    Returns:
+        The nearest line of each source; where it is a training source letter for letter, that one.
     """
-    texts = [same_source(text) for text in sources]
+    texts = [same_source(tags.text_of(text)) for text in sources]
     has_words = sum(" " in text for text in texts) * 2 > len(texts)
     size = 5 if median(map(len, texts)) > 25 else 3
     pieces = [_pieces(text, size) for text in texts]
@@ -58,27 +63,27 @@ def near_training(training: Dataset, sources: Sequence[str]) -> Nearness:
     wanted = set().union(*pieces)
     wanted_units = set().union(*units)
     num_pieces, num_units = Counter[str](), Counter[str]()
-    for source, _ in _rows(training, "Counting words of the training text"):
+    for source, _ in _rows(training, tags, "Counting words of the training text"):
         num_pieces.update(_pieces(source, size) & wanted)
         num_units.update(unit for unit in _unit_list(source, has_words) if unit in wanted_units)
     index = _index(pieces, num_pieces)
     nearest = [TrainingLine(0.0)] * len(texts)
-    for source, row in _rows(training, "Looking for the nearest training lines"):
+    for source, row in _rows(training, tags, "Looking for the nearest training lines"):
         for number in {number for piece in _pieces(source, size) for number in index.get(piece, ())}:
             best = nearest[number].similarity
             similarity = Indel.normalized_similarity(source, texts[number], score_cutoff=best)
-            if similarity > best:
+            if similarity > best or (similarity == best and row[0] == sources[number]):
                 nearest[number] = TrainingLine(similarity, *row)
     rarest = [min((num_units[unit] for unit in each), default=0) for each in units]
     return Nearness(nearest, rarest, "word" if has_words else "pair of characters", len(training))
 
 
-def _rows(training: Dataset, description: str) -> Iterator[tuple[str, tuple[str, str]]]:
+def _rows(training: Dataset, tags: Tags, description: str) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield each source as it is compared, and source and target as they are."""
     with progress_bar(description, len(training), "line") as bar:
         for batch in training.select_columns(["source", "target"]).iter(batch_size=1000):
             for row in zip(batch["source"], batch["target"], strict=True):
-                yield same_source(row[0]), row
+                yield same_source(tags.text_of(row[0])), row
             bar.update(len(batch["source"]))
 
 

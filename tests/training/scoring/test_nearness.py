@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 from rapidfuzz.distance import Indel
 
+from seqloom.hub.tags import Tags
 from seqloom.training.scoring import nearness as module
 from seqloom.training.scoring.nearness import near_training
 
@@ -33,6 +34,17 @@ def test_few_candidates_are_enough_for_what_was_learned(corpus, monkeypatch):
     monkeypatch.setattr(module, "MOST_CANDIDATES", 1)
     copies = [f" {text.upper()}" for text in training["source"][:20]]
     assert [line.similarity for line in near_training(training, copies).nearest] == [1.0] * 20
+
+
+def test_tags_in_front_are_no_text():
+    """Nor does another tag hide a copy; of lines that are as near, the same source letter for letter is the nearest."""
+    sources = ["<pos=N>kutya", "<pos=V>Alma", "<pos=N>alma"]
+    training = Dataset.from_dict({"source": sources, "target": ["x", "y", "z"]})
+    tags = Tags(("pos",), ("<pos=N>", "<pos=V>"))
+    found = near_training(training, ["<pos=N>ing", "<pos=N>alma", "<pos=V>kutya", "<no>kutya"], tags)
+    assert [line.similarity for line in found.nearest[:3]] == [0, 1, 1]
+    assert found.nearest[3].similarity < 1
+    assert [line.target for line in found.nearest[1:3]] == ["z", "x"]
 
 
 def test_the_rarest_word_is_counted():
