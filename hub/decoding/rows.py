@@ -18,7 +18,7 @@ from seqloom.hub.tags import NO_TAGS, TagError, Tags
 
 FORMATS = ("text", "tsv", "jsonl")
 
-SUFFIXES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+SUFFIXES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 """The format by a file's name, .gz left out; anything else is text."""
 
 

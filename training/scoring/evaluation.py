@@ -139,8 +139,9 @@ def evaluate_folder(
     recipe = recipe_of(folder)
     task = options.task or (recipe.task if recipe else "pairs")
     get_metrics(options.metrics)
-    text = read_evaluation_text(test, _reading(folder, recipe, task, options))
-    other_outputs = _other_outputs(options.compare, text)
+    reading = _reading(folder, recipe, task, options)
+    text = read_evaluation_text(test, reading)
+    other_outputs = _other_outputs(options.compare, text, reading)
     is_continuation = task == "continuation"
     decoding: dict[str, Any] = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
     other = other_outputs
@@ -224,26 +225,36 @@ def _metrics_of_kind(text: EvaluationText) -> tuple[str, ...]:
 # Another system ------------------------------------------------------------------------------------------------------
 
 
-def _other_outputs(compare: str | None, text: EvaluationText) -> Answers | None:
+def _other_outputs(compare: str | None, text: EvaluationText, reading: ReadingOptions) -> Answers | None:
     """Read another system's outputs from a file; None where it is a folder, or nothing."""
     if compare is None or Path(compare).is_dir():
         return None
     if not Path(compare).is_file():
         raise EvaluationError(f"compare={compare} is neither a folder nor a file of outputs; check the spelling.")
-    rows, kind = read_lines(compare), format_of(compare)
+    lines, kind = read_lines(compare), format_of(compare)
     if kind == "jsonl":
-        rows = [_output_of(line, compare, number) for number, line in enumerate(rows, start=1)]
-    elif kind == "tsv" and rows:
-        rows = _column_of_outputs(rows, compare)
+        rows = [_row_of(line, compare, number) for number, line in enumerate(lines, start=1)]
+    elif kind == "tsv" and lines:
+        rows = _rows_of_table(lines, compare)
+    else:
+        rows = [{"output": line} for line in lines]
     if len(rows) != len(text):
         raise EvaluationError(
             f"{compare} has {len(rows):,} outputs and {text.name} {len(text):,} examples; each needs one, in the same "
             f"order."
         )
-    return Answers(compare, [one_line(row) for row in rows])
+    if reading.task == "pairs" and (reading.columns or ("source",))[0] == "source":  # else it may be any column
+        for number, (row, source) in enumerate(zip(rows, text.sources, strict=True), start=1):
+            theirs = row.get("source", source)
+            if theirs.split() not in (source.split(), reading.tags.text_of(source).split()):
+                raise EvaluationError(
+                    f"output {number:,} of {compare} has the source {theirs[:60]!r}, and example {number:,} of "
+                    f"{text.name} {source[:60]!r}; compare outputs for the same examples, in the same order."
+                )
+    return Answers(compare, [one_line(row["output"]) for row in rows])
 
 
-def _column_of_outputs(lines: Sequence[str], name: str) -> list[str]:
+def _rows_of_table(lines: Sequence[str], name: str) -> list[dict[str, str]]:
     names, *rows = (line.split("\t") for line in lines)
     if "output" not in names:
         raise EvaluationError(f"{name} has no column output, only {', '.join(names)}; name it so.")
@@ -253,14 +264,17 @@ def _column_of_outputs(lines: Sequence[str], name: str) -> list[str]:
                 f"{name} line {number:,} has {len(row)} columns and its first line {len(names)}; mend it, or write the "
                 f"outputs alone, one a line."
             )
-    return [row[names.index("output")] for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _output_of(line: str, name: str, number: int) -> str:
+def _row_of(line: str, name: str, number: int) -> dict[str, str]:
     try:
-        return str(json.loads(line)["output"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise EvaluationError(f"{name} line {number:,} is no JSON object with an output; write one a line.") from error
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("output"), str):
+        raise EvaluationError(f"{name} line {number:,} is no JSON object with a text as its output; write one a line.")
+    return {key: value for key, value in row.items() if isinstance(value, str)}
 
 
 def _other_sentence_scores(metric: str, other: Answers | None, references: list[list[str]]) -> np.ndarray | None:

@@ -97,8 +97,8 @@ def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> Eva
     if has_columns:
         wanted = options.columns or get_task("pairs").columns
         options = _with_tag_columns(options)
-        selected = _selected(names, wanted, (*options.references, *options.by), options)
-        rows = ((number, (source and tags + source, *others)) for number, tags, (source, *others) in selected)
+        found = _selected(names, wanted, (*options.references, *options.by), options)
+        rows: Iterator[Row] = ((number, (source and tags + source, *rest)) for number, tags, (source, *rest) in found)
     else:
         request = Request(get_task("pairs").columns, True, "test")
         rows = _beside_each_other([open_source([names[0], other], request).rows for other in names[1:]])
@@ -111,7 +111,7 @@ def _read_pairs(name: str, names: Sequence[str], options: ReadingOptions) -> Eva
             defects.add(number, "no source" if references else "no reference" if source else "blank")
             continue
         text.sources.append(source)
-        text.references.append(list(dict.fromkeys(references)))
+        text.references.append(references)
         for column, value in zip(options.by, others[num_references:], strict=True):
             text.columns[column].append(value or "")
     defects.check(number, "Scores on a shortened set compare with nobody's: fill these lines, or remove them yourself.")
@@ -181,12 +181,18 @@ def _read_documents(names: Sequence[str], options: ReadingOptions) -> Evaluation
 
 
 def _merged(text: EvaluationText) -> EvaluationText:
-    """Make one example of all rows of a source, each of whose references is right."""
+    """Make one example of all rows of a source, each of whose references is right; it is of all their groups at once.
+
+    Rows of other groups may have other references, so the example says nothing of one group alone.
+    """
     rows: dict[str, list[int]] = {}
     for row, source in enumerate(text.sources):
         rows.setdefault(source, []).append(row)
     references = [list(dict.fromkeys(each for row in same for each in text.references[row])) for same in rows.values()]
-    columns = {name: [values[same[0]] for same in rows.values()] for name, values in text.columns.items()}
+    columns = {
+        name: [" + ".join(sorted({values[row] for row in same} - {""})) for same in rows.values()]
+        for name, values in text.columns.items()
+    }
     return EvaluationText(text.name, list(rows), references, columns)
 
 

@@ -110,7 +110,7 @@ def _example(evaluation: Evaluation, references: Sequence[str], row: int) -> Exa
         score=float(evaluation.sentence_scores[row]),
         source=text.sources[row],
         reference=references[row],
-        more_references=[each for each in text.references[row] if each != references[row]],
+        more_references=[each for each in dict.fromkeys(text.references[row]) if each != references[row]],
         pieces=compared(answers.outputs[row]),
         is_cut=answers.is_cut is not None and bool(answers.is_cut[row]),
         nearest=evaluation.nearness.nearest[row] if evaluation.nearness else None,

@@ -19,8 +19,8 @@ def through(layout: Layout, lines: list[str], outputs=PLAIN, *, n_best: bool = F
 
 
 def test_formats_go_by_the_name() -> None:
-    names = ["a.tsv", "a.TSV.gz", "b.jsonl", "b.ndjson.gz", "c.txt", "d", None]
-    assert [format_of(name) for name in names] == ["tsv", "tsv", "jsonl", "jsonl", "text", "text", "text"]
+    names = ["a.tsv", "a.TSV.gz", "b.jsonl", "b.ndjson.gz", "b.json", "c.txt", "d", None]
+    assert [format_of(name) for name in names] == ["tsv", "tsv", "jsonl", "jsonl", "jsonl", "text", "text", "text"]
 
 
 @pytest.mark.parametrize(

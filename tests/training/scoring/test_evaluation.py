@@ -98,7 +98,7 @@ def sentences(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("names", [["s", "a"], ["s", "a", "b"]])
+@pytest.mark.parametrize("names", [["s", "a"], ["s", "a", "b"], ["s", "a", "a", "b"]])
 def test_the_printed_command_of_sacrebleu_says_the_same(sentences, names):
     options = EvaluationOptions(metrics=("bleu", "chrf", "ter"))
     found = evaluate_folder(sentences / "one", [str(sentences / name) for name in names], options)
@@ -143,11 +143,12 @@ def test_outputs_of_another_system_are_read_by_the_name_of_their_file(sentences,
     outputs = [line.removesuffix("\n") for line in (sentences / "a").read_text().splitlines()]
     rows = {
         "o.jsonl.gz": "".join(json.dumps({"output": text}) + "\n" for text in outputs),
+        "o.json": "".join(json.dumps({"source": f"source {n}", "output": t}) + "\n" for n, t in enumerate(outputs)),
         "o.tsv.gz": "output\tn\n" + "".join(f"{text}\t1\n" for text in outputs),
         "o.txt.gz": "".join(f"{text}\n" for text in outputs),
     }
     for name, content in rows.items():
-        (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
         options = EvaluationOptions(metrics=("exact_match",), compare=str(tmp_path / name))
         found = evaluate_folder(sentences / "one", [str(sentences / "s"), str(sentences / "a")], options)
         assert found.other.outputs == outputs, name
@@ -324,6 +325,13 @@ def test_nearness_and_learned_sources_are_said(folder, files, tmp_path):
     assert "By nearness to the training text" in [each.title for each in found.groups]
 
 
+def test_an_example_of_several_groups_is_in_none_of_them_alone(tmp_path):
+    rows = ["source\ttarget\tdialect", "lead\tL IY D\tUS", "lead\tL EH D\tUK", "read\tR IY D\tUK", "tear\tT\t"]
+    (tmp_path / "p.tsv").write_text("\n".join([*rows, "tear\tT\tUS"]) + "\n")
+    text = read_evaluation_text([str(tmp_path / "p.tsv")], ReadingOptions(by=("dialect",), merge=True))
+    assert (text.sources, text.columns["dialect"]) == (["lead", "read", "tear"], ["UK + US", "UK", "US"])
+
+
 def test_a_page_shows_and_obeys_nothing(folder, tmp_path):
     (tmp_path / "t.tsv").write_text("abc\t<script>alert(1)</script>\x1b[2J\nmn\tMN\np\tQ\n")
     page = render_page(evaluate_folder(folder, [str(tmp_path / "t.tsv")], EvaluationOptions(num_beams=1)))
@@ -362,6 +370,16 @@ def test_a_page_shows_and_obeys_nothing(folder, tmp_path):
             {"a": "x\n", "b": "x\n", "c.jsonl": "x\n"},
             "--test a b --compare c.jsonl",
             "c.jsonl line 1 is no JSON object",
+        ),
+        (
+            {"a": "x\n", "b": "x\n", "c.jsonl": '{"output": null}\n'},
+            "--test a b --compare c.jsonl",
+            "c.jsonl line 1 is no JSON object with a text as its output",
+        ),
+        (
+            {"a": "x\ny\n", "b": "x\ny\n", "c.tsv": "source\toutput\ny\ty\nx\tx\n"},
+            "--test a b --compare c.tsv",
+            "output 1 of c.tsv has the source 'y', and example 1 of a + b 'x'; compare outputs for the same examples",
         ),
     ],
 )
