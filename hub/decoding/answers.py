@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from seqloom.configuration.data_names import TAG
 from seqloom.hub.decoding.engines import Engine, Written
 from seqloom.hub.decoding.rows import Row
 from seqloom.hub.lines import one_line
@@ -152,10 +151,8 @@ def _split_behind_tags(engine: Engine, source: str, limit: int) -> list[str]:
 
 
 def _tags_before(engine: Engine, source: str) -> str:
-    known, begin = Tags.in_settings(engine.tokenizer.init_kwargs).known, 0
-    while (tag := TAG.match(source, begin)) and tag[0] in known:
-        begin = tag.end()
-    return source[:begin]
+    text = Tags.in_settings(engine.tokenizer.init_kwargs).text_of(source)
+    return source[: len(source) - len(text)]
 
 
 def split(tokenizer: Any, text: str, limit: int, breaks: Sequence[str] = BREAKS) -> Iterator[str]:

@@ -190,12 +190,12 @@ def _report_line(row: Row, rank: int, output: Answer) -> str:
     if output.fault:
         facts["fault"] = output.fault
     if detail is not None:
-        written = len(detail.tokens)
+        written, source = len(detail.tokens), output.source_tokens - output.pieces  # without the end of each
         facts |= {
             "score": output.score,
-            "source_tokens": output.source_tokens,
+            "source_tokens": source,
             "output_tokens": written,
-            "length_ratio": round(written / output.source_tokens, 4) if output.source_tokens else None,
+            "length_ratio": round(written / source, 4) if source else None,
             "cut": output.is_cut,
             "repeated": detail.repeated,
             "uncovered": detail.uncovered,
