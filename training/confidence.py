@@ -63,7 +63,10 @@ class Difference:
     p_value: float
     """How often outputs swapped at random between the systems are as far apart: below 0.05 it is hardly chance."""
     p_bootstrap: float = 1.0
-    """The same question by resampled sentences: how often their difference is as far from its mean (Koehn 2004)."""
+    """The same question by resampled sentences: how often their difference is as far from its mean (Koehn 2004).
+
+    To either side; sacreBLEU's own is nearly one-sided, for it takes the size of a difference before the mean.
+    """
 
 
 def paired_test(
@@ -123,8 +126,7 @@ def paired_difference(one: SentenceSums, other: SentenceSums) -> Difference:
     for _ in range(NUM_RESAMPLES):
         swapped = rng.integers(2, size=size) @ (other.values - one.values)
         as_far += abs(apart(ours + swapped, theirs - swapped)) >= abs(apart(ours, theirs))
-    sizes = np.abs(resampled)
-    as_far_drawn = int((sizes - sizes.mean() > abs(apart(ours, theirs))).sum())
+    as_far_drawn = int((np.abs(np.array(resampled) - np.nanmean(resampled)) >= abs(apart(ours, theirs))).sum())
     p_value, p_bootstrap = ((count + 1) / (NUM_RESAMPLES + 1) for count in (as_far, as_far_drawn))
     return Difference(apart(ours, theirs), _middle(resampled), p_value, p_bootstrap)
 

@@ -119,6 +119,19 @@ def test_p_agrees_with_the_sign_test_on_hits(monkeypatch):
     assert paired_difference(one, other).p_value == pytest.approx(18 / 256, abs=0.01)
 
 
+def test_the_bootstraps_p_agrees_with_the_normal_approximation_to_both_sides(monkeypatch):
+    size, gained, lost = 400, 36, 20
+    references = ["a"] * size
+    one = METRICS["exact_match"](["b"] * lost + ["a"] * (size - lost), references)
+    other = METRICS["exact_match"](["a"] * lost + ["b"] * gained + ["a"] * (size - lost - gained), references)
+    error = math.sqrt(gained + lost - (gained - lost) ** 2 / size)
+    expected = math.erfc((gained - lost) / error / math.sqrt(2))
+    assert expected == pytest.approx(0.031, abs=0.001)
+    monkeypatch.setattr(confidence, "NUM_RESAMPLES", 10_000)
+    for found in (paired_difference(one, other), paired_difference(other, one)):
+        assert found.p_bootstrap == pytest.approx(expected, abs=0.01)
+
+
 def test_the_interval_of_a_difference_agrees_with_the_normal_approximation():
     size, gained, lost = 400, 60, 20
     references = ["a"] * size

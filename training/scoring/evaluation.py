@@ -188,7 +188,7 @@ def evaluate_folder(
         memory=memory,
         other=other,
         other_scores=_other_sentence_scores(sentence_metric, other, references),
-        notes=tuple(filter(None, (*_notes(text, answers, near, sums, num_rewritten), training_note))),
+        notes=tuple(filter(None, (*_notes(text, answers, other, near, sums, num_rewritten), training_note))),
     )
 
 
@@ -334,6 +334,7 @@ def _sentence_sums(
 def _notes(
     text: EvaluationText,
     answers: Answers,
+    other: Answers | None,
     near: Nearness | None,
     sums: Mapping[str, SentenceSums],
     num_rewritten: int,
@@ -376,6 +377,11 @@ def _notes(
         notes.append(
             f"{int(learned.sum()):,} of {len(text):,} sources are training sources, which proves nothing"
             f"{shown if others and not learned.all() else ''}."
+        )
+    if other and any(each.sacrebleu for each in sums.values()):
+        notes.append(
+            "p by bootstrap is sacreBLEU's own for BLEU, chrF and TER, about half of that of a test to both sides; for "
+            "other scores it is of such a test."
         )
     return notes
 

@@ -124,6 +124,7 @@ def test_a_comparison_is_sacrebleus_own(sentences):
         theirs = [float(number) for number in re.findall(r"\(p = ([\d.]+)\)", table)]
         assert [getattr(row.difference, key) for row in found.rows[:2]] == pytest.approx(theirs, abs=1e-4), kind
     assert found.rows[0].difference.interval[0] < found.rows[0].difference.value < found.rows[0].difference.interval[1]
+    assert "p by bootstrap is sacreBLEU's own for BLEU, chrF and TER" in found.notes[-2]
     assert found.rows[2].difference is not None, "and where sacreBLEU has no such metric, by the same sums"
 
 
