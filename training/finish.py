@@ -31,7 +31,7 @@ from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
 from seqloom.training.quality.averaging import average_weights, load_weights, refuse_damaged, updates_to_average
 from seqloom.training.trainer import SeqloomTrainer
-from seqloom_cli.command import explain_error
+from seqloom_cli.command import SAME_COMMAND, explain_error
 
 logger = logging.getLogger(__name__)
 
@@ -224,8 +224,8 @@ def refuse_unfinished(folder: RunFolder, results: Mapping[str, Any]) -> None:
     """
     if failed := "; ".join(f"{what}: {error}" for what, error in results.get(ERRORS, {}).items()):
         raise TrainingError(
-            f"{folder.path} holds the trained model, and results but for what failed ({failed}). The same command "
-            f"tries that again, and trains nothing."
+            f"{folder.path} holds the trained model, and results but for what failed ({failed}). "
+            f"{SAME_COMMAND.capitalize()} tries that again, and trains nothing."
         )
     if DOUBT in results:
         raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")

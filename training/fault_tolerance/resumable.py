@@ -65,7 +65,7 @@ from seqloom.training.fault_tolerance.run_health import (
 from seqloom.training.fault_tolerance.together import from_main_process
 from seqloom.training.monitoring.progress import mean_loss
 from seqloom.training.quality.selection import scores_by_update
-from seqloom_cli.command import EXIT_FAILED
+from seqloom_cli.command import EXIT_FAILED, SAME_COMMAND
 
 
 @runtime_checkable
@@ -229,8 +229,8 @@ class ResumableTrainer(Trainer):
         best = Path(self.state.best_model_checkpoint or "")
         if fault := find_damage(best) if best.is_dir() else "it is missing":
             raise CheckpointError(
-                f"the best model is to be loaded from {best}, but {fault}. Bring it back as it was; or start the same "
-                f"command with --load_best_model_at_end false, which keeps the model of the last update."
+                f"the best model is to be loaded from {best}, but {fault}. Bring it back as it was; or start "
+                f"{SAME_COMMAND} with --load_best_model_at_end false, which keeps the model of the last update."
             )
         super()._load_best_model()
 

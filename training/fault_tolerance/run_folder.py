@@ -231,12 +231,12 @@ class RunFolder:
             self._refuse_other_recipe(recipe)
             self._refuse_other_vocabulary()
         home.mkdir(parents=True, exist_ok=True)
-        write_text(home / RECIPE, recipe.to_file())
+        write_text(home / RECIPE, _to_keep(recipe))
         write_json(home / "environment.json", describe_environment())
 
     def note_choice(self, recipe: Recipe) -> None:
         """Write what was decided after the folder was opened, before the run begins."""
-        write_text(self._next / RECIPE, recipe.to_file())
+        write_text(self._next / RECIPE, _to_keep(recipe))
 
     def begin(self) -> None:
         """Put what was prepared in the place of what an earlier run has left; a run that goes on is unfinished again.
@@ -397,6 +397,11 @@ class RunFolder:
                 f"{home} is not the vocabulary that the run was started with: {fault}. Bring the old file back, take "
                 f"another --output, or --resume never."
             )
+
+
+def _to_keep(recipe: Recipe) -> str:
+    """Return the recipe's file, which says what a run is: started again it goes on, and replaces nothing."""
+    return replace(recipe, resume="auto", overwrite=False).to_file()
 
 
 def and_more(names: Sequence[str]) -> str:

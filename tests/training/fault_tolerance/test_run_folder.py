@@ -52,6 +52,16 @@ def test_the_recipe_that_is_kept_can_be_started_again(tmp_path):
     assert [path.name for path in folder.records.iterdir() if path.name.startswith(".")] == []
 
 
+def test_the_recipe_that_is_kept_goes_on_and_replaces_nothing(tmp_path):
+    """However the run was started: its own header says `seqloom train --recipe`."""
+    keys = {"resume": "never", "overwrite": True}
+    folder = open_folder(tmp_path / "run", **keys)
+    for note in (lambda: None, lambda: folder.note_choice(resolve_recipe(None, {"output": "run", **keys}))):
+        note()
+        kept = resolve_recipe(folder.prepared / "recipe.yaml")
+        assert (kept.resume, kept.overwrite) == ("auto", False)
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
