@@ -337,7 +337,9 @@ class ResumableTrainer(Trainer):
 
     def _show_checkpoint(self, staged: Path, final: Path, unlogged: dict[str, float]) -> None:
         """Let a checkpoint appear, and remove what it makes superfluous; an extra one leaves the others alone."""
-        is_extra, update = self.stopper.is_extra, self.state.global_step
+        update = self.state.global_step
+        is_best = self.args.save_strategy == SaveStrategy.BEST and self.state.best_global_step == update
+        is_extra = self.stopper.is_extra and not is_best  # that it is the best is known after its evaluation
         self.saved_updates = sorted({*self.saved_updates, *([] if is_extra else [update])})
         facts = {"update": update, "processes": self.args.world_size, "is_extra": is_extra}
         seal(staged, **facts, unlogged=unlogged, saved_updates=self.saved_updates)

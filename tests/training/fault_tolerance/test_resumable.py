@@ -382,6 +382,22 @@ def test_a_signal_saves_stops_and_goes_on_to_the_same_weights(make_trainer, lear
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_signal_at_the_best_update_does_not_lose_the_best_model(make_trainer, tmp_path):
+    """Where the best alone is saved, an evaluation decides on it after the signal was heard."""
+    keys = {**SCORED, "save_strategy": "best", "save_total_limit": 1}
+    trainer = make_trainer(Acting(3, lambda model: os.kill(os.getpid(), signal.SIGTERM)), **keys)
+    with StopSignals() as signals:
+        trainer.listen_to(signals)
+        with pytest.raises(StoppedError, match=r"after update 3 of 9"):
+            trainer.train()
+    stopped = weights(trainer)
+    again = make_trainer(**keys)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert again.saved_updates == [3]
+    assert torch.equal(weights(again), stopped)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("strategy", "event"),
     [
