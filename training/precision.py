@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from seqloom.configuration.data_size import AUTO
-from seqloom.configuration.recipe import Precision, Recipe
+from seqloom.configuration.recipe import NARROW_FORMATS, Precision, Recipe
 from seqloom.modeling.modeling_seqloom import SeqloomForConditionalGeneration
 from seqloom.training.batching import (
     CPU_OVERHEAD,
@@ -69,6 +69,16 @@ def can_choose(recipe: Recipe, arguments: TrainingArguments) -> bool:
     is_whole = not (arguments.fsdp or arguments.deepspeed or recipe.packing)
     is_open = recipe.precision == AUTO and arguments.mixed_precision == "no"
     return arguments.device.type == "cpu" and is_open and is_whole
+
+
+def launched_precision(arguments: TrainingArguments) -> Precision:
+    """Return the format of a run whose recipe names none and that is not timed: the launcher's; DeepSpeed has its own.
+
+    Args:
+        arguments: transformers' own, of such a recipe.
+    """
+    known: dict[str, Precision] = {"no": WIDE} | {name: name for name in NARROW_FORMATS}
+    return known.get(arguments.mixed_precision, AUTO) if arguments.deepspeed_plugin is None else AUTO
 
 
 def choose_precision(
@@ -179,4 +189,4 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-__all__ = ["can_choose", "choose_precision"]
+__all__ = ["can_choose", "choose_precision", "launched_precision"]

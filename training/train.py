@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 from seqloom.configuration.automatic import explain
+from seqloom.configuration.data_size import AUTO
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_flags import add_recipe_arguments, recipe_from_arguments
 from seqloom.configuration.recipe_layers import resolve_recipe
@@ -57,7 +58,7 @@ from seqloom.training.monitoring.history import History, draw_curve, histogram
 from seqloom.training.monitoring.progress import duration
 from seqloom.training.mouth import check_mouth
 from seqloom.training.parent import Parent, fit_to_parent, take_over
-from seqloom.training.precision import attention_in, can_choose, choose_precision, overhead_in
+from seqloom.training.precision import attention_in, can_choose, choose_precision, launched_precision, overhead_in
 from seqloom.training.preparation import (
     choose_for,
     describe_rivals,
@@ -235,7 +236,7 @@ def prepare(
         if arguments.process_index == 0:
             folder.write_parent(asdict(parent))
             say(f"weights   {parent.describe_embeddings()}")
-    if checkpoint is None and can_choose(recipe, arguments):
+    if checkpoint is None and recipe.precision == AUTO:
         recipe = settle_precision(recipe, arguments, model, tokenizers, data["train"])
         arguments = training_arguments(recipe)
         if arguments.process_index == 0:
@@ -310,7 +311,9 @@ def settle_precision(
     tokenizers: SeqloomTokenizers,
     pairs: Dataset,
 ) -> Recipe:
-    """Write into a new run's recipe in which numbers it multiplies, as the stopwatch says."""
+    """Write into a new run's recipe in which numbers it multiplies, as the stopwatch or its launcher says."""
+    if not can_choose(recipe, arguments):
+        return replace(recipe, precision=launched_precision(arguments))
     settings = batch_settings(recipe, arguments)
     precision, why = from_main_process(
         lambda: choose_precision(model, pairs, settings, int(tokenizers.source.pad_token_id))

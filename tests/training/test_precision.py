@@ -194,6 +194,24 @@ def test_the_choice_is_kept_with_the_run(
     assert results["updates"] == 4
 
 
+@pytest.mark.parametrize(("launched", "later", "packing"), [("bf16", "no", False), ("no", "bf16", True)])
+def test_what_a_launcher_has_named_is_kept_with_the_run(
+    command: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launched: str, later: str, packing: bool
+) -> None:
+    """Packed, a CPU is no more timed than a GPU."""
+    command["packing"] = packing
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    train.train(resolve_recipe(None, command))
+    seen = []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", later)
+    build = train.build_trainer
+    monkeypatch.setattr(train, "build_trainer", lambda *args: seen.append(args[1].mixed_precision) or build(*args))
+    train.train(resolve_recipe(None, {**command, "max_steps": 4}))
+    assert seen == [launched]
+    kept = resolve_recipe(tmp_path / "run" / "run" / "recipe.yaml")
+    assert kept.precision == {"no": "fp32"}.get(launched, launched)
+
+
 def test_a_run_of_an_older_release_stays_in_fp32(
     command: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
