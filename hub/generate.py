@@ -25,7 +25,7 @@ import torch
 
 from seqloom.hub.decoding.answers import Answer, answer
 from seqloom.hub.decoding.engines import CTranslate2Engine, Engine, Search, TorchEngine, cores
-from seqloom.hub.decoding.job import GenerateError, Job, refuse_what_cannot_be
+from seqloom.hub.decoding.job import GenerateError, Job, UnansweredError, refuse_what_cannot_be
 from seqloom.hub.decoding.rows import Layout, Row
 from seqloom.hub.decoding.sinks import open_sink, texts_of
 from seqloom.hub.decoding.windows import Window, layout_of, parsed, windows_of
@@ -43,7 +43,8 @@ def generate_file(job: Job) -> None:
     too, and the command fails when all others are written.
 
     Raises:
-        GenerateError: for files and numbers that do not fit; at the end, for lines without an answer.
+        GenerateError: for files and numbers that do not fit.
+        UnansweredError: at the end, for lines without an answer.
         JournalError: if what an earlier command has left is not this command's.
         RowError: for a line that is not what its file promises, when all before it are written.
         ValueError: for a folder that cannot be opened, or a line that is not UTF-8.
@@ -75,7 +76,7 @@ def generate_file(job: Job) -> None:
     for remark in sink.tally.remarks():
         print(remark, file=sys.stderr)
     if sink.tally.faulty:
-        raise GenerateError(sink.tally.fault_sentence(job.folder))
+        raise UnansweredError(sink.tally.fault_sentence(job.folder))
 
 
 def engine_of(job: Job, device: str | None = None) -> Engine:
@@ -193,4 +194,4 @@ def _rows(window: Window) -> list[Row]:
     return [row for _, row in window]
 
 
-__all__ = ["GenerateError", "Job", "Search", "engine_of", "generate_file", "generate_lines"]
+__all__ = ["GenerateError", "Job", "Search", "UnansweredError", "engine_of", "generate_file", "generate_lines"]

@@ -10,6 +10,7 @@ that `generate` writes, and not done again once it is whole. https://aclantholog
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,15 +22,20 @@ from datasets import Dataset
 
 from seqloom.configuration.data_names import TAG, DataName, can_follow, data_name, format_of
 from seqloom.configuration.recipe import Recipe, RecipeError
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.hub.files import files_made_from, read_object, sha256_of
-from seqloom.hub.generate import Job, Search, generate_file
+from seqloom.hub.generate import Job, Search, UnansweredError, generate_file
 from seqloom.hub.quoting import shell
 from seqloom.hub.tags import FEATURES_END, Tags
 from seqloom.modeling.canary import write_whole
+from seqloom.training.fault_tolerance.ownership import refuse_foreign
+from seqloom.training.fault_tolerance.run_folder import RunFolder
 from seqloom.training.monitoring.console import say
 from seqloom.training.preparation import read_corpus
 from seqloom.training.reading.corpus import load_corpus
 from seqloom.training.reading.sources import Extra
+
+logger = logging.getLogger(__name__)
 
 SUFFIX = "-distilled"
 """Behind the name of the output: the folder with what the teachers wrote."""
@@ -60,7 +66,7 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
         unlabelled: files with further sources.
 
     Raises:
-        RecipeError: where there is no text, or more than one process.
+        RecipeError: where there is no text, or more than one process, or where the student's folder may not be written.
         GenerateError, FolderError, CorpusError: as `generate_file` and `load_corpus`.
     """
     if recipe.is_demo:
@@ -76,6 +82,7 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
             f"another name."
         )
     home = Path(f"{recipe.output.rstrip('/')}{SUFFIX}")
+    _refuse_output(recipe, teachers, home)
     home.mkdir(parents=True, exist_ok=True)
     corpus, _ = read_corpus(recipe)
     columns = recipe.tags
@@ -84,8 +91,10 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
     known = {tag for folder in teachers.folders for tag in Tags.of(folder).known}
     rows = (_teachers_row(row, columns, known) for part in [corpus["train"], *more] for row in part)
     num_sources = _write_rows(sources, _each_once(rows))
-    _let_write(teachers, sources, home / "outputs.jsonl")
+    _let_write(teachers, sources, home / "outputs.jsonl", overwrite=recipe.overwrite)
     changes: dict[str, Any] = {"train": _write_named(home / "train.jsonl", _written_rows(home / "outputs.jsonl"))}
+    if not changes["train"]:
+        raise RecipeError(f"{' + '.join(teachers.folders)} wrote nothing for any source, see {home / 'outputs.jsonl'}.")
     for split, key in (("validation", "valid"), ("test", "test")):
         rows = ({**_teachers_row(row, columns, known), "weight": None} for row in corpus.get(split, ()))
         changes[key] = _write_named(home / f"{split}.jsonl", rows)
@@ -97,6 +106,23 @@ def write_corpus(recipe: Recipe, teachers: Teachers, unlabelled: Sequence[str] =
     changes |= {"task": "pairs", "num_splits": 1, "columns": None, "where": [], "clean": "none"}
     own = {*changes, "eval_strategy"} - {"training_arguments"}  # what was written decides, and not `auto`
     return replace(recipe, named=recipe.named | own, **changes)
+
+
+def _refuse_output(recipe: Recipe, teachers: Teachers, home: Path) -> None:
+    """Refuse before the teachers write what the student's training would refuse after."""
+    folder = RunFolder(Path(recipe.output))
+    if any(Path(teacher).resolve() == folder.path.resolve() for teacher in teachers.folders):
+        raise RecipeError(
+            f"output={folder.path} is a teacher, and the student would replace it; take another --output."
+        )
+    refuse_foreign(folder.path)
+    folder.refuse_to_replace(recipe)
+    goes_on = folder.goes_on(recipe) or (recipe.resume == "auto" and folder.is_finished)
+    if goes_on and not any(name.startswith(str(home)) for name in resolve_recipe(folder.recipe_file).train):
+        raise RecipeError(
+            f"{folder.path} holds a run on another text than {home}; choose another --output, or add --resume never "
+            f"--overwrite."
+        )
 
 
 def _read_unlabelled(names: Sequence[str], recipe: Recipe) -> Dataset:
@@ -144,7 +170,7 @@ def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
     return count
 
 
-def _let_write(teachers: Teachers, sources: Path, outputs: Path) -> None:
+def _let_write(teachers: Teachers, sources: Path, outputs: Path, *, overwrite: bool) -> None:
     """Decode what is not decoded yet."""
     first, *others = teachers.folders
     made = {
@@ -155,17 +181,22 @@ def _let_write(teachers: Teachers, sources: Path, outputs: Path) -> None:
     record = outputs.with_name("distilled.json")
     if outputs.is_file() and (read_object(record) or {}) == {**made, "outputs": sha256_of(outputs)}:
         return
-    generate_file(
-        Job(
-            first,
-            str(sources),
-            str(outputs),
-            Search(num_beams=teachers.num_beams),
-            processes=teachers.processes,
-            column=_INPUT,
-            ensemble=tuple(others),
-        )
+    job = Job(
+        first,
+        str(sources),
+        str(outputs),
+        Search(num_beams=teachers.num_beams),
+        processes=teachers.processes,
+        column=_INPUT,
+        ensemble=tuple(others),
+        overwrite=overwrite,
     )
+    try:
+        generate_file(job)
+    except UnansweredError:  # an output without a character teaches nothing
+        logger.warning(
+            "Sources that are too long for the teachers are left out; their outputs in %s are empty.", outputs
+        )
     write_whole(record, json.dumps({**made, "outputs": sha256_of(outputs)}, indent=2) + "\n")
 
 

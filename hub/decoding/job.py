@@ -16,6 +16,10 @@ class GenerateError(ValueError):
     """A command that cannot be, or that has not answered every line."""
 
 
+class UnansweredError(GenerateError):
+    """A command that has not answered every line, and has written all others."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What is decoded with what, and where it goes."""
@@ -129,4 +133,4 @@ def work_of(job: Job, layout: Layout) -> dict[str, Any]:
     }
 
 
-__all__ = ["GenerateError", "Job", "refuse_what_cannot_be", "work_of"]
+__all__ = ["GenerateError", "Job", "UnansweredError", "refuse_what_cannot_be", "work_of"]

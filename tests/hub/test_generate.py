@@ -303,7 +303,7 @@ def test_a_killed_command_goes_on(
     with pytest.raises(JournalError, match="num_beams=1, and now it is 2"):
         generate_file(replace(job, search=Search(num_beams=2)))
     limit = 9
-    with pytest.raises(generate.GenerateError, match=r"1 of 9 lines are too long for .*: 6\. With --long_lines"):
+    with pytest.raises(generate.UnansweredError, match=r"1 of 9 lines are too long for .*: 6\. With --long_lines"):
         generate_file(job)
     assert answered == [1, 4, 7]
     assert "out.txt: going on behind line 6." in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A student learns what its teachers write; the writing goes on after a kill and is not done twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from seqloom.configuration.automatic import choose
 from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
 from seqloom.configuration.task_kind import Looks
+from seqloom.hub.generate import UnansweredError
 from seqloom.training import distillation
 from seqloom.training.distillation import Teachers, write_corpus
 from seqloom.training.reading.text_file import CorpusError
@@ -106,6 +108,62 @@ def test_what_cannot_be_is_refused(home, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match=r"start it alone with --dry_run, then, .* that its line `student` shows"):
         write_corpus(recipe(home), teachers)
+
+
+def test_what_is_too_long_for_the_teachers_is_left_out_once(home, monkeypatch, caplog):
+    """Else every start would decode all others again."""
+    home, asked = home
+    write = distillation.generate_file
+
+    def write_all_but_one(job):
+        write(job)
+        first, *others = rows(job.input_file)
+        written = [{**first, "output": ""}, *({**row, "output": row[job.column][::-1]} for row in others)]
+        Path(job.output_file).write_text("".join(json.dumps(row) + "\n" for row in written))
+        raise UnansweredError("1 of 20 lines are too long")
+
+    monkeypatch.setattr(distillation, "generate_file", write_all_but_one)
+    for _ in range(2):
+        student = write_corpus(recipe(home, valid=["none"]), Teachers((str(home / "teacher"),)))
+        assert len(rows(student.train[0])) == 19
+    assert len(asked) == 1
+    assert "Sources that are too long for the teachers are left out; their outputs in" in caplog.text
+
+
+def test_teachers_that_write_nothing_teach_no_demo(home, monkeypatch):
+    home, _ = home
+    monkeypatch.setattr(distillation, "_written_rows", lambda outputs: iter(()))
+    with pytest.raises(RecipeError, match=r"teacher wrote nothing for any source, see .*outputs\.jsonl\."):
+        write_corpus(recipe(home, valid=["none"]), Teachers((str(home / "teacher"),)))
+
+
+def test_the_remedy_of_a_changed_command_reaches_the_journal(home):
+    home, asked = home
+    teachers = Teachers((str(home / "teacher"),))
+    write_corpus(recipe(home), teachers)
+    write_corpus(recipe(home, resume="never", overwrite=True), replace(teachers, num_beams=2))
+    assert [job.overwrite for job in asked] == [False, True]
+
+
+def test_a_folder_that_takes_no_student_is_refused_before_anything_is_written(home):
+    home, asked = home
+    teachers = Teachers((str(home / "teacher"),))
+    with pytest.raises(RecipeError, match="is a teacher, and the student would replace it; take another --output"):
+        write_corpus(recipe(home, output=str(home / "teacher")), teachers)
+    (home / "out").mkdir()
+    (home / "out" / "config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="is in the way"):
+        write_corpus(recipe(home), teachers)
+    (home / "out" / "run").mkdir()
+    recipe(home).save(home / "out" / "run" / "recipe.yaml")
+    (home / "out" / "run" / "results.json").write_text("{}")
+    with pytest.raises(RecipeError, match="resume=never would replace it; choose another --output, or add --overwrite"):
+        write_corpus(recipe(home, resume="never"), teachers)
+    with pytest.raises(RecipeError, match=r"holds a run on another text than .*out-distilled; choose another"):
+        write_corpus(recipe(home), teachers)
+    assert not asked
+    write_corpus(recipe(home, resume="never", overwrite=True), teachers)
+    assert len(asked) == 1
 
 
 def test_a_value_of_several_features_stays_whole_and_the_line_names_the_files(home, capsys):

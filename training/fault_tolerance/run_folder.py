@@ -213,17 +213,25 @@ class RunFolder:
         recorded = self.data_facts().get("train", {}).get("auto")
         return Choice(**recorded) if recorded else choice_of_old(resolve_recipe(self.recipe_file))
 
-    def open(self, recipe: Recipe) -> None:
-        """Go on in the folder with `recipe`, or prepare the records of a new run beside what is there.
+    def refuse_to_replace(self, recipe: Recipe) -> None:
+        """Refuse to start over in the place of a finished run unless told.
 
         Raises:
-            RecipeError: when it holds a finished run that may not be replaced, or a run of another recipe.
+            RecipeError: with the remedy.
         """
         if recipe.resume == "never" and self.is_finished and not recipe.overwrite:
             raise RecipeError(
                 f"{self.path} holds a finished run and resume=never would replace it; choose another --output, "
                 f"or add --overwrite."
             )
+
+    def open(self, recipe: Recipe) -> None:
+        """Go on in the folder with `recipe`, or prepare the records of a new run beside what is there.
+
+        Raises:
+            RecipeError: when it holds a finished run that may not be replaced, or a run of another recipe.
+        """
+        self.refuse_to_replace(recipe)
         if not self.goes_on(recipe):
             home = self.path / STAGING / PREPARED
         else:
