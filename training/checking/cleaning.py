@@ -56,8 +56,8 @@ def clean_corpus(corpora: Mapping[str, Corpus], level: str, num_proc: int | None
     train = corpora["train"]
     if not LEVELS[level]:
         return train
-    fingerprint = _fingerprint(corpora, level)
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "seqloom" / f"clean-{fingerprint}.npz"
+    read = [(split, corpus.facts.fingerprint) for split, corpus in sorted(corpora.items())]
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "seqloom" / f"clean-{_digest(CLEANING, level, *read)}.npz"
     if not file.exists():
         _save(file, *_find(corpora, level, num_proc or 1))
     with np.load(file) as stored:
@@ -77,12 +77,14 @@ def clean_corpus(corpora: Mapping[str, Corpus], level: str, num_proc: int | None
             listed,
         )
     dropped = {**train.facts.num_dropped, **{f"clean: {rule}": count for rule, count in counts.items()}}
+    fingerprint = _digest(
+        train.facts.fingerprint, hashlib.sha256(kept.tobytes()).hexdigest()
+    )  # whatever they leak into
     facts = replace(train.facts, num_rows=len(kept), num_dropped=dropped, fingerprint=fingerprint)
     return Corpus(train.dataset.select(kept) if counts else train.dataset, facts)
 
 
-def _fingerprint(corpora: Mapping[str, Corpus], level: str) -> str:
-    key = [CLEANING, level, *((split, corpus.facts.fingerprint) for split, corpus in sorted(corpora.items()))]
+def _digest(*key: object) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 

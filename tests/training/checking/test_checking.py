@@ -351,6 +351,14 @@ class TestCleaning:
         monkeypatch.setattr("seqloom.training.checking.cleaning._find", None)  # nothing is looked for again
         assert clean_corpus(corpora, "default").facts.fingerprint == prints["default"]
 
+    def test_another_test_text_is_no_other_training_text_unless_other_rows_leak(self, corpora, clean, tmp_path):
+        tests = {name: clean[begin : begin + 50] for name, begin in (("one", 1300), ("two", 1400), ("leaking", 500))}
+        prints = [
+            clean_corpus({**corpora, "test": load_corpus(write(tmp_path, name, rows))}, "default").facts.fingerprint
+            for name, rows in tests.items()
+        ]
+        assert prints[0] == prints[1] != prints[2]
+
     def test_a_source_of_the_judges_goes_with_every_target(self, clean, tmp_path):
         (source, target), rest = clean[0], clean[1:400]
         corpora = {

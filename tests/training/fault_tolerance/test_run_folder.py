@@ -204,6 +204,24 @@ def test_other_training_or_validation_text_is_refused_and_another_test_told(tmp_
     assert [kept[split]["num_rows"] for split in ("train", "validation", "test")] == [10, 5, 4]
 
 
+def test_other_rows_that_clean_leaves_out_are_blamed_on_the_test_text(tmp_path):
+    folder = begin_folder(tmp_path / "run")
+    save_checkpoint(folder)
+
+    def facts(fingerprint, test, reason="clean: leak"):
+        train = {"num_rows": 10, "num_dropped": {reason: 1}, "fingerprint": fingerprint, "files": ({"path": "a"},)}
+        return {"train": train, "test": {"num_rows": 3, "fingerprint": test, "files": ({"path": test},)}}
+
+    folder.write_data_facts(facts("x", "one"))
+    folder.begin()
+    blamed = r"\(10 and 10 rows, then and now\): with another test text clean leaves out other rows, so it cannot go on"
+    with pytest.raises(RecipeError, match=blamed):
+        folder.write_data_facts(facts("y", "two"))
+    for changed in (facts("y", "one"), facts("y", "two", "blank")):
+        with pytest.raises(RecipeError, match=r"then and now\), so it cannot go on"):
+            folder.write_data_facts(changed)
+
+
 def test_damaged_records_are_not_taken_for_none(tmp_path):
     folder = begin_folder(tmp_path / "run")
     save_checkpoint(folder)
