@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import DatasetDict
 
+from seqloom.hub.quoting import shell
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.examples import lengths_of, weights_of
 from seqloom.training.fault_tolerance.checkpoints import (
@@ -222,13 +223,30 @@ def refuse_unfinished(folder: RunFolder, results: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: saying what is missing, and why.
     """
+    if is_whole(results):
+        return
+    text = f"{folder.path} holds a model and its results, but: {results.get(DOUBT)}"
+    remedy = ""
     if failed := "; ".join(f"{what}: {error}" for what, error in results.get(ERRORS, {}).items()):
-        raise TrainingError(
-            f"{folder.path} holds the trained model, and results but for what failed ({failed}). "
-            f"{SAME_COMMAND.capitalize()} tries that again, and trains nothing."
+        text = f"{folder.path} holds the trained model, and results but for what failed ({failed})."
+        remedy = f" {SAME_COMMAND.capitalize()} tries that again, and trains nothing."
+    if not folder.has_checkpoint:
+        remedy = (
+            f" No whole checkpoint is there to score it from: seqloom evaluate {shell(str(folder.path))} scores the "
+            f"model; --resume never --overwrite trains it again."
         )
-    if DOUBT in results:
-        raise TrainingError(f"{folder.path} holds a model and its results, but: {results[DOUBT]}")
+    raise TrainingError(text + remedy)
+
+
+def refuse_to_retrain(folder: RunFolder) -> None:
+    """Refuse what could only train anew where a finished run's results are not whole.
+
+    Raises:
+        TrainingError: where there is no checkpoint to score from.
+    """
+    if not folder.has_checkpoint:
+        refuse_lost_model(folder)
+        refuse_unfinished(folder, folder.results())
 
 
 def training_facts(trainer: SeqloomTrainer, data: DatasetDict, checkpoint: str | None) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from seqloom.training.finish import (
     final_scores,
     is_whole,
     refuse_lost_model,
+    refuse_to_retrain,
     refuse_unfinished,
     save,
     training_facts,
@@ -142,7 +143,10 @@ def train_in(
         signals: what may ask for a stop.
         dry_run: see `train`.
     """
-    if folder.is_finished and recipe.resume == "auto" and is_whole(folder.results()):
+    is_finished = folder.is_finished and recipe.resume == "auto"
+    if is_finished and not is_whole(folder.results()):
+        from_main_process(lambda: refuse_to_retrain(folder))
+    elif is_finished:
         asked = from_main_process(lambda: asked_of_finished(folder, recipe))
         lost = from_main_process(lambda: refuse_lost_model(folder))
         if asked in (Asked.NOTHING, Asked.CARD) and not lost:

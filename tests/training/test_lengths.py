@@ -222,6 +222,26 @@ def test_what_the_end_cannot_do_loses_nothing_else(
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.parametrize("keys", [{"save_strategy": "no"}, {"save_only_model": True}])
+def test_a_model_without_a_checkpoint_to_score_from_is_not_trained_away(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    def mute(self: Any, sources: Any) -> Any:
+        raise RuntimeError("the tape is torn")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeqloomTrainer, "write_texts", mute)
+        assert run(num_sample_outputs=0, **keys) == 1
+    said = capsys.readouterr().err
+    assert "No whole checkpoint is there to score it from: seqloom evaluate" in said
+    weights = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert run(num_sample_outputs=0, **keys) == 1
+    again = capsys.readouterr().err
+    assert again[again.index(str(tmp_path / "run")) :] == said[said.index(str(tmp_path / "run")) :]
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == weights
+    assert run(num_sample_outputs=0, resume="never", overwrite=True, **keys) == 0, "the remedy works"
+
+
 # Advice, followed -----------------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
     seal,
     update_of,
 )
-from seqloom.training.fault_tolerance.interruption import StopAfterUpdate, StopSignals
+from seqloom.training.fault_tolerance.interruption import StopAfterUpdate, StopSignals, name_of
 from seqloom.training.fault_tolerance.run_health import (
     CheckpointError,
     LossGuard,
@@ -209,6 +209,12 @@ class ResumableTrainer(Trainer):
             if not from_main_process(lambda: is_ours(self._final_folder())):
                 self._save_checkpoint(self.model, trial=None)
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            if self.args.save_only_model:
+                raise CheckpointError(
+                    f"stopped by {name_of(self.stopper.reason)} after update {self.state.global_step:,} of "
+                    f"{self.state.max_steps:,}. {self._final_folder()} holds the weights alone (save_only_model), and "
+                    f"no run goes on from it: the same command starts over. Leave save_only_model out."
+                )
             raise self.stopper.error(str(self._final_folder()), self.state)
         if self.args.save_strategy != SaveStrategy.NO and not from_main_process(self._final_folder().is_dir):
             self.stopper.is_extra = True  # an early stop between two saves: whoever comes back finds the end

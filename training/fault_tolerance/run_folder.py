@@ -48,6 +48,7 @@ from seqloom.training.fault_tolerance.checkpoints import (
     discard,
     file_fault,
     find_damage,
+    find_fault,
     flush,
     last_whole_checkpoint,
     put_in_place,
@@ -126,6 +127,11 @@ class RunFolder:
         """Return the newest whole checkpoint of this run, or None; broken ones are named in a warning and set aside."""
         checkpoint = last_whole_checkpoint(self.path) if self.prepared == self.records else None
         return None if checkpoint is None else str(checkpoint)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a whole checkpoint; others are left where they are."""
+        return any(find_fault(checkpoint) is None for checkpoint in reversed(checkpoints_in(self.path)))
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

@@ -382,6 +382,16 @@ def test_a_signal_saves_stops_and_goes_on_to_the_same_weights(make_trainer, lear
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_stop_that_saves_weights_alone_promises_nothing(make_trainer, tmp_path):
+    trainer = make_trainer(Acting(2, lambda model: os.kill(os.getpid(), signal.SIGTERM)), save_only_model=True)
+    with StopSignals() as signals:
+        trainer.listen_to(signals)
+        with pytest.raises(TrainingError, match=r"stopped by SIGTERM after update 2 of 9\. .* no run goes on from it"):
+            trainer.train()
+    assert names(tmp_path / "run") == ["checkpoint-2"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_a_signal_at_the_best_update_does_not_lose_the_best_model(make_trainer, tmp_path):
     """Where the best alone is saved, an evaluation decides on it after the signal was heard."""
     keys = {**SCORED, "save_strategy": "best", "save_total_limit": 1}
