@@ -12,6 +12,8 @@ import torch
 from accelerate.utils import gather_object
 from datasets import DatasetDict
 
+from seqloom.configuration.recipe_keys import shown
+from seqloom.hub.files import read_object
 from seqloom.hub.quoting import shell
 from seqloom.training.confidence import confidence_intervals
 from seqloom.training.examples import lengths_of, weights_of
@@ -121,10 +123,19 @@ def save(trainer: SeqloomTrainer, folder: RunFolder) -> None:
         if trainer.is_world_process_zero():
             facts = file_facts(staged)
             for name in folder.edited_files():
+                if changes := _search_changes(staged / name, folder.path / name):
+                    say(f"edited    {name} stays as it was edited, and not as the run decodes: {changes}")
                 (staged / name).unlink()
             install(staged, folder.path)
             folder.write_model_facts(facts)
     trainer.accelerator.wait_for_everyone()
+
+
+def _search_changes(own: Path, edited: Path) -> str:
+    """Say in which settings of a search an edited file differs from what the run scores with."""
+    scored, kept = (read_object(path) or {} for path in (own, edited))
+    names = [name for name in ("num_beams", "length_penalty", "max_new_tokens") if scored.get(name) != kept.get(name)]
+    return ", ".join(f"{name}={shown(kept.get(name))}, scored with {shown(scored.get(name))}" for name in names)
 
 
 def refuse_lost_model(folder: RunFolder) -> str:

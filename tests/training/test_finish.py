@@ -67,6 +67,7 @@ def test_a_damaged_model_is_brought_back_with_all_that_was_edited(finished, tmp_
     printed = capsys.readouterr().out
     assert "model.safetensors has" in printed
     assert "tokenizer.json is missing; it is brought back from the last checkpoint" in printed
+    assert "stays as it was edited, and not as the run decodes: num_beams=7, scored with 1\n" in printed
     after = contents(run)
     assert (after.pop("README.md"), before.pop("README.md"))[0] == b"# Mine"
     assert json.loads(after.pop("generation_config.json"))["num_beams"] == 7
