@@ -22,8 +22,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 EXIT_STOPPED = 75
 """Ended on request before the work was done; the same command goes on. EX_TEMPFAIL of sysexits.h: "try again"."""
 
-SAME_COMMAND = "the same command without --resume never (and --overwrite)"
-"""What goes on with a training that has ended before its end; with them it would start over."""
+SAME_COMMAND = "the same command (without --resume never)"
+"""What goes on with a training that has ended before its end; with it it would start over."""
 
 GOES_ON = f"{SAME_COMMAND.capitalize()} goes on from there."
 

@@ -302,7 +302,7 @@ class TestScores:
         reason = (
             "token accuracy is 100.00 and exact_match 0.00: 20 of 20 references have more than max_new_tokens=5 "
             "tokens, so their outputs were cut; the weights are as good as the first number says. Start the same "
-            "command without --resume never (and --overwrite) with --max_new_tokens null, and the data decides: "
+            "command (without --resume never) with --max_new_tokens null, and the data decides: "
             "nothing is trained again, all is scored anew."
         )
         assert f"{folder} holds a model and its results, but: on the validation set {reason}" in capsys.readouterr().err
