@@ -22,11 +22,6 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 EXIT_STOPPED = 75
 """Ended on request before the work was done; the same command goes on. EX_TEMPFAIL of sysexits.h: "try again"."""
 
-SAME_COMMAND = "the same command (without --resume never)"
-"""What goes on with a training that has ended before its end; with it it would start over."""
-
-GOES_ON = f"{SAME_COMMAND.capitalize()} goes on from there."
-
 
 class UsageError(ValueError):
     """A command line that cannot be understood."""
@@ -125,7 +120,7 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         return EXIT_BROKEN_PIPE
     except StoppedError as stop:
         if str(stop):
-            print(f"\n{stop}", file=sys.stderr)
+            print("\n" + with_notes(stop, str(stop)), file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -134,7 +129,7 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         if debug:
             traceback.print_exc()
         else:
-            print(explain_error(error), file=sys.stderr)
+            print(with_notes(error, explain_error(error)), file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
@@ -201,6 +196,11 @@ _UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 
 _HARMLESS = frozenset({"\t", "\u00ad", "\u200c", "\u200d"})
 """Of these the tabulator, the soft hyphen, and what joins or parts letters of Persian, Hindi and emoji."""
+
+
+def with_notes(error: BaseException, text: str) -> str:
+    """Return a text with what was added to an error on its way (`add_note`)."""
+    return " ".join([text, *getattr(error, "__notes__", ())])
 
 
 def explain_error(error: Exception) -> str:

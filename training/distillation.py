@@ -23,6 +23,7 @@ from datasets import Dataset
 from seqloom.configuration.data_names import TAG, DataName, can_follow, data_name, format_of
 from seqloom.configuration.recipe import Recipe, RecipeError
 from seqloom.configuration.recipe_layers import resolve_recipe
+from seqloom.hub.decoding.journal import JournalError
 from seqloom.hub.files import files_made_from, read_object, sha256_of
 from seqloom.hub.generate import Job, Search, UnansweredError, generate_file
 from seqloom.hub.quoting import shell
@@ -192,7 +193,12 @@ def _let_write(teachers: Teachers, sources: Path, outputs: Path, *, overwrite: b
         overwrite=overwrite,
     )
     try:
-        generate_file(job)
+        try:
+            generate_file(replace(job, overwrite=False))  # what was written before by the same teachers is kept
+        except JournalError:
+            if not overwrite:
+                raise
+            generate_file(job)
     except UnansweredError:  # an output without a character teaches nothing
         logger.warning(
             "Sources that are too long for the teachers are left out; their outputs in %s are empty.", outputs

@@ -34,7 +34,7 @@ from seqloom.training.monitoring.progress import RunClock, mean_loss
 from seqloom.training.mouth import check_trained
 from seqloom.training.quality.averaging import average_weights, load_weights, refuse_damaged, updates_to_average
 from seqloom.training.trainer import SeqloomTrainer
-from seqloom_cli.command import SAME_COMMAND, explain_error
+from seqloom_cli.command import explain_error
 
 logger = logging.getLogger(__name__)
 
@@ -240,10 +240,10 @@ def refuse_unfinished(folder: RunFolder, results: Mapping[str, Any]) -> None:
     remedy = ""
     if failed := "; ".join(f"{what}: {error}" for what, error in results.get(ERRORS, {}).items()):
         text = f"{folder.path} holds the trained model, and results but for what failed ({failed})."
-        remedy = f" {SAME_COMMAND.capitalize()} tries that again, and trains nothing."
+        remedy = " The same command tries that again, and trains nothing."
     if not folder.has_checkpoint:
         remedy = (
-            f" No whole checkpoint is there to score it from: seqloom evaluate {shell(str(folder.path))} scores the "
+            f" But that needs a checkpoint, and none is whole: seqloom evaluate {shell(str(folder.path))} scores the "
             f"model; --resume never --overwrite trains it again."
         )
     raise TrainingError(text + remedy)

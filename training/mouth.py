@@ -50,7 +50,6 @@ from seqloom.training.fault_tolerance.resumable import kept_random_state
 from seqloom.training.fault_tolerance.run_health import MouthError
 from seqloom.training.metrics import LOWER_IS_BETTER, METRICS
 from seqloom.training.tokenizer import SeqloomTokenizers
-from seqloom_cli.command import SAME_COMMAND
 
 LENGTHS = (4, 8, 16)
 """Tokens that the sources should have: few, for they are read dozens of times; different, so that some are padded."""
@@ -72,7 +71,7 @@ JUDGED = 10
 """Sentences from which a set is judged, and outputs that are many."""
 
 NOTHING_TRAINED = "Nothing was trained: it would learn, and its texts would be nonsense."
-MODEL_KEPT = f"The trained model is saved; started again under a tested pair, {SAME_COMMAND} scores it."
+MODEL_KEPT = "The trained model is saved; started again under a tested pair, the same command scores it."
 
 
 # Before the first update ----------------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ def doubt_of(scores: dict[str, Any], spoken: np.ndarray, most: int) -> Doubt | N
     if cut > CUT * count:
         return Doubt(
             f"{seen}: {cut:,} of {count:,} references have more than max_new_tokens={most} tokens, so their outputs "
-            f"were cut; the weights are as good as the first number says. Start {SAME_COMMAND} with "
+            f"were cut; the weights are as good as the first number says. Start the same command with "
             f"--max_new_tokens null, and the data decides: nothing is trained again, all is scored anew.",
             is_broken=False,
         )

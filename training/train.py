@@ -37,7 +37,7 @@ from seqloom.training.fault_tolerance.checkpoints import rotate, update_of
 from seqloom.training.fault_tolerance.finished_run import Asked, asked_of_finished, with_recorded_precision
 from seqloom.training.fault_tolerance.interruption import StopSignals, is_launched
 from seqloom.training.fault_tolerance.run_folder import RunFolder
-from seqloom.training.fault_tolerance.run_health import explained_disks, explained_writing
+from seqloom.training.fault_tolerance.run_health import TrainingError, explained_disks, explained_writing
 from seqloom.training.fault_tolerance.together import from_main_process, main_process_first, refuse_unshared
 from seqloom.training.finish import (
     average_run,
@@ -121,7 +121,7 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> dict[str, Any]:
         library_bars(wanted=not arguments.disable_tqdm),
     ):
         from_main_process(lambda: held.enter_context(folder.hold()))
-        with contextlib.nullcontext() if dry_run else noted_end(folder, is_main=arguments.process_index == 0):
+        with contextlib.nullcontext() if dry_run else noted_end(folder, recipe, is_main=arguments.process_index == 0):
             refuse_unshared(folder.path)
             return train_in(folder, recipe, arguments, signals, dry_run=dry_run)
 
@@ -268,11 +268,13 @@ def finished_before(
 
 
 @contextlib.contextmanager
-def noted_end(folder: RunFolder, *, is_main: bool) -> Iterator[None]:
+def noted_end(folder: RunFolder, recipe: Recipe, *, is_main: bool) -> Iterator[None]:
     """Write that the run was stopped, where a script can see it, and say so where a launcher hides the exit code.
 
-    A launcher sends SIGTERM to the others where one process fails: that is no stop, and so a failure is noted, too.
+    What goes on is the same command, but for one that starts over: that is said here, of stops and failures alike. A
+    launcher sends SIGTERM to the others where one process fails: that is no stop, and so a failure is noted, too.
     """
+    over = "The command says --resume never: leave that out (and --overwrite), or it starts over."
     try:
         yield
     except StoppedError as stop:
@@ -281,8 +283,13 @@ def noted_end(folder: RunFolder, *, is_main: bool) -> Iterator[None]:
         is_noted = folder.note_stop(str(stop))
         hint = f" The launcher ends with 1; {folder.stop_file} tells a script that the run wants to go on."
         is_hidden = is_noted and is_launched()
-        raise StoppedError(f"{stop}{hint if is_hidden else ''}", stop.exit_code) from None
-    except Exception:
+        stopped = StoppedError(f"{stop}{hint if is_hidden else ''}", stop.exit_code)
+        if recipe.resume == "never":
+            stopped.add_note(over)
+        raise stopped from None
+    except Exception as error:
+        if recipe.resume == "never" and isinstance(error, TrainingError) and folder.has_checkpoint:
+            error.add_note(over)
         if is_main:
             folder.forget_stop()
         else:

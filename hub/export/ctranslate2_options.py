@@ -88,8 +88,8 @@ def translate_options(model: Any, names: Sequence[str]) -> dict[str, Any]:
     if is_punished_otherwise(config.repetition_penalty, options["beam_size"]):
         raise ExportError(
             f"repetition_penalty={config.repetition_penalty} with num_beams={config.num_beams} is another search in "
-            f"CTranslate2 than in transformers, which punishes log-probabilities; set num_beams to 1 in "
-            f"generation_config.json and leave --beams away, or use --engine torch."
+            f"CTranslate2 than in transformers, which punishes log-probabilities; set num_beams (and --beams, where it "
+            f"is given) or repetition_penalty to 1 in generation_config.json, or stay with torch."
         )
     if config.do_sample and options["beam_size"] > 1:
         raise ExportError(

@@ -193,9 +193,9 @@ class CTranslate2Engine:
         penalty = asked.get("repetition_penalty", self.options.get("repetition_penalty"))
         if is_punished_otherwise(penalty, job.num_beams):
             raise RequestError(
-                f"repetition_penalty={penalty:g} (1 + frequency_penalty) with num_beams={job.num_beams} is another "
-                f"search in CTranslate2 than in transformers; ask for num_beams 1, or start the server with --engine "
-                f"torch.",
+                f"repetition_penalty={penalty:g} (a request's frequency_penalty adds to 1) with num_beams="
+                f"{job.num_beams} is another search in CTranslate2 than in transformers; ask for num_beams 1, or start "
+                f"the server with --engine torch.",
                 param="repetition_penalty",
             )
         job.key = frozen(asked, ROW_SETTINGS), job.num_beams, job.max_new_tokens if job.num_beams > 1 else None

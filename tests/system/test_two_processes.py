@@ -104,7 +104,7 @@ def test_a_final_score_that_fails_on_one_of_two_processes_is_recorded_and_tried_
     assert done.returncode == 1
     for what in ("validation set", "test set"):
         assert done.stdout.count(f"failed    {what}: RuntimeError: the beams are too long") == 1, done.stdout
-    assert done.stderr.count("tries that again, and trains nothing.") == 1, "one process says it"
+    assert done.stderr.count("The same command tries that again, and trains nothing.") == 1, "one process says it"
     results = json.loads((tmp_path / "two" / "run" / "results.json").read_text())
     assert set(results["errors"]) >= {"validation set", "test set"}
     assert results["updates"] == 4

@@ -10,6 +10,7 @@ from seqloom.configuration.automatic import choose
 from seqloom.configuration.recipe import RecipeError
 from seqloom.configuration.recipe_layers import fit_recipe, resolve_recipe
 from seqloom.configuration.task_kind import Looks
+from seqloom.hub.decoding.journal import JournalError
 from seqloom.hub.generate import UnansweredError
 from seqloom.training import distillation
 from seqloom.training.distillation import Teachers, write_corpus
@@ -137,12 +138,25 @@ def test_teachers_that_write_nothing_teach_no_demo(home, monkeypatch):
         write_corpus(recipe(home, valid=["none"]), Teachers((str(home / "teacher"),)))
 
 
-def test_the_remedy_of_a_changed_command_reaches_the_journal(home):
+def test_overwrite_begins_anew_only_what_others_have_begun(home, monkeypatch):
+    """A killed command with `--resume never --overwrite` goes on, too, where its teachers are the same."""
     home, asked = home
     teachers = Teachers((str(home / "teacher"),))
-    write_corpus(recipe(home), teachers)
-    write_corpus(recipe(home, resume="never", overwrite=True), replace(teachers, num_beams=2))
-    assert [job.overwrite for job in asked] == [False, True]
+    anew = {"resume": "never", "overwrite": True}
+    write_corpus(recipe(home, **anew), teachers)
+    assert [job.overwrite for job in asked] == [False]
+    write = distillation.generate_file
+
+    def refuse(job):
+        write(job)
+        if not job.overwrite:
+            raise JournalError("written with num_beams=4, and now it is 2; or add --overwrite to begin anew")
+
+    monkeypatch.setattr(distillation, "generate_file", refuse)
+    with pytest.raises(JournalError, match="add --overwrite"):
+        write_corpus(recipe(home), replace(teachers, num_beams=2))
+    write_corpus(recipe(home, **anew), replace(teachers, num_beams=2))
+    assert [job.overwrite for job in asked] == [False, False, False, True]
 
 
 def test_a_folder_that_takes_no_student_is_refused_before_anything_is_written(home):

@@ -192,9 +192,7 @@ class TestInTheMiddle:
         [text] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("What is written")]
         assert text.startswith("What is written is not what the model says (update 20 of 40). Read again by a forced")
         assert "pass, greedy outputs are not what the model says: token " in text
-        assert (
-            f"The last good checkpoint, {tmp_path / 'run' / 'checkpoint-20'}, is kept. The same command without" in text
-        )
+        assert f"The last good checkpoint, {tmp_path / 'run' / 'checkpoint-20'}, is kept. The same command goes" in text
         assert learn_by_heart(**steps) == 0
         whole, parts = (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / n).state_dict() for n in ("whole", "run"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -211,7 +209,7 @@ class TestInTheMiddle:
         monkeypatch.setattr(trainer.SeqloomTrainer, "use_moving_average", lambda self: ignore_cache(monkeypatch))
         assert learn_by_heart(num_beams=3) == 1
         [text] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("This model")]
-        assert "The trained model is saved; started again under a tested pair, the same command without" in text
+        assert "The trained model is saved; started again under a tested pair, the same command scores it." in text
         assert "What differs: greedy search writes " in text
         assert (tmp_path / "run" / "model.safetensors").is_file()
 
@@ -302,7 +300,7 @@ class TestScores:
         reason = (
             "token accuracy is 100.00 and exact_match 0.00: 20 of 20 references have more than max_new_tokens=5 "
             "tokens, so their outputs were cut; the weights are as good as the first number says. Start the same "
-            "command (without --resume never) with --max_new_tokens null, and the data decides: "
+            "command with --max_new_tokens null, and the data decides: "
             "nothing is trained again, all is scored anew."
         )
         assert f"{folder} holds a model and its results, but: on the validation set {reason}" in capsys.readouterr().err

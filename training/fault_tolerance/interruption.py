@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from seqloom_cli.command import EXIT_INTERRUPTED, EXIT_STOPPED, GOES_ON, StoppedError
+from seqloom_cli.command import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -78,7 +78,10 @@ class StopSignals:
 
 def stopped_at_rest(number: int) -> StoppedError:
     """Return what ends a run at once, for nothing is being trained."""
-    text = f"Stopped by {name_of(number)} while nothing was being trained; what was saved before is kept. {GOES_ON}"
+    text = (
+        f"Stopped by {name_of(number)} while nothing was being trained; what was saved before is kept. The same "
+        f"command started again goes on from there."
+    )
     return StoppedError(text, EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED)
 
 
@@ -180,7 +183,7 @@ class StopAfterUpdate(TrainerCallback):
         code = EXIT_INTERRUPTED if self.reason == signal.SIGINT else EXIT_STOPPED
         text = (
             f"Stopped by {name_of(self.reason)} after update {state.global_step:,} of {state.max_steps:,}, saved in "
-            f"{checkpoint}. {GOES_ON}"
+            f"{checkpoint}. The same command started again goes on from there."
         )
         return StoppedError(text if state.is_world_process_zero else "", code)
 

@@ -65,7 +65,7 @@ from seqloom.training.fault_tolerance.run_health import (
 from seqloom.training.fault_tolerance.together import from_main_process
 from seqloom.training.monitoring.progress import mean_loss
 from seqloom.training.quality.selection import scores_by_update
-from seqloom_cli.command import EXIT_FAILED, SAME_COMMAND
+from seqloom_cli.command import EXIT_FAILED
 
 
 @runtime_checkable
@@ -204,7 +204,8 @@ class ResumableTrainer(Trainer):
         """
         if self._unlogged:
             self._end_epoch_without_updates()
-        if self.stopper.hear_last():
+        is_done = self.state.global_step >= self.state.max_steps
+        if self.stopper.hear_last() and not (is_done and self.args.save_only_model):  # from that no run could go on
             self.stopper.is_extra = True
             if not from_main_process(lambda: is_ours(self._final_folder())):
                 self._save_checkpoint(self.model, trial=None)
@@ -236,7 +237,7 @@ class ResumableTrainer(Trainer):
         if fault := find_damage(best) if best.is_dir() else "it is missing":
             raise CheckpointError(
                 f"the best model is to be loaded from {best}, but {fault}. Bring it back as it was; or start "
-                f"{SAME_COMMAND} with --load_best_model_at_end false, which keeps the model of the last update."
+                f"the same command with --load_best_model_at_end false, which keeps the model of the last update."
             )
         super()._load_best_model()
 

@@ -29,7 +29,6 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from seqloom.training.fault_tolerance.checkpoints import checkpoints_in, update_of
-from seqloom_cli.command import GOES_ON, SAME_COMMAND
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +194,7 @@ def speechless(args: Any, state: TrainerState, found: str) -> MouthError:
     """
     return MouthError(
         f"What is written is not what the model says ({_updates(state)}). {found} Nothing that was learned is lost: "
-        f"{_what_is_kept(args.output_dir)} {GOES_ON}"
+        f"{_what_is_kept(args.output_dir)} The same command goes on from there."
     )
 
 
@@ -306,7 +305,7 @@ def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str
         remedy = smaller if size > 1 else "fewer --num_beams, or a smaller --max_new_tokens"
         return TrainingError(
             f"out of memory on {device} while evaluating after {_updates(state)}, with per_device_eval_batch_size="
-            f"{size}. {kept} Start {SAME_COMMAND} with {remedy}."
+            f"{size}. {kept} Start the same command with {remedy}."
         )
     shape = f"{batch.rows} x ({batch.source} source + {batch.target} target) = {batch.padded_tokens:,} padded tokens"
     if batch.examples <= 1:
@@ -316,7 +315,7 @@ def out_of_memory(args: Any, state: TrainerState, batch: MicroBatch, device: str
         )
     else:
         remedy = (
-            f"Start {SAME_COMMAND} with --tokens_per_device {batch.likely_to_fit()}: it goes on with the same "
+            f"Start the same command with --tokens_per_device {batch.likely_to_fit()}: it goes on with the same "
             f"updates, cut into more micro-batches; or turn on --gradient_checkpointing."
         )
     done = f" (the largest that it held had {batch.largest_done:,})" if batch.largest_done else ""
@@ -341,7 +340,7 @@ def lost_peer(args: Any, state: TrainerState) -> TrainingError:
     """Return the error of a process that waits for one that has gone."""
     return TrainingError(
         f"another process of this run has ended ({_updates(state)}), and the others cannot go on without it; its own "
-        f"message says why. {_what_is_kept(args.output_dir)} {GOES_ON}"
+        f"message says why. {_what_is_kept(args.output_dir)} The same command started again goes on from there."
     )
 
 
@@ -379,8 +378,8 @@ def explained_writing(what: Path, output: Path) -> Iterator[None]:
 def _remedy(output: Path, number: int | None) -> str:
     """Return what is kept, and what to do about the disk of a run's folder."""
     can_be_full = number not in (errno.EROFS, errno.EIO, *_DENIALS)
-    room = f"Make room (--save_total_limit N keeps fewer checkpoints), then start {SAME_COMMAND}."
-    other = f"Allow writing there, then start {SAME_COMMAND}; or take another --output."
+    room = "Make room (--save_total_limit N keeps fewer checkpoints), then start the same command again."
+    other = "Allow writing there, then start the same command again; or take another --output."
     return f"{_what_is_kept(output)} {room if can_be_full else other}"
 
 
@@ -434,7 +433,7 @@ def _explain_disk(error: Exception, output: Path) -> str | None:
     remedy = "Make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Allow writing there"
     return (
         f"{words} It belongs to the cache of texts, {home}. {remedy}, or name another folder in the environment "
-        f"variable HF_HOME (HF_DATASETS_CACHE for the texts alone), then start {SAME_COMMAND}. "
+        f"variable HF_HOME (HF_DATASETS_CACHE for the texts alone), then start the same command again. "
         f"{_what_is_kept(output)}"
     )
 

@@ -26,7 +26,6 @@ from seqloom.training.fault_tolerance.checkpoints import (
 )
 from seqloom.training.fault_tolerance.run_health import CheckpointError
 from seqloom.training.quality.selection import best_updates, scores_by_update
-from seqloom_cli.command import SAME_COMMAND
 
 WEIGHTS = "model.safetensors"
 
@@ -89,8 +88,8 @@ def refuse_damaged(checkpoints: Iterable[Path]) -> None:
             fault = f"its manifest does not know {WEIGHTS}"
         if fault:
             raise CheckpointError(
-                f"{path} is to be averaged, but {fault}. Bring it back as it was, or move it away; "
-                f"{SAME_COMMAND} then averages the others."
+                f"{path} is to be averaged, but {fault}. Bring it back as it was, or move it away; the same command "
+                f"started again then averages the others."
             )
 
 

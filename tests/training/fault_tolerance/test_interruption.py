@@ -209,7 +209,7 @@ def test_the_end_says_how_to_go_on_and_has_its_own_exit_code(loop, number, code,
     assert run_command(command) == code
     assert capsys.readouterr().err == (
         f"\nStopped by {name_of(number)} after update 7 of 100, saved in run/checkpoint-7. "
-        "The same command (without --resume never) goes on from there.\n"
+        "The same command started again goes on from there.\n"
     )
     loop.state.is_world_process_zero = False
     assert run_command(command) == code

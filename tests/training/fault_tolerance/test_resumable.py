@@ -506,7 +506,7 @@ def test_running_out_of_memory_is_explained(make_trainer, tmp_path, failure):
         TrainingError, match=r"it did not hold a micro-batch of 6 x \(9 source \+ 9 target\) = 108"
     ) as caught:
         trainer.train()
-    assert f"{tmp_path / 'run' / 'checkpoint-3'}, is kept. Start the same command (without --resume never" in str(
+    assert f"{tmp_path / 'run' / 'checkpoint-3'}, is kept. Start the same command with --tokens_per_device 81" in str(
         caught.value
     )
 

@@ -241,7 +241,7 @@ def test_what_a_disk_refuses_is_said_with_what_is_kept(why, args, tmp_path):
     assert text.startswith(f"{tmp_path / 'checkpoint-30'} could not be written: {why}")
     assert "MB are free on that disk" in text
     assert f"The last good checkpoint, {tmp_path / 'checkpoint-20'}, is kept. Make room" in text
-    assert "then start the same command (without --resume never" in text
+    assert "then start the same command again" in text
 
 
 def test_a_disk_that_takes_no_writing_is_not_called_full(tmp_path):

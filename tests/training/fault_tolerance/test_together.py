@@ -14,11 +14,13 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 import seqloom.training.train as train_module
+from seqloom.configuration.recipe_layers import resolve_recipe
 from seqloom.training.fault_tolerance import together
 from seqloom.training.fault_tolerance.run_folder import RunFolder
+from seqloom.training.fault_tolerance.run_health import TrainingError
 from seqloom.training.fault_tolerance.together import from_main_process, main_process_first
 from seqloom.training.train import main, noted_end
-from seqloom_cli.command import run_command
+from seqloom_cli.command import StoppedError, run_command
 from tests.toy import SMALL_RUN, write_reversals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
@@ -183,7 +185,23 @@ def test_a_failure_on_another_process_is_no_stop(corpus, tmp_path, monkeypatch):
 
 def test_a_run_that_fails_while_it_stops_leaves_no_note(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    with contextlib.suppress(ValueError), folder.hold(), noted_end(folder, is_main=True):
+    with contextlib.suppress(ValueError), folder.hold(), noted_end(folder, resolve_recipe(None, {}), is_main=True):
         folder.note_stop("Stopping by SIGTERM after update 7.")
         raise ValueError("the disk is full")
     assert not folder.stop_file.exists()
+
+
+@pytest.mark.parametrize("error", [StoppedError("Stopped; it goes on."), TrainingError("no memory; it goes on.")])
+def test_a_run_that_starts_over_is_not_told_that_it_goes_on(tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr(RunFolder, "has_checkpoint", True)
+    for resume in ("auto", "never"):
+        folder = RunFolder(tmp_path / resume)
+
+        def end(folder: RunFolder = folder, resume: str = resume) -> None:
+            with folder.hold(), noted_end(folder, resolve_recipe(None, {"resume": resume}), is_main=True):
+                raise type(error)(str(error))
+
+        run_command(end)
+        said = capsys.readouterr().err.strip()
+        starts_over = " The command says --resume never: leave that out (and --overwrite), or it starts over."
+        assert said == f"{error}{starts_over if resume == 'never' else ''}"
