@@ -233,7 +233,7 @@ def test_a_model_without_a_checkpoint_to_score_from_is_not_trained_away(
         patch.setattr(SeqloomTrainer, "write_texts", mute)
         assert run(num_sample_outputs=0, **keys) == 1
     said = capsys.readouterr().err
-    assert "No whole checkpoint is there to score it from: seqloom evaluate" in said
+    assert "But that needs a checkpoint, and none is whole: seqloom evaluate" in said
     weights = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     assert run(num_sample_outputs=0, **keys) == 1
     again = capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_repetition_is_punished_alike(save, tmp_path, text):
         ),
         (
             {"repetition_penalty": 1.5, "num_beams": 3},
-            r"repetition_penalty=1.5 with num_beams=3 is another search .* set num_beams .* or repetition_penalty to 1 in",
+            r"repetition_penalty=1.5 with num_beams=3 is another .* set num_beams .* or repetition_penalty to 1 in",
         ),
     ],
 )

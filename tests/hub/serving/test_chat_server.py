@@ -814,8 +814,8 @@ def test_ctranslate2_obeys_or_refuses(engines, monkeypatch):
     refused = engines["束 beams"].client.post(CHAT, json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == (
-        "repetition_penalty=1.5 (a request's frequency_penalty adds to 1) with num_beams=4 is another search in CTranslate2 than in "
-        "transformers; ask for num_beams 1, or start the server with --engine torch."
+        "repetition_penalty=1.5 (a request's frequency_penalty adds to 1) with num_beams=4 is another search in "
+        "CTranslate2 than in transformers; ask for num_beams 1, or start the server with --engine torch."
     )
 
 
