@@ -120,7 +120,7 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         return EXIT_BROKEN_PIPE
     except StoppedError as stop:
         if str(stop):
-            print("\n" + with_notes(stop, str(stop)), file=sys.stderr)
+            print(f"\n{stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -129,7 +129,7 @@ def run_command(command: Callable[[], int | None], *, debug: bool = False) -> in
         if debug:
             traceback.print_exc()
         else:
-            print(with_notes(error, explain_error(error)), file=sys.stderr)
+            print(explain_error(error), file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
@@ -198,14 +198,12 @@ _HARMLESS = frozenset({"\t", "\u00ad", "\u200c", "\u200d"})
 """Of these the tabulator, the soft hyphen, and what joins or parts letters of Persian, Hindi and emoji."""
 
 
-def with_notes(error: BaseException, text: str) -> str:
-    """Return a text with what was added to an error on its way (`add_note`)."""
-    return " ".join([text, *getattr(error, "__notes__", ())])
-
-
 def explain_error(error: Exception) -> str:
-    """An error as one paragraph: as it is where it was written for a user, with its kind where it was not."""
-    return visible(_words_of(error))
+    """An error as one paragraph: as it is where it was written for a user, with its kind where it was not.
+
+    Behind it stands what was added on its way (`add_note`).
+    """
+    return visible(" ".join([_words_of(error), *getattr(error, "__notes__", ())]))
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -190,20 +190,24 @@ def _let_write(teachers: Teachers, sources: Path, outputs: Path, *, overwrite: b
         processes=teachers.processes,
         column=_INPUT,
         ensemble=tuple(others),
-        overwrite=overwrite,
     )
     try:
-        try:
-            generate_file(replace(job, overwrite=False))  # what was written before by the same teachers is kept
-        except JournalError:
-            if not overwrite:
-                raise
-            generate_file(job)
+        _write_or_go_on(job, overwrite=overwrite)
     except UnansweredError:  # an output without a character teaches nothing
         logger.warning(
             "Sources that are too long for the teachers are left out; their outputs in %s are empty.", outputs
         )
     write_whole(record, json.dumps({**made, "outputs": sha256_of(outputs)}, indent=2) + "\n")
+
+
+def _write_or_go_on(job: Job, *, overwrite: bool) -> None:
+    """Decode behind what the same teachers have written of the same text; what others have is begun anew if told."""
+    try:
+        generate_file(job)
+    except JournalError:
+        if not overwrite:
+            raise
+        generate_file(replace(job, overwrite=True))
 
 
 def _written_rows(outputs: Path) -> Iterator[dict[str, Any]]:

@@ -283,10 +283,8 @@ def noted_end(folder: RunFolder, recipe: Recipe, *, is_main: bool) -> Iterator[N
         is_noted = folder.note_stop(str(stop))
         hint = f" The launcher ends with 1; {folder.stop_file} tells a script that the run wants to go on."
         is_hidden = is_noted and is_launched()
-        stopped = StoppedError(f"{stop}{hint if is_hidden else ''}", stop.exit_code)
-        if recipe.resume == "never":
-            stopped.add_note(over)
-        raise stopped from None
+        anew = f" {over}" if recipe.resume == "never" else ""
+        raise StoppedError(f"{stop}{hint if is_hidden else ''}{anew}", stop.exit_code) from None
     except Exception as error:
         if recipe.resume == "never" and isinstance(error, TrainingError) and folder.has_checkpoint:
             error.add_note(over)

@@ -77,9 +77,8 @@ def clean_corpus(corpora: Mapping[str, Corpus], level: str, num_proc: int | None
             listed,
         )
     dropped = {**train.facts.num_dropped, **{f"clean: {rule}": count for rule, count in counts.items()}}
-    fingerprint = _digest(
-        train.facts.fingerprint, hashlib.sha256(kept.tobytes()).hexdigest()
-    )  # whatever they leak into
+    # The text is what is kept of it, whichever other texts its rows leak into.
+    fingerprint = _digest(train.facts.fingerprint, hashlib.sha256(kept.tobytes()).hexdigest())
     facts = replace(train.facts, num_rows=len(kept), num_dropped=dropped, fingerprint=fingerprint)
     return Corpus(train.dataset.select(kept) if counts else train.dataset, facts)
 

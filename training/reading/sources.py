@@ -221,8 +221,8 @@ def _refuse_selection(subject: str, request: Request) -> None:
         (request.tags, "tags to be made of", "tags"),
     ):
         if names:
-            own = " (a recipe's: --where null; in `seqloom evaluate`, which takes the run's: --where none)"
-            own = own if key == "where" else ""
+            others = "(a recipe's: --where null; in `seqloom evaluate`, which takes the run's: --where none)"
+            own = f" {others}" if key == "where" else ""
             raise CorpusError(
                 f"{subject} plain text without columns, and {use} {', '.join(names)}. Leave `{key}` out{own}, or give "
                 "a .tsv, .jsonl, .csv or .parquet file that has the column."
